@@ -1,0 +1,29 @@
+# Everything happens inside .venv; nothing outside this folder is touched.
+PYTHON ?= python3
+PIP_ARGS ?=
+BIN := .venv/bin
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: setup test lint demo clean
+
+setup: .venv/installed
+.venv/installed: requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than 3.11; run: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet $(PIP_ARGS) -r requirements-dev.txt
+	@touch $@
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+demo: setup
+	$(BIN)/python train.py --config data/demo.yaml
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

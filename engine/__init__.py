@@ -1,0 +1,1 @@
+"""Training and evaluation: loss, optimisers, schedules, the Trainer and its hooks."""

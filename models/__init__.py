@@ -1,0 +1,1 @@
+"""The networks: specification, blocks, head, builder, and the architecture YAMLs."""

@@ -1,0 +1,68 @@
+"""What the loader hands to a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageInfo:
+    """Where an image of a batch comes from, and how its boxes map back.
+
+    Attributes:
+        path: The image file.
+        index: Its position in the label index.
+        original_hw: Height and width of the file as people see it (EXIF rotation applied).
+        scale: Letterboxed pixels per original pixel.
+        padding: Left and top border in letterboxed pixels.
+    """
+
+    path: str
+    index: int
+    original_hw: tuple[int, int]
+    scale: float = 1.0
+    padding: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Images and boxes of one step.
+
+    Attributes:
+        images: (B, 3, H, W) RGB, uint8, or float in [0, 1].
+        targets: (N, 6) float32: image index in the batch, class, cx, cy, w, h, normalised to [0, 1].
+        infos: One per image.
+    """
+
+    images: Tensor
+    targets: Tensor
+    infos: tuple[ImageInfo, ...]
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.shape[1] != 3:
+            raise ValueError(f"images: got {tuple(self.images.shape)}, expected (B, 3, H, W)")
+        if self.targets.ndim != 2 or self.targets.shape[1] != 6:
+            raise ValueError(f"targets: got {tuple(self.targets.shape)}, expected (N, 6)")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, for asynchronous copies to a GPU."""
+        return replace(self, images=self.images.pin_memory(), targets=self.targets.pin_memory())
+
+    def to(self, device: torch.device, *, channels_last: bool = False) -> Batch:
+        """Copy to `device` without waiting; bytes are sent, not floats."""
+        images = self.images.to(device, non_blocking=True)
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return replace(self, images=images, targets=self.targets.to(device, non_blocking=True))
+
+    def normalised(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Images as (B, 3, H, W) floats in [0, 1], computed on the device they lie on."""
+        if self.images.dtype == torch.uint8:
+            return self.images.to(dtype).div_(255)
+        return self.images.to(dtype)
