@@ -63,9 +63,7 @@ def box_iou(first: Boxes, second: Boxes) -> Boxes:
     return overlap / (area_first[:, None] + area_second[None] - overlap + 1e-9)  # type: ignore[no-any-return]
 
 
-def unletterbox(
-    boxes: Boxes, *, scale: float, padding: tuple[float, float], original_hw: tuple[int, int]
-) -> Boxes:
+def unletterbox(boxes: Boxes, *, scale: float, padding: tuple[float, float], original_hw: tuple[int, int]) -> Boxes:
     """Map (N, 4) xyxy boxes from letterboxed pixels back to the original image, clipped to it.
 
     Args:

@@ -1,0 +1,189 @@
+"""The detection loss of YOLOv5 v5.0: CIoU boxes, IoU-weighted objectness, class cross entropy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.assign import LevelTargets, assign_targets
+from utils.hyp import Hyp
+
+# Weight of each head's objectness, from fine to coarse.
+_BALANCE = {3: (4.0, 1.0, 0.4)}
+_BALANCE_OTHER = (4.0, 1.0, 0.25, 0.06, 0.02)
+_FOCAL_ALPHA = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossParts:
+    """Scalars on the device of the heads.
+
+    Attributes:
+        total: What is differentiated: the sum of the parts times the global batch size.
+        parts: (3,) box, objectness and class loss, detached.
+    """
+
+    total: Tensor
+    parts: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossGains:
+    """Gains and shape settings of the loss, as it sees them."""
+
+    box: float
+    obj: float
+    cls: float
+    cls_pw: float
+    obj_pw: float
+    anchor_t: float
+    fl_gamma: float
+    label_smoothing: float
+
+    @classmethod
+    def from_hyp(cls, hyp: Hyp, *, num_classes: int, num_levels: int, img_size: int) -> LossGains:
+        """Scale the gains of `hyp` (meant for 80 classes, 3 heads, 640 px) to this network."""
+        levels = 3 / num_levels
+        return cls(
+            box=hyp.box * levels,
+            obj=hyp.obj * (img_size / 640) ** 2 * levels,
+            cls=hyp.cls * num_classes / 80 * levels,
+            cls_pw=hyp.cls_pw,
+            obj_pw=hyp.obj_pw,
+            anchor_t=hyp.anchor_t,
+            fl_gamma=hyp.fl_gamma,
+            label_smoothing=hyp.label_smoothing,
+        )
+
+
+def same(value: Tensor) -> Tensor:
+    """The mean over one process."""
+    return value
+
+
+class DetectionLoss:
+    """Loss of raw heads against targets.
+
+    Means over matches are taken over all processes of a distributed run, so that training on two processes follows
+    the same curve as training on one with the same global batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        gains: LossGains,
+        anchors: Tensor,
+        strides: Sequence[int],
+        world_size: int = 1,
+        mean_over_ranks: Callable[[Tensor], Tensor] = same,
+    ) -> None:
+        """Args: `anchors` (levels, A, 2) in pixels; `mean_over_ranks` averages a tensor over all processes."""
+        self.gains = gains
+        self.world_size = world_size
+        self.mean_over_ranks = mean_over_ranks
+        stride = torch.tensor(strides, dtype=torch.float32).view(-1, 1, 1)
+        self.anchors = anchors.detach().float().cpu() / stride  # in cells
+        self.balance = _BALANCE.get(len(strides), _BALANCE_OTHER[: len(strides)])
+        self._anchors_on: dict[torch.device, Tensor] = {}
+
+    def __call__(self, heads: Sequence[Tensor], targets: Tensor) -> LossParts:
+        """Compute the loss.
+
+        Args:
+            heads: Per level (B, A, H, W, 5 + nc), before the sigmoid.
+            targets: (N, 6) on the CPU: image, class, cx, cy, w, h normalised.
+        """
+        device = heads[0].device
+        grids = [(head.shape[2], head.shape[3]) for head in heads]
+        levels = assign_targets(targets, grids=grids, anchors=self.anchors, anchor_t=self.gains.anchor_t)
+        counts = torch.tensor([float(len(level)) for level in levels], device=device)
+        # A level without matches adds nothing; the 1 only avoids 0 / 0.
+        means = self.mean_over_ranks(counts)
+        means = torch.where(means > 0, means, 1.0)
+
+        box, obj, cls = (torch.zeros((), device=device) for _ in range(3))
+        anchors = self._anchors_for(device)
+        for i, (head, found) in enumerate(zip(heads, levels, strict=True)):
+            level = found.to(device)
+            level_box, iou, level_cls = self._matched(head, level, anchors[i])
+            box = box + level_box / means[i]
+            cls = cls + level_cls / means[i]
+            obj = obj + self._objectness(head, level, iou) * self.balance[i]
+        parts = torch.stack((box * self.gains.box, obj * self.gains.obj, cls * self.gains.cls))
+        batch = heads[0].shape[0] * self.world_size
+        return LossParts(total=parts.sum() * batch, parts=parts.detach())
+
+    def _anchors_for(self, device: torch.device) -> Tensor:
+        if device not in self._anchors_on:
+            self._anchors_on[device] = self.anchors.to(device)
+        return self._anchors_on[device]
+
+    def _matched(self, head: Tensor, level: LevelTargets, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums over the M matches: 1 - CIoU, and class loss; and the CIoU (M,) itself, detached."""
+        prediction = head[level.image, level.anchor, level.row, level.column].float()
+        xy = prediction[:, :2].sigmoid() * 2 - 0.5
+        wh = (prediction[:, 2:4].sigmoid() * 2) ** 2 * anchors[level.anchor]
+        iou = complete_iou(torch.cat((xy, wh), 1), level.boxes)
+        return (1 - iou).sum(), iou.detach(), self._classes(prediction[:, 5:], level.classes)
+
+    def _classes(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """Class loss, mean over classes, summed over matches; a single class needs none."""
+        num_classes = logits.shape[1]
+        if num_classes == 1:
+            return logits.sum() * 0
+        smoothing = self.gains.label_smoothing
+        wanted = torch.full_like(logits, smoothing / 2)
+        wanted.scatter_(1, classes[:, None], 1 - smoothing / 2)
+        return self._cross_entropy(logits, wanted, self.gains.cls_pw).sum() / num_classes
+
+    def _objectness(self, head: Tensor, level: LevelTargets, iou: Tensor) -> Tensor:
+        logits = head[..., 4].float()
+        wanted = torch.zeros_like(logits)
+        wanted[level.image, level.anchor, level.row, level.column] = iou.clamp(0)
+        return self._cross_entropy(logits, wanted, self.gains.obj_pw).mean()
+
+    def _cross_entropy(self, logits: Tensor, wanted: Tensor, positive_weight: float) -> Tensor:
+        weight = None if positive_weight == 1 else logits.new_tensor(positive_weight)
+        loss = F.binary_cross_entropy_with_logits(logits, wanted, pos_weight=weight, reduction="none")
+        if self.gains.fl_gamma == 0:
+            return loss
+        # Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, for soft targets.
+        probability = logits.sigmoid()
+        miss = (wanted - probability).abs()
+        alpha = wanted * _FOCAL_ALPHA + (1 - wanted) * (1 - _FOCAL_ALPHA)
+        return loss * alpha * miss**self.gains.fl_gamma
+
+
+def complete_iou(first: Tensor, second: Tensor, *, eps: float = 1e-9) -> Tensor:
+    """CIoU of boxes pair by pair.
+
+    Zheng et al., "Distance-IoU Loss", AAAI 2020: IoU less the squared centre distance over the squared diagonal of
+    the enclosing box, less the weighted difference of aspect ratios.
+
+    Args:
+        first: (M, 4) cx, cy, w, h.
+        second: (M, 4) in the same unit.
+        eps: Keeps quotients finite.
+
+    Returns:
+        (M,) at most 1.
+    """
+    half1, half2 = first[:, 2:] / 2, second[:, 2:] / 2
+    low1, high1 = first[:, :2] - half1, first[:, :2] + half1
+    low2, high2 = second[:, :2] - half2, second[:, :2] + half2
+    inner = (torch.minimum(high1, high2) - torch.maximum(low1, low2)).clamp(0).prod(1)
+    outer = torch.maximum(high1, high2) - torch.minimum(low1, low2)
+    iou = inner / (first[:, 2:].prod(1) + second[:, 2:].prod(1) - inner + eps)
+
+    distance = (first[:, :2] - second[:, :2]).square().sum(1) / (outer.square().sum(1) + eps)
+    angle1 = torch.atan(first[:, 2] / (first[:, 3] + eps))
+    angle2 = torch.atan(second[:, 2] / (second[:, 3] + eps))
+    aspect = 4 / math.pi**2 * (angle2 - angle1).square()
+    with torch.no_grad():
+        weight = aspect / (1 - iou + aspect + eps)
+    return iou - distance - weight * aspect

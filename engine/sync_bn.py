@@ -1,0 +1,60 @@
+"""Batch norm over the images of all processes.
+
+torch.nn.SyncBatchNorm computes on GPUs only; on CPUs the same statistics are reduced with differentiable
+collectives, so that a gloo run can be compared with a single process.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+from torch import Tensor, nn
+
+
+class CpuSyncBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d whose mean and variance, in training, are those of the global batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        if not self.training or not dist.is_initialized():
+            return super().forward(x)
+        values = x.float()
+        count = values.new_tensor([values.numel() / values.shape[1]])
+        sums = torch.cat((values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count))
+        total = dist_nn.all_reduce(sums)
+        channels = self.num_features
+        number = total[-1]
+        mean = total[:channels] / number
+        variance = (total[channels:-1] / number - mean.square()).clamp(min=0)
+        self._track(mean.detach(), variance.detach() * number.detach() / (number.detach() - 1))
+
+        scale = (variance + self.eps).rsqrt() * self.weight
+        shift = self.bias - mean * scale
+        return (values * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+
+    def _track(self, mean: Tensor, unbiased: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        momentum = 0.1 if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(unbiased, momentum)
+        self.num_batches_tracked += 1
+
+
+def synchronise_batch_norms_(model: nn.Module, device: torch.device) -> None:
+    """Make every BatchNorm2d of `model` use the statistics of all processes; names and weights stay."""
+    replacement = nn.SyncBatchNorm if device.type == "cuda" else CpuSyncBatchNorm2d
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            # Same state, another forward: swapping the class keeps parameters, hooks and references.
+            module.__class__ = replacement
+            if replacement is nn.SyncBatchNorm:
+                module.process_group = None
+
+
+def plain_batch_norms_(model: nn.Module) -> None:
+    """Undo `synchronise_batch_norms_`, for copies of the model that one process evaluates alone."""
+    for module in model.modules():
+        if isinstance(module, nn.SyncBatchNorm | CpuSyncBatchNorm2d):
+            module.__class__ = nn.BatchNorm2d

@@ -1,0 +1,110 @@
+"""Command lines built from dataclasses: flags, `--config` files, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import tyro
+
+from utils.errors import ConfigError, UserError
+from utils.files import read_yaml
+
+Config = TypeVar("Config")
+
+USAGE_EXIT = 2
+INTERRUPT_EXIT = 130
+
+
+def run_script(
+    main: Callable[[Config], object],
+    config_type: type[Config],
+    *,
+    bare: Mapping[str, str] | None = None,
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Parse the command line into `config_type`, call `main`, and end the process.
+
+    Exit codes: 0 done, 1 a check of the script failed (`main` returned False), 2 a user's mistake, shown in one
+    line, 130 interrupted.
+
+    Args:
+        main: The script's entry point, also callable from Python.
+        config_type: Its dataclass; one flag per field, `img_size` being `--img-size`.
+        bare: Flags that may stand without a value, and the value they then take.
+        argv: The arguments; those of the process by default.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        config = parse(config_type, sys.argv[1:] if argv is None else argv, bare=bare or {})
+        outcome = main(config)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(USAGE_EXIT)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(INTERRUPT_EXIT)
+    if outcome is False:
+        sys.exit(1)
+
+
+def parse(config_type: type[Config], argv: Sequence[str], *, bare: Mapping[str, str]) -> Config:
+    """Flags over `--config` YAML over defaults.
+
+    Raises:
+        ConfigError: The YAML has a key that is no field; the known ones are listed.
+    """
+    arguments, config_file = _split_config(_fill_bare(argv, bare))
+    default = config_from_yaml(config_type, config_file) if config_file else None
+    parsed: Config = tyro.cli(
+        config_type,
+        args=arguments,
+        default=default,
+        config=(tyro.conf.FlagCreatePairsOff,),
+        description=config_type.__doc__,
+    )
+    return parsed
+
+
+def config_from_yaml(config_type: type[Config], path: str) -> Config:
+    """Build `config_type` from a YAML file whose keys are its fields (or the flags' spelling)."""
+    values = {name.replace("-", "_"): value for name, value in read_yaml(path, what="configuration").items()}
+    known = [field.name for field in fields(config_type)]  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ConfigError(f"{path}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
+    return config_type(**{name: _frozen(value) for name, value in values.items()})
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _split_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """Take `--config FILE` or `--config=FILE` out of the arguments."""
+    rest: list[str] = []
+    config_file: str | None = None
+    items = iter(argv)
+    for item in items:
+        if item == "--config":
+            config_file = next(items, None)
+            if config_file is None:
+                raise ConfigError("--config needs a YAML file, such as a run folder's opt.yaml")
+        elif item.startswith("--config="):
+            config_file = item.removeprefix("--config=")
+        else:
+            rest.append(item)
+    return rest, config_file
+
+
+def _fill_bare(argv: Sequence[str], bare: Mapping[str, str]) -> list[str]:
+    filled: list[str] = []
+    for i, item in enumerate(argv):
+        filled.append(item)
+        is_last = i + 1 == len(argv)
+        if item in bare and (is_last or argv[i + 1].startswith("--")):
+            filled.append(bare[item])
+    return filled

@@ -1,0 +1,85 @@
+"""Devices, precision of autocast, seeds, and what to say when memory runs out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import numpy as np
+import torch
+
+from utils.errors import ConfigError
+
+Amp = Literal["auto", "bf16", "fp16", "off"]
+
+
+def select_device(text: str = "", *, local_rank: int = 0) -> torch.device:
+    """The device that `--device` names: "" (a GPU if there is one), "cpu", "0", "0,1", "cuda:0".
+
+    Several GPUs are used under torchrun, one per process: the process takes the entry of its local rank.
+
+    Raises:
+        ConfigError: The device does not exist.
+    """
+    text = text.strip().lower().removeprefix("cuda:").removeprefix("cuda")
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if text == "cpu" or (text == "" and not available):
+        return torch.device("cpu")
+    try:
+        numbers = [int(part) for part in text.split(",")] if text else list(range(available))
+    except ValueError:
+        raise ConfigError(f"--device {text!r}: expected cpu, or GPU numbers such as 0 or 0,1") from None
+    number = numbers[local_rank % len(numbers)]
+    if number >= available:
+        raise ConfigError(f"--device {text}: this machine has {available} usable GPUs; use --device cpu")
+    return torch.device("cuda", number)
+
+
+def amp_dtype(device: torch.device, amp: Amp = "auto") -> torch.dtype | None:
+    """The autocast type, or None for plain float32.
+
+    `auto` takes bfloat16 where the hardware computes in it, else float16 on GPUs, else nothing: emulated
+    bfloat16 on a CPU is slower than float32.
+    """
+    if amp == "off":
+        return None
+    if amp == "bf16":
+        return torch.bfloat16
+    if amp == "fp16":
+        if device.type == "cpu":
+            raise ConfigError("--amp fp16 needs a GPU; use --amp bf16 or --amp off on a CPU")
+        return torch.float16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if _cpu_computes_bf16() else None
+
+
+def _cpu_computes_bf16() -> bool:
+    capabilities = torch.backends.cpu.get_cpu_capability(), torch.cpu.get_capabilities()
+    return any(capabilities[1].get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from the global generator
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def memory_advice(advice: str) -> Iterator[None]:
+    """Turn a failed allocation into a ConfigError that says what to lower.
+
+    Args:
+        advice: Such as "lower --batch-size (now 64) or --img-size (now 640)".
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error)
+        exhausted = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in text
+        if not exhausted:
+            raise
+        raise ConfigError(f"out of memory ({text.splitlines()[0][:120]}); {advice}") from error
