@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Value = TypeVar("Value")
 
 # Ranks wait for the first one while it validates; a large validation set takes its time.
 _TIMEOUT = timedelta(hours=2)
@@ -63,13 +66,14 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
-def share[T](value: T) -> T:  # type: ignore[valid-type]
+def share(value: Value) -> Value:
     """The main process's `value` (plain data), on every process."""
     if not dist.is_initialized():
         return value
-    box = [value]
+    box: list[Any] = [value]
     dist.broadcast_object_list(box, src=0)
-    return box[0]
+    received: Value = box[0]
+    return received
 
 
 def wait_for_all() -> None:

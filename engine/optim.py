@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -76,12 +75,3 @@ def set_momentum_(group: dict[str, Any], momentum: float) -> None:
         group["momentum"] = momentum
     elif "betas" in group:
         group["betas"] = (momentum, group["betas"][1])
-
-
-def restore_optimizer_(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load a checkpoint's optimiser state, keeping float32 states exact."""
-    optimizer.load_state_dict({**state, "state": {int(key): value for key, value in state["state"].items()}})
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.dtype != torch.float32:
-                raise TypeError(f"optimiser state of {parameter.dtype} parameters")

@@ -34,12 +34,16 @@ class Ranger(RAdam):
         """Centralise gradients, take an RAdam step, and every `k` steps fall back towards the slow weights."""
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         for parameter in parameters:
-            if parameter.ndim > 1 and parameter.grad is not None:
+            # A filter of one weight has nothing but its mean.
+            if parameter.ndim > 1 and parameter.grad is not None and parameter[0].numel() > 1:
                 parameter.grad -= parameter.grad.mean(tuple(range(1, parameter.ndim)), keepdim=True)
-            self.state[parameter].setdefault("slow", parameter.detach().clone())
+        # RAdam takes an empty state as the sign of a first step, so slow weights go in after it.
+        starts = {p: p.detach().clone() for p in parameters if "slow" not in self.state[p]}
         loss: float | None = super().step(closure)
         for parameter in parameters:
             state = self.state[parameter]
+            if parameter in starts:
+                state["slow"] = starts[parameter]
             if int(state["step"]) % self.k == 0:
                 state["slow"].lerp_(parameter, self.alpha)
                 parameter.copy_(state["slow"])

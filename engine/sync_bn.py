@@ -22,7 +22,7 @@ class CpuSyncBatchNorm2d(nn.BatchNorm2d):
         values = x.float()
         count = values.new_tensor([values.numel() / values.shape[1]])
         sums = torch.cat((values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count))
-        total = dist_nn.all_reduce(sums)
+        total: Tensor = dist_nn.all_reduce(sums)  # type: ignore[no-untyped-call]
         channels = self.num_features
         number = total[-1]
         mean = total[:channels] / number
@@ -31,7 +31,8 @@ class CpuSyncBatchNorm2d(nn.BatchNorm2d):
 
         scale = (variance + self.eps).rsqrt() * self.weight
         shift = self.bias - mean * scale
-        return (values * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+        normalised: Tensor = values * scale[:, None, None] + shift[:, None, None]
+        return normalised.to(x.dtype)
 
     def _track(self, mean: Tensor, unbiased: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
@@ -44,17 +45,21 @@ class CpuSyncBatchNorm2d(nn.BatchNorm2d):
 
 def synchronise_batch_norms_(model: nn.Module, device: torch.device) -> None:
     """Make every BatchNorm2d of `model` use the statistics of all processes; names and weights stay."""
-    replacement = nn.SyncBatchNorm if device.type == "cuda" else CpuSyncBatchNorm2d
+    replacement: type[nn.Module] = nn.SyncBatchNorm if device.type == "cuda" else CpuSyncBatchNorm2d
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             # Same state, another forward: swapping the class keeps parameters, hooks and references.
-            module.__class__ = replacement
-            if replacement is nn.SyncBatchNorm:
-                module.process_group = None
+            _become_(module, replacement)
+            if device.type == "cuda":
+                module.__dict__["process_group"] = None
 
 
 def plain_batch_norms_(model: nn.Module) -> None:
     """Undo `synchronise_batch_norms_`, for copies of the model that one process evaluates alone."""
     for module in model.modules():
         if isinstance(module, nn.SyncBatchNorm | CpuSyncBatchNorm2d):
-            module.__class__ = nn.BatchNorm2d
+            _become_(module, nn.BatchNorm2d)
+
+
+def _become_(module: nn.Module, replacement: type[nn.Module]) -> None:
+    module.__class__ = replacement

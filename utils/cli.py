@@ -58,29 +58,33 @@ def parse(config_type: type[Config], argv: Sequence[str], *, bare: Mapping[str, 
         ConfigError: The YAML has a key that is no field; the known ones are listed.
     """
     arguments, config_file = _split_config(_fill_bare(argv, bare))
-    default = config_from_yaml(config_type, config_file) if config_file else None
-    parsed: Config = tyro.cli(
+    default = _read_config(config_type, config_file) if config_file else None
+    parsed = tyro.cli(
         config_type,
         args=arguments,
-        default=default,
+        default=default if default is not None else tyro.MISSING_NONPROP,
         config=(tyro.conf.FlagCreatePairsOff,),
         description=config_type.__doc__,
     )
     return parsed
 
 
-def config_from_yaml(config_type: type[Config], path: str) -> Config:
-    """Build `config_type` from a YAML file whose keys are its fields (or the flags' spelling)."""
-    values = {name.replace("-", "_"): value for name, value in read_yaml(path, what="configuration").items()}
+def config_from_values(config_type: type[Config], values: Mapping[str, Any], *, where: str) -> Config:
+    """Build `config_type` from plain values, whose names are its fields (or the flags' spelling).
+
+    Raises:
+        ConfigError: A name is no field; the known ones are listed.
+    """
     known = [field.name for field in fields(config_type)]  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(known))
+    named = {name.replace("-", "_"): value for name, value in values.items()}
+    unknown = sorted(set(named) - set(known))
     if unknown:
-        raise ConfigError(f"{path}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
-    return config_type(**{name: _frozen(value) for name, value in values.items()})
+        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
+    return config_type(**{name: tuple(value) if isinstance(value, list) else value for name, value in named.items()})
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _read_config(config_type: type[Config], path: str) -> Config:
+    return config_from_values(config_type, read_yaml(path, what="configuration"), where=path)
 
 
 def _split_config(argv: Sequence[str]) -> tuple[list[str], str | None]:

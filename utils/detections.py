@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import cv2
 import numpy as np
 
 from utils.boxes import xyxy_to_cxcywh
 from utils.errors import ConfigError, DataError
-from utils.files import atomic_write
 from utils.plots.draw import draw_boxes
+from utils.plots.save import save_image
 
 Array: TypeAlias = np.ndarray[Any, Any]
+_WRITABLE = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -147,17 +147,22 @@ class Detections:
             line_thickness: In pixels; by default it follows the image size.
         """
         image = self._kept_image()
-        labels = None
-        if not hide_labels:
-            labels = [
-                self.names[class_id] if hide_conf else f"{self.names[class_id]} {score:.2f}"
-                for class_id, score in zip(self.class_ids, self.scores, strict=True)
-            ]
+        labels = [
+            "" if hide_labels else self.names[class_id] if hide_conf else f"{self.names[class_id]} {score:.2f}"
+            for class_id, score in zip(self.class_ids, self.scores, strict=True)
+        ]
         return draw_boxes(image, self.xyxy, labels=labels, class_ids=self.class_ids, line_width=line_thickness)
 
     def save(self, path: str | Path) -> None:
-        """Write the drawn image; the suffix of `path` (.jpg, .png, ...) chooses the format."""
-        save_image(path, self.draw())
+        """Write the drawn image as .jpg or .png.
+
+        Raises:
+            ConfigError: Another suffix, or a folder that cannot be written to.
+        """
+        suffix = Path(path).suffix.lower()
+        if suffix not in _WRITABLE:
+            raise ConfigError(f"cannot save {path}: got {suffix or 'no suffix'}, expected {' or '.join(_WRITABLE)}")
+        save_image(self.draw(), path)
 
     def crops(self, *, padding: int = 10) -> list[Array]:
         """The picture inside each box, (h, w, 3) uint8 RGB, with up to `padding` pixels around it."""
@@ -189,17 +194,3 @@ def class_ids_of(classes: Collection[int | str], *, names: tuple[str, ...]) -> l
             raise ConfigError(f"class {item!r} is unknown; known: {', '.join(names)}, or 0 to {len(names) - 1}")
         ids.append(int(item))
     return ids
-
-
-def save_image(path: str | Path, image: Array) -> None:
-    """Write an (H, W, 3) uint8 RGB image atomically; the suffix of `path` chooses the format.
-
-    Raises:
-        ConfigError: The suffix is no image format, or the folder cannot be written to.
-    """
-    suffix = Path(path).suffix.lower()
-    if not suffix or not cv2.haveImageWriter(f"image{suffix}"):
-        raise ConfigError(f"cannot save {path}: {suffix or 'no suffix'} is no image format; use .jpg or .png")
-    _, encoded = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(encoded.tobytes())

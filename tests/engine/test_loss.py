@@ -70,7 +70,9 @@ def test_anchor_of_another_shape_does_not_match() -> None:
 
 def test_loss_without_any_box_is_objectness_alone() -> None:
     loss = DetectionLoss(
-        gains=LossGains.from_hyp(Hyp(), num_classes=2, num_levels=3, img_size=64), anchors=ANCHORS, strides=(8, 16, 32)
+        gains=LossGains.from_hyp(Hyp(), num_classes=2, num_levels=3, img_size=64),
+        anchors=ANCHORS,
+        strides=(8, 16, 32),
     )
     heads = [torch.zeros(1, 3, n, n, 7, requires_grad=True) for n in (8, 4, 2)]
     result = loss(heads, torch.zeros(0, 6))

@@ -1,0 +1,64 @@
+"""Whatever a user hands in as a picture, as one kind of array."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from utils.datasets.images import FILL, read_image
+from utils.errors import DataError
+
+Picture: TypeAlias = str | Path | np.ndarray[Any, Any] | Image.Image
+
+
+def as_rgb(picture: Picture) -> tuple[np.ndarray[Any, Any], str | None]:
+    """Read or convert a picture.
+
+    Args:
+        picture: A file, a PIL image of any mode (EXIF rotation is applied), or an array: (H, W) grey,
+            (H, W, 3) RGB or (H, W, 4) RGBA, uint8 or uint16. OpenCV's arrays are BGR: turn them first.
+
+    Returns:
+        (H, W, 3) uint8 RGB, and the path when there is one.
+
+    Raises:
+        DataError: The file cannot be read, or the value is no picture.
+    """
+    if isinstance(picture, str | Path):
+        return read_image(picture), str(picture)
+    if isinstance(picture, Image.Image):
+        path = getattr(picture, "filename", "") or None
+        return _from_pil(picture), path
+    if isinstance(picture, np.ndarray):
+        return _from_array(picture), None
+    raise DataError(f"got {type(picture).__name__}; expected a path, a numpy array or a PIL image")
+
+
+def _from_pil(picture: Image.Image) -> np.ndarray[Any, Any]:
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode.startswith("I"):
+        # 16-bit grey; Pillow's own conversion to 8 bits clips instead of scaling.
+        return _from_array(np.asarray(upright).clip(0, 65535).astype(np.uint16))
+    if upright.has_transparency_data:
+        return _from_array(np.asarray(upright.convert("RGBA")))
+    return np.asarray(upright.convert("RGB"))
+
+
+def _from_array(picture: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if picture.dtype == np.uint16:
+        picture = ((picture.astype(np.int64) + 128) // 257).astype(np.uint8)
+    if picture.ndim == 2:
+        picture = picture[..., None]
+    is_image = picture.ndim == 3 and picture.shape[2] in (1, 3, 4) and picture.size > 0
+    if picture.dtype != np.uint8 or not is_image:
+        raise DataError(
+            f"array is {picture.dtype} {picture.shape}; expected uint8 (H, W, 3) RGB, "
+            "such as (255 * image).astype('uint8') or image.transpose(1, 2, 0)"
+        )
+    if picture.shape[2] == 4:
+        alpha = picture[..., 3:].astype(np.float32) / 255
+        return (picture[..., :3] * alpha + FILL * (1 - alpha)).round().astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))

@@ -1,0 +1,242 @@
+"""From pictures of any kind to `Detections`: letterbox, network, decode, NMS, boxes of the original."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deploy.pictures import Picture, as_rgb
+from deploy.registry import load_runtime
+from deploy.runtime import RuntimeModel
+from engine.evaluate import augmented, ensemble, predictor
+from utils.boxes import unletterbox
+from utils.datasets.letterbox import letterbox, letterbox_hw
+from utils.detections import Detections, class_ids_of
+from utils.device import memory_advice, select_device
+from utils.errors import ConfigError
+from utils.nms import non_max_suppression
+from utils.torchvision_compat import compiled_nms
+
+logger = logging.getLogger(__name__)
+
+# Not Sequence: a path is one too.
+Pictures: TypeAlias = list[Any] | tuple[Any, ...]
+Array: TypeAlias = np.ndarray[Any, Any]
+# Stages of a call; those of the detector itself are COMPUTING.
+COMPUTING = ("preprocess", "inference", "nms")
+STAGES = ("read", *COMPUTING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings:
+    """What counts as a detection.
+
+    Attributes:
+        conf: Least score, in [0, 1].
+        iou: Overlap above which the weaker of two boxes goes, in [0, 1].
+        max_det: Most boxes per image.
+        classes: Class ids or names to keep, None for all.
+        agnostic_nms: Suppress across classes.
+        img_size: Longer side of the letterboxed image in pixels; rounded up to a multiple of the stride.
+        augment: Test-time augmentation: three scales and a flip.
+        batch_size: Most images of one shape that go through the network together.
+    """
+
+    conf: float = 0.25
+    iou: float = 0.45
+    max_det: int = 300
+    classes: tuple[int | str, ...] | None = None
+    agnostic_nms: bool = False
+    img_size: int = 640
+    augment: bool = False
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("conf", "iou"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise ConfigError(f"{name}: got {value}, expected 0 to 1")
+        for name in ("max_det", "img_size", "batch_size"):
+            if (value := getattr(self, name)) < 1:
+                raise ConfigError(f"{name}: got {value}, expected at least 1")
+
+
+def _setting(name: str) -> property:
+    """A property that reads and replaces one field of `Predictor.settings`, as YOLOv5's hub models have them."""
+
+    def get(self: Predictor) -> Any:
+        return getattr(self.settings, name)
+
+    def replace_in_settings(self: Predictor, value: Any) -> None:
+        self.settings = replace(self.settings, **{name: value})
+
+    return property(get, replace_in_settings)
+
+
+class Predictor:
+    """One runtime, or several whose boxes are pooled before NMS (an ensemble), behind one call.
+
+    Attributes:
+        names: Class names by id.
+        settings: How to detect; replaced as a whole, or by the fields `conf`, `iou`, `max_det`, `classes`.
+        seconds: What each of `STAGES` took in the last call.
+    """
+
+    def __init__(self, *runtimes: RuntimeModel, settings: PredictSettings | None = None) -> None:
+        if not runtimes:
+            raise ConfigError("no weights; give at least one checkpoint")
+        names = runtimes[0].names
+        if any(runtime.names != names for runtime in runtimes):
+            raise ConfigError("the checkpoints of an ensemble have different classes; give ones of one data set")
+        self.names = names
+        self.max_stride = max(max(runtime.strides) for runtime in runtimes)
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._runtimes = runtimes
+        self._input_hw = next((runtime.input_hw for runtime in runtimes if runtime.input_hw), None)
+        self.settings = settings or PredictSettings()
+
+    @property
+    def settings(self) -> PredictSettings:
+        """How to detect."""
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: PredictSettings) -> None:
+        wanted = settings.classes
+        self._class_ids = None if wanted is None else class_ids_of(wanted, names=self.names)
+        rounded = math.ceil(settings.img_size / self.max_stride) * self.max_stride
+        if rounded != settings.img_size:
+            logger.warning(
+                "img_size %d is no multiple of the stride %d; using %d",
+                settings.img_size,
+                self.max_stride,
+                rounded,
+            )
+        self._settings = replace(settings, img_size=rounded)
+        members = [predictor(runtime) for runtime in self._runtimes]
+        if settings.augment:
+            members = [augmented(member, stride=self.max_stride) for member in members]
+        self._predict = ensemble(members)
+
+    conf = _setting("conf")
+    iou = _setting("iou")
+    max_det = _setting("max_det")
+    classes = _setting("classes")
+
+    @overload
+    def __call__(self, pictures: Picture, *, size: int | None = None) -> Detections: ...
+    @overload
+    def __call__(self, pictures: Pictures, *, size: int | None = None) -> list[Detections]: ...
+    def __call__(self, pictures: Picture | Pictures, *, size: int | None = None) -> Detections | list[Detections]:
+        """Detect on one picture or several, of any size.
+
+        Args:
+            pictures: Files, RGB arrays or PIL images (see `deploy.pictures.as_rgb`), one or a list or tuple.
+            size: From this call on, the `img_size` of the settings.
+
+        Returns:
+            `Detections` for one picture, a list of them in the same order for several.
+        """
+        if size is not None and size != self.settings.img_size:
+            self.settings = replace(self.settings, img_size=size)
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        if not isinstance(pictures, list | tuple):
+            return self._detect([pictures])[0]
+        return self._detect(pictures)
+
+    def warm_up(self) -> None:
+        """Do what happens once (kernels chosen, libraries loaded) now, so that the times of later calls are right."""
+        compiled_nms()
+        self(np.zeros((self.settings.img_size, self.settings.img_size, 3), np.uint8))
+
+    def _detect(self, pictures: Sequence[Picture]) -> list[Detections]:
+        with self._timed("read"):
+            images = [as_rgb(picture) for picture in pictures]
+        found: dict[int, Detections] = {}
+        for positions, input_hw in self._batches([image for image, _ in images]):
+            rows = self._rows_of([images[position][0] for position in positions], input_hw)
+            for position, row in zip(positions, rows, strict=True):
+                image, path = images[position]
+                found[position] = Detections.from_rows(row, names=self.names, image=image, path=path)
+        return [found[position] for position in range(len(images))]
+
+    def _batches(self, images: Sequence[Array]) -> Iterator[tuple[list[int], tuple[int, int]]]:
+        """Positions of images that share a letterboxed height and width, at most `batch_size` at a time."""
+        by_hw: dict[tuple[int, int], list[int]] = {}
+        for position, image in enumerate(images):
+            own_hw = letterbox_hw(image.shape[:2], self.settings.img_size, self.max_stride)
+            by_hw.setdefault(self._input_hw or own_hw, []).append(position)
+        size = self.settings.batch_size
+        for input_hw, positions in by_hw.items():
+            for start in range(0, len(positions), size):
+                yield positions[start : start + size], input_hw
+
+    def _rows_of(self, images: Sequence[Array], input_hw: tuple[int, int]) -> list[Array]:
+        """Per image (n, 6) rows x1, y1, x2, y2, score, class in its own pixels."""
+        settings = self.settings
+        with self._timed("preprocess"):
+            boxed = [letterbox(image, input_hw) for image in images]
+            batch = self._to_batch([image for image, _, _ in boxed])
+        with self._timed("inference"), memory_advice(f"lower img_size (now {settings.img_size}) or batch_size"):
+            decoded = self._predict(batch)
+        with self._timed("nms"):
+            kept = non_max_suppression(
+                decoded,
+                conf=settings.conf,
+                iou=settings.iou,
+                max_det=settings.max_det,
+                agnostic=settings.agnostic_nms,
+                classes=self._class_ids,
+            )
+            rows = [row.cpu().numpy() for row in kept]
+            for row, image, (_, scale, padding) in zip(rows, images, boxed, strict=True):
+                row[:, :4] = unletterbox(
+                    row[:, :4], scale=scale, padding=padding, original_hw=(image.shape[0], image.shape[1])
+                )
+        return rows
+
+    def _to_batch(self, images: Sequence[Array]) -> Tensor:
+        """(H, W, 3) uint8 images to (B, 3, H, W) float in [0, 1]; bytes are sent, not floats."""
+        device = self._runtimes[0].device
+        stacked = torch.from_numpy(np.stack(images)).to(device)
+        return stacked.permute(0, 3, 1, 2).float() / 255
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        for runtime in self._runtimes:
+            if runtime.device.type == "cuda":
+                torch.cuda.synchronize(runtime.device)
+        self.seconds[stage] += time.perf_counter() - start
+
+
+def load(
+    weights: str | Path | Collection[str | Path], *, device: str = "", half: bool = False, **settings: Any
+) -> Predictor:
+    """Load one checkpoint or exported artefact, or several as an ensemble.
+
+    Args:
+        weights: The file or files.
+        device: "" takes a GPU if there is one; else "cpu", "0", ...
+        half: Compute in 16 bits where the device can.
+        **settings: Fields of `PredictSettings`, such as `conf=0.4`.
+
+    Raises:
+        CheckpointError: A file is missing or damaged.
+        ConfigError: An unsupported format, or a setting out of range.
+    """
+    paths = [weights] if isinstance(weights, str | Path) else list(weights)
+    chosen_settings = PredictSettings(**settings)
+    chosen_device = select_device(device)
+    runtimes = [load_runtime(path, device=chosen_device, half=half) for path in paths]
+    return Predictor(*runtimes, settings=chosen_settings)

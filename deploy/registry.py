@@ -1,0 +1,39 @@
+"""Which loader reads which artefact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+
+from deploy.pytorch import load_pytorch
+from deploy.runtime import RuntimeModel
+from utils.errors import CheckpointError, ConfigError
+
+RuntimeLoader: TypeAlias = Callable[..., RuntimeModel]
+
+# By the end of the artefact's name: a suffix of a file, or the ending of a folder's name.
+RUNTIMES: dict[str, RuntimeLoader] = {".pt": load_pytorch}
+
+
+def load_runtime(path: str | Path, *, device: torch.device, half: bool = False) -> RuntimeModel:
+    """Load an artefact with the runtime that its name asks for.
+
+    Args:
+        path: The file or folder.
+        device: Where to run.
+        half: Compute in 16 bits where the device can.
+
+    Raises:
+        ConfigError: No runtime reads this format.
+        CheckpointError: There is no such file, or it is damaged.
+    """
+    path = Path(path)
+    for ending, loader in RUNTIMES.items():
+        if path.name.lower().endswith(ending):
+            if not path.exists():
+                raise CheckpointError(f"weights {path} do not exist; check the path (nothing is downloaded)")
+            return loader(path, device=device, half=half)
+    raise ConfigError(f"weights {path}: unsupported format {path.suffix!r}; known: {', '.join(RUNTIMES)}")

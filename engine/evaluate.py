@@ -1,0 +1,287 @@
+"""From a predictor and a loader to COCO numbers, curves and the confusion matrix."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.batch import Batch
+from utils.boxes import unletterbox
+from utils.decode import decode_heads
+from utils.errors import ConfigError
+from utils.metrics.coco import Engine, Metrics, evaluate_coco
+from utils.metrics.confusion import confusion_matrix
+from utils.metrics.curves import Curves, confidence_curves
+from utils.metrics.ground_truth import coco_results, detection_rows, ground_truth_from_index, true_boxes
+from utils.nms import non_max_suppression
+from utils.progress import SizedIterable, progress
+
+if TYPE_CHECKING:
+    from utils.datasets.index import LabelIndex
+
+Array = np.ndarray[Any, Any]
+
+# Images (B, 3, H, W) in [0, 1] to decoded boxes (B, N, 5 + nc), see utils.decode.
+Predict = Callable[[Tensor], Tensor]
+# Step, the batch, and per image (n, 6) xyxy in pixels of the batch, score, class.
+OnBatch = Callable[[int, Batch, Sequence[Array]], None]
+
+# Test-time augmentation of v5.0: scale of the image, and whether it is flipped left to right.
+_VIEWS = ((1.0, False), (0.83, True), (0.67, False))
+_PADDING_GREY = 0.447  # mean of ImageNet, as v5.0 pads here
+
+
+class RawModel(Protocol):
+    """A detector that gives raw heads: a `Detector`, or any runtime of deploy/."""
+
+    anchors: Any
+    strides: Any
+
+    def __call__(self, images: Tensor) -> Sequence[Tensor]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings:
+    """How to evaluate.
+
+    Attributes:
+        conf: Least score of a box.
+        iou: NMS threshold.
+        max_det: Most boxes per image.
+        single_cls: Take all predictions as class 0; the index must have been built with it, too.
+        engine: Which package counts the COCO numbers.
+        autocast: Type for mixed precision, None for none.
+        channels_last: Memory format of the images.
+        hybrid_labels: Add the true boxes to the predictions with score 1 before NMS (v5.0's --save-hybrid, for
+            autolabelling); the metrics then mean nothing.
+    """
+
+    conf: float = 0.001
+    iou: float = 0.6
+    max_det: int = 300
+    single_cls: bool = False
+    engine: Engine = "faster"
+    autocast: torch.dtype | None = None
+    channels_last: bool = False
+    hybrid_labels: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("conf", "iou"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise ConfigError(f"{name}: got {value}, expected 0 to 1")
+        if self.max_det < 1:
+            raise ConfigError(f"max_det: got {self.max_det}, expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What came out.
+
+    Attributes:
+        metrics: COCO numbers, and P, R, F1 at the best confidence.
+        curves: Over confidence at IoU .5.
+        confusion: (K + 1, K + 1) counts, rows predicted, columns true, background last.
+        rows: (N, 7) every box found, as `utils.metrics.ground_truth.detection_rows` gives them.
+        seconds: Spent per stage: preprocess, inference, nms, metrics.
+        images: How many were evaluated.
+        boxes: How many true boxes they hold.
+    """
+
+    metrics: Metrics
+    curves: Curves
+    confusion: Array
+    rows: Array
+    seconds: dict[str, float]
+    images: int
+    boxes: int
+
+    @property
+    def detections(self) -> list[dict[str, Any]]:
+        """Every box found, as the entries of a COCO results file."""
+        return coco_results(self.rows)
+
+
+def predictor(model: RawModel) -> Predict:
+    """The network followed by the decoding of its heads."""
+
+    def predict(images: Tensor) -> Tensor:
+        return decode_heads(model(images), model.anchors, model.strides)
+
+    return predict
+
+
+def ensemble(members: Sequence[Predict]) -> Predict:
+    """Boxes of all members side by side; NMS then merges them."""
+
+    def predict(images: Tensor) -> Tensor:
+        return torch.cat([member(images) for member in members], 1)
+
+    return predict
+
+
+def augmented(predict: Predict, stride: int) -> Predict:
+    """Test-time augmentation: boxes of the image at three scales, the middle one flipped, side by side.
+
+    Args:
+        predict: Of the plain network.
+        stride: Scaled images are padded to a multiple of it.
+    """
+
+    def predict_views(images: Tensor) -> Tensor:
+        views = []
+        for scale, is_flipped in _VIEWS:
+            view = _scaled(images.flip(3) if is_flipped else images, scale, stride=stride)
+            decoded = predict(view)
+            boxes = decoded[..., :4] / scale
+            if is_flipped:
+                centre_x = images.shape[3] - boxes[..., :1]
+                boxes = torch.cat((centre_x, boxes[..., 1:]), -1)
+            views.append(torch.cat((boxes, decoded[..., 4:]), -1))
+        return torch.cat(views, 1)
+
+    return predict_views
+
+
+def _scaled(images: Tensor, scale: float, *, stride: int) -> Tensor:
+    """Shrink (B, 3, H, W) images and pad them at the right and bottom to a multiple of the stride."""
+    if scale == 1:
+        return images
+    height, width = (int(side * scale) for side in images.shape[2:])
+    shrunk = F.interpolate(images, size=(height, width), mode="bilinear", align_corners=False)
+    to_height, to_width = (math.ceil(side * scale / stride) * stride for side in images.shape[2:])
+    return F.pad(shrunk, (0, to_width - width, 0, to_height - height), value=_PADDING_GREY)
+
+
+@torch.inference_mode()
+def evaluate(
+    predict: Predict,
+    loader: SizedIterable[Batch],
+    index: LabelIndex,
+    *,
+    settings: EvalSettings,
+    device: torch.device,
+    on_batch: OnBatch | None = None,
+) -> Evaluation:
+    """Run every image of the loader through the predictor and score what it finds.
+
+    Args:
+        predict: Already on `device` and in eval mode.
+        loader: Batches whose `ImageInfo.index` points into `index`, each image at most once.
+        index: The true boxes.
+        settings: See `EvalSettings`.
+        device: Where to compute.
+        on_batch: Called after each batch, to draw or to save.
+    """
+    found: dict[int, Array] = {}
+    clock = _Clock(device=device)
+    for step, batch in enumerate(progress(loader, description="evaluating")):
+        boxes = _find_boxes(predict, batch, settings=settings, clock=clock)
+        for info, own in zip(batch.infos, boxes, strict=True):
+            xyxy = unletterbox(own[:, :4], scale=info.scale, padding=info.padding, original_hw=info.original_hw)
+            found[info.index] = np.concatenate([xyxy, own[:, 4:]], 1)
+        if on_batch is not None:
+            on_batch(step, batch, boxes)
+    with clock.stage("metrics"):
+        return _score(found, index, settings=settings, seconds=clock.seconds)
+
+
+def _find_boxes(predict: Predict, batch: Batch, *, settings: EvalSettings, clock: _Clock) -> list[Array]:
+    """Per image (n, 6) xyxy in pixels of the batch, score, class, on the CPU."""
+    device = clock.device
+    with clock.stage("preprocess"):
+        batch = batch.to(device, channels_last=settings.channels_last)
+        images = batch.normalised()
+    with (
+        clock.stage("inference"),
+        torch.autocast(device.type, dtype=settings.autocast, enabled=settings.autocast is not None),
+    ):
+        decoded = predict(images)
+    with clock.stage("nms"):
+        if settings.hybrid_labels:
+            decoded = _with_true_boxes(decoded, batch)
+        kept = non_max_suppression(
+            decoded,
+            conf=settings.conf,
+            iou=settings.iou,
+            max_det=settings.max_det,
+            multi_label=True,
+            agnostic=settings.single_cls,
+        )
+        # One copy from the device for the whole batch.
+        together = torch.cat(kept).cpu().numpy()
+    if settings.single_cls:
+        together[:, 5] = 0
+    return np.split(together, np.cumsum([len(own) for own in kept])[:-1])
+
+
+def _with_true_boxes(decoded: Tensor, batch: Batch) -> Tensor:
+    """Append each image's true boxes, with objectness and class probability 1, to (B, N, 5 + nc)."""
+    height, width = batch.images.shape[2:]
+    size = decoded.new_tensor([width, height, width, height])
+    number = batch.targets[:, 0].long()
+    counts = torch.bincount(number, minlength=len(batch))
+    extra = decoded.new_zeros(len(batch), int(counts.max()), decoded.shape[2])  # objectness 0: no box
+    for image in range(len(batch)):
+        own = batch.targets[number == image].to(decoded.dtype)
+        extra[image, : len(own), :4] = own[:, 2:6] * size
+        extra[image, : len(own), 4] = 1
+        extra[image, torch.arange(len(own)), 5 + own[:, 1].long()] = 1
+    return torch.cat((decoded, extra), 1)
+
+
+def _score(
+    found: dict[int, Array], index: LabelIndex, *, settings: EvalSettings, seconds: dict[str, float]
+) -> Evaluation:
+    """Compare what was found with the index; images the loader did not give count as without detections."""
+    nothing = np.zeros((0, 6), np.float32)
+    predictions = [found.get(i, nothing) for i in range(len(index.paths))]
+    truths = true_boxes(index)
+    rows = np.concatenate(
+        [np.zeros((0, 7))]
+        + [
+            detection_rows(boxes, image_id=image_id, category_ids=index.category_ids)
+            for boxes, image_id in zip(predictions, index.image_ids, strict=True)
+        ]
+    )
+    ground_truth = ground_truth_from_index(index)
+    metrics = evaluate_coco(ground_truth, rows, engine=settings.engine)
+    curves = confidence_curves(predictions, truths)
+    best = curves.best()
+    return Evaluation(
+        metrics=replace(
+            metrics, precision=best.precision, recall=best.recall, f1=best.f1, confidence=best.confidence
+        ),
+        curves=curves,
+        confusion=confusion_matrix(predictions, truths, num_classes=len(index.names)),
+        rows=rows,
+        seconds=seconds,
+        images=len(index.paths),
+        boxes=sum(len(labels) for labels in truths),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Clock:
+    """Seconds per stage; waits for the device, whose work is otherwise booked on the next stage."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("preprocess", "inference", "nms", "metrics"), 0.0)
+    )
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[name] += time.perf_counter() - start

@@ -1,0 +1,139 @@
+"""Hooks that tell people how a run goes: the epoch line, results.csv and its plot, TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from engine.hooks import Hook, Step
+from engine.trainer import Trainer
+from utils.files import write_text
+from utils.plots.batches import plot_labels
+from utils.plots.results import plot_results
+
+LOGGER = logging.getLogger(__name__)
+
+# Pictures of the first training batches.
+_BATCHES_DRAWN = 3
+
+
+def result_row(trainer: Trainer) -> dict[str, float]:
+    """The numbers of one epoch, named as the columns of results.csv."""
+    state = trainer.state
+    row: dict[str, float] = {"epoch": state.epoch}
+    row |= {f"train/{name}_loss": value for name, value in zip(("box", "obj", "cls"), state.losses, strict=True)}
+    names = {"precision": "precision", "recall": "recall", "mAP_0.5": "AP50", "mAP_0.5:0.95": "AP"}
+    row |= {f"metrics/{column}": state.metrics.get(name, float("nan")) for column, name in names.items()}
+    row |= {f"lr/{group['name']}": group["lr"] for group in trainer.optimizer.param_groups}
+    return row
+
+
+class EpochLineHook(Hook):
+    """One line per epoch, with the time left."""
+
+    def before_training(self, trainer: Trainer) -> None:
+        """Start the clock."""
+        self._started, self._first = time.monotonic(), trainer.state.epoch + 1
+
+    def epoch_end(self, trainer: Trainer) -> None:
+        """Say how it went."""
+        state = trainer.state
+        if not trainer.process.is_main:
+            return
+        done, left = state.epoch + 1 - self._first, trainer.settings.epochs - state.epoch - 1
+        minutes = (time.monotonic() - self._started) / done * left / 60
+        LOGGER.info(
+            "epoch %d/%d  box %.4f obj %.4f cls %.4f  P %.3f R %.3f mAP50 %.3f mAP %.3f%s  %.0f img/s  %.1f min left",
+            state.epoch + 1,
+            trainer.settings.epochs,
+            *state.losses,
+            *(state.metrics.get(name, float("nan")) for name in ("precision", "recall", "AP50", "AP")),
+            " *" if state.best_epoch == state.epoch else "",
+            state.images / max(state.seconds, 1e-9),
+            minutes,
+        )
+
+
+class ResultsHook(Hook):
+    """results.csv after every epoch, results.png at the end."""
+
+    def __init__(self, folder: Path, *, is_plotting: bool) -> None:
+        self.path, self.is_plotting = folder / "results.csv", is_plotting
+        self.rows: list[dict[str, float]] = []
+
+    def epoch_end(self, trainer: Trainer) -> None:
+        """Add the epoch's row."""
+        self.rows.append(result_row(trainer))
+        if trainer.process.is_main:
+            text = io.StringIO()
+            writer = csv.DictWriter(text, fieldnames=list(self.rows[0]))
+            writer.writeheader()
+            writer.writerows(self.rows)
+            write_text(self.path, text.getvalue())
+
+    def end(self, trainer: Trainer) -> None:
+        """Draw the curves."""
+        if trainer.process.is_main and self.is_plotting and self.rows:
+            plot_results(self.path, self.path.with_suffix(".png"), best_epoch=trainer.state.best_epoch)
+
+    def state(self) -> dict[str, list[dict[str, float]]]:
+        """All rows: a resumed run writes the whole file again."""
+        return {"rows": self.rows}
+
+    def restore(self, state: dict[str, list[dict[str, float]]]) -> None:
+        """Take them back."""
+        self.rows = list(state.get("rows", []))
+
+
+class TensorBoardHook(Hook):
+    """Losses, mAP and learning rates, the first batches as pictures, a histogram of every batch norm's gamma."""
+
+    def __init__(self, folder: Path, *, names: tuple[str, ...], is_plotting: bool) -> None:
+        self.folder, self.names, self.is_plotting = folder, names, is_plotting
+        self._writer: SummaryWriter | None = None
+        self._drawn = 0
+
+    def before_training(self, trainer: Trainer) -> None:
+        """Open the event file; pictures of a resumed run exist already."""
+        if not trainer.process.is_main:
+            return
+        self._writer = SummaryWriter(str(self.folder), purge_step=trainer.state.epoch + 1)
+        if trainer.state.epoch >= 0 or not self.is_plotting:
+            self._drawn = _BATCHES_DRAWN
+
+    def after_loss(self, trainer: Trainer, step: Step) -> Tensor:
+        """Draw the first batches."""
+        if self._writer is not None and self._drawn < _BATCHES_DRAWN:
+            path = self.folder / f"train_batch{self._drawn}.jpg"
+            plot_labels(step.batch, path, names=self.names)
+            picture = cv2.imread(str(path))
+            if picture is not None:
+                self._writer.add_image(path.stem, np.ascontiguousarray(picture[..., ::-1]), 0, dataformats="HWC")
+            self._drawn += 1
+        return step.loss
+
+    def epoch_end(self, trainer: Trainer) -> None:
+        """Add the epoch's numbers and histograms."""
+        if self._writer is None:
+            return
+        epoch = trainer.state.epoch
+        for name, value in result_row(trainer).items():
+            if name != "epoch" and value == value:
+                self._writer.add_scalar(name, value, epoch)
+        for name, module in trainer.model.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                self._writer.add_histogram(f"gamma/{name}", module.weight.detach().float().cpu(), epoch)
+        self._writer.flush()
+
+    def end(self, trainer: Trainer) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()

@@ -1,0 +1,154 @@
+"""What a run trains with: data, hyper-parameters and network, made from its settings."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from models.load import create_model
+
+from engine.autoanchor import check_anchors
+from engine.config import TrainConfig
+from engine.distributed import Process
+from engine.eval_session import round_up
+from models.detector import Detector
+from utils.datasets.config import load_data_config
+from utils.datasets.dataset import DetectionDataset
+from utils.datasets.index import LabelIndex, build_label_index
+from utils.datasets.loader import Loader, build_loader
+from utils.errors import ConfigError
+from utils.hyp import Hyp, load_hyp
+
+LOGGER = logging.getLogger(__name__)
+
+# Adam's steps do not shrink with the gradient: the rate that suits SGD destroys trained weights.
+_ADAPTIVE_RATE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The two splits of a run."""
+
+    train: LabelIndex
+    val: LabelIndex
+
+
+def read_data(config: TrainConfig) -> Data:
+    """Index the splits `train` and `val` and say what is in them."""
+    data = load_data_config(config.data)
+    splits = {}
+    for split in ("train", "val"):
+        splits[split] = build_label_index(
+            data, split, cache_dir=config.cache_dir or None, workers=config.workers, single_cls=config.single_cls
+        )
+    return Data(**splits)
+
+
+def read_hyp(config: TrainConfig) -> Hyp:
+    """The YAML's hyper-parameters with the overrides of the command line."""
+    hyp = load_hyp(config.hyp)
+    if config.lr0 is not None:
+        hyp = replace(hyp, lr0=config.lr0)
+    elif config.optimizer_name != "sgd":
+        hyp = replace(hyp, lr0=hyp.lr0 * _ADAPTIVE_RATE, warmup_bias_lr=hyp.warmup_bias_lr * _ADAPTIVE_RATE)
+        LOGGER.info("learning rate %g for %s (a tenth of the YAML's; --lr0 sets it)", hyp.lr0, config.optimizer_name)
+    if config.label_smoothing is not None:
+        hyp = replace(hyp, label_smoothing=config.label_smoothing)
+    return hyp
+
+
+def make_model(config: TrainConfig, data: Data) -> Detector:
+    """The network of `--cfg` or of `--weights`, with the data's classes, what fits of the weights, good anchors."""
+    cfg = config.cfg or (None if config.weights else "yolov5s.yaml")
+    model, report = create_model(cfg, config.weights or None, num_classes=len(data.train.names))
+    if report is not None:
+        LOGGER.info("%s", report.as_text())
+    if not config.noautoanchor:
+        hyp, size = load_hyp(config.hyp), train_size(config, model)
+        anchors = check_anchors(
+            data.train, model.anchors.numpy(), img_size=size, anchor_t=hyp.anchor_t, seed=config.seed
+        )
+        if anchors is not None:
+            model.set_anchors_(torch.from_numpy(anchors).float())
+    freeze_(model, config.freeze)
+    return model
+
+
+def freeze_(model: Detector, freeze: tuple[int, ...]) -> None:
+    """Keep the weights of the first `freeze[0]` layers, or of the listed layers, as they are.
+
+    Raises:
+        ConfigError: There is no such layer.
+    """
+    count = len(model.model)
+    frozen: Iterable[int] = range(freeze[0]) if len(freeze) == 1 else freeze
+    for number in frozen:
+        if not 0 <= number < count:
+            raise ConfigError(f"--freeze {number}: the network has layers 0 to {count - 1}")
+        model.model[number].requires_grad_(False)
+
+
+def train_size(config: TrainConfig, model: Detector) -> int:
+    """Training image size, rounded up to a multiple of the stride."""
+    return round_up(config.img_size[0], model.max_stride)
+
+
+def num_workers(config: TrainConfig, device: torch.device) -> int:
+    """Loading processes: at most one per core; on a CPU half of that, since the network computes there too."""
+    cores = os.cpu_count() or 1
+    return min(config.workers, cores if device.type == "cuda" else max(1, cores // 2))
+
+
+def make_train_loader(
+    config: TrainConfig, model: Detector, data: Data, *, hyp: Hyp, device: torch.device, process: Process
+) -> Loader:
+    """Augmented batches of this process.
+
+    Raises:
+        ConfigError: The batch cannot be shared among the processes.
+    """
+    if config.batch_size % process.world_size:
+        raise ConfigError(f"--batch-size {config.batch_size} is no multiple of the {process.world_size} processes")
+    dataset = DetectionDataset(
+        data.train,
+        img_size=train_size(config, model),
+        hyp=hyp,
+        augment=True,
+        rect=config.rect,
+        stride=model.max_stride,
+        cache_images=config.cache_images,
+        seed=config.seed,
+    )
+    return build_loader(
+        dataset,
+        batch_size=config.batch_size,
+        workers=num_workers(config, device),
+        rank=process.rank,
+        world_size=process.world_size,
+        shuffle=True,
+        quad=config.quad,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def make_val_loader(config: TrainConfig, model: Detector, data: Data, *, hyp: Hyp, device: torch.device) -> Loader:
+    """Validation images, each padded to its own least multiple of the stride."""
+    dataset = DetectionDataset(
+        data.val,
+        img_size=round_up(config.img_size[-1], model.max_stride),
+        hyp=hyp,
+        augment=False,
+        rect=True,
+        stride=model.max_stride,
+        cache_images=config.cache_images,
+    )
+    return build_loader(
+        dataset,
+        batch_size=config.batch_size,
+        workers=num_workers(config, device),
+        shuffle=False,
+        pin_memory=device.type == "cuda",
+    )

@@ -1,0 +1,216 @@
+"""The training loop, with named seams for hooks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from engine.distributed import Process
+from engine.hooks import Hook, Step
+from engine.loss import DetectionLoss
+from engine.schedule import Schedule
+from engine.watch import LossWatch
+from models.detector import Detector
+from utils.batch import Batch
+from utils.datasets.loader import Loader
+from utils.device import memory_advice, seed_everything
+from utils.progress import progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """How the loop runs.
+
+    Attributes:
+        epochs: Length of the run.
+        device: Where the model trains.
+        autocast: Type of mixed precision, or None.
+        seed: Start of all randomness; sample, scale and dropout of an epoch depend on it and the epoch alone.
+        clip_norm: Largest norm of the gradient of all parameters.
+        scales: Image sizes of multi-scale training (multiples of the stride); empty keeps the loader's.
+        advice: What to lower when memory runs out.
+    """
+
+    epochs: int
+    device: torch.device
+    autocast: torch.dtype | None = None
+    seed: int = 0
+    clip_norm: float = 10.0
+    scales: tuple[int, ...] = ()
+    advice: str = "lower --batch-size or --img-size"
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """What changes while training; everything a checkpoint needs beyond weights and optimiser.
+
+    Attributes:
+        epoch: The epoch that runs, or has just run; -1 before the first.
+        losses: Its mean box, objectness and class loss.
+        metrics: Of the last validation, by name.
+        best_fitness, best_epoch: Of the best validation so far.
+        images: Pictures trained on in this process's life, over all ranks.
+        seconds: Spent on training steps in this process's life.
+        stop: Set by a hook to end after this epoch.
+    """
+
+    epoch: int = -1
+    losses: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    metrics: dict[str, float] = field(default_factory=dict)
+    best_fitness: float = -1.0
+    best_epoch: int = -1
+    images: int = 0
+    seconds: float = 0.0
+    stop: bool = False
+
+
+class Trainer:
+    """Runs epochs over a loader; everything beyond forward, backward and step is a hook."""
+
+    def __init__(
+        self,
+        model: Detector,
+        *,
+        loss: DetectionLoss,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        loader: Loader,
+        settings: TrainerSettings,
+        hooks: Sequence[Hook] = (),
+        process: Process = Process(),  # noqa: B008 - immutable
+    ) -> None:
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.schedule, self.loader, self.settings = schedule, loader, settings
+        self.hooks, self.process = list(hooks), process
+        self.state = TrainState()
+        self.scaler = torch.amp.GradScaler(settings.device.type, enabled=settings.autocast is torch.float16)
+        self._parallel: nn.Module = model
+
+    def fit(self) -> TrainState:
+        """Train from the epoch after `state.epoch` to the last."""
+        if self.process.world_size > 1:
+            devices = [self.settings.device] if self.settings.device.type == "cuda" else None
+            self._parallel = DistributedDataParallel(self.model, device_ids=devices)
+        for hook in self.hooks:
+            hook.before_training(self)
+        while self.state.epoch + 1 < self.settings.epochs and not self.state.stop:
+            self.state.epoch += 1
+            self._train_epoch()
+            for hook in self.hooks:
+                hook.epoch_end(self)
+        for hook in self.hooks:
+            hook.end(self)
+        return self.state
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the decayed weights."""
+        return float(self.optimizer.param_groups[1]["lr"])
+
+    def resumable_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the loop itself, and of its hooks."""
+        return {
+            "best_fitness": self.state.best_fitness,
+            "best_epoch": self.state.best_epoch,
+            "scaler": self.scaler.state_dict(),
+            "hooks": {type(hook).__name__: hook.state() for hook in self.hooks},
+        }
+
+    def restore(self, state: dict[str, Any], *, epoch: int) -> None:
+        """Go on after `epoch`."""
+        self.state.epoch = epoch
+        self.state.best_fitness, self.state.best_epoch = state["best_fitness"], state["best_epoch"]
+        self.scaler.load_state_dict(state["scaler"])
+        for hook in self.hooks:
+            hook.restore(state["hooks"].get(type(hook).__name__, {}))
+
+    def _train_epoch(self) -> None:
+        epoch, batches = self.state.epoch, len(self.loader)
+        seed_everything(self.settings.seed + epoch)
+        self.loader.set_epoch(epoch)
+        self.model.train()
+        watch = LossWatch(epoch=epoch)
+        sizes = np.random.default_rng((self.settings.seed, epoch, 1))
+        waiting = 0  # batches whose gradients are not applied yet
+        started = time.perf_counter()
+        for i, batch in enumerate(self._progress(watch)):
+            number = epoch * batches + i
+            self.schedule.apply_(self.optimizer, number)
+            waiting += 1
+            # Nothing is carried over an epoch's end, so a checkpoint written there is complete.
+            is_step = waiting >= self.schedule.accumulation(number) or i + 1 == batches
+            with memory_advice(self.settings.advice), self._synchronised(is_step):
+                parts = self._forward_backward(batch, sizes)
+            watch.add(parts, batch=i, lr=self.lr, images=tuple(info.path for info in batch.infos))
+            if is_step:
+                self._optimizer_step()
+                waiting = 0
+            self.state.images += len(batch.infos) * self.process.world_size
+        watch.check()
+        self.state.losses = watch.mean()
+        self.state.seconds += time.perf_counter() - started
+
+    def _progress(self, watch: LossWatch) -> Iterator[Batch]:
+        """The loader under a progress bar, on the main process."""
+        if not self.process.is_main:
+            return iter(self.loader)
+
+        def state() -> str:
+            box, obj, cls = watch.mean()
+            return f"box {box:.4f} obj {obj:.4f} cls {cls:.4f} lr {self.lr:.2g}"
+
+        return progress(self.loader, description=f"epoch {self.state.epoch + 1}/{self.settings.epochs}", state=state)
+
+    def _synchronised(self, is_step: bool) -> AbstractContextManager[Any]:
+        """Processes exchange gradients only in the last backward pass before a step."""
+        if is_step or not isinstance(self._parallel, DistributedDataParallel):
+            return nullcontext()
+        return self._parallel.no_sync()
+
+    def _forward_backward(self, batch: Batch, sizes: np.random.Generator) -> Tensor:
+        """Add the gradients of one batch; returns its (3,) loss parts."""
+        batch, targets = batch.to(self.settings.device), batch.targets
+        images = self._resized(batch.normalised(), sizes).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(
+            self.settings.device.type, dtype=self.settings.autocast, enabled=self.settings.autocast is not None
+        ):
+            heads = self._parallel(images)
+        result = self.loss(heads, targets)
+        total = result.total
+        for hook in self.hooks:
+            total = hook.after_loss(self, Step(batch=batch, images=images, heads=heads, loss=total))
+        self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        return result.parts
+
+    def _resized(self, images: Tensor, sizes: np.random.Generator) -> Tensor:
+        """Multi-scale: another size for every batch, drawn from `settings.scales`."""
+        if not self.settings.scales:
+            return images
+        size = int(sizes.choice(self.settings.scales))
+        longest = max(images.shape[2:])
+        if size == longest:
+            return images
+        stride = self.model.max_stride
+        height, width = (max(stride, round(side * size / longest / stride) * stride) for side in images.shape[2:])
+        return F.interpolate(images, size=(height, width), mode="bilinear", align_corners=False)
+
+    def _optimizer_step(self) -> None:
+        self.scaler.unscale_(self.optimizer)
+        for hook in self.hooks:
+            hook.gradients_ready(self)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        for hook in self.hooks:
+            hook.weights_updated(self)

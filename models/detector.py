@@ -1,0 +1,94 @@
+"""`Detector`: any network of a layer list, with the same outputs in training and evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from models.anchors import anchors_in_cells
+from models.builder import build_layers
+from models.head import Detect
+from models.layer_table import MODULE_RULES
+from models.spec import ModelSpec
+
+
+class Detector(nn.Module):
+    """A YOLOv5-style network.
+
+    Attributes:
+        spec: The description it was built from; it alone rebuilds the network.
+        model: The layers; index i is the prefix `model.i` of parameter names.
+        sources: For each layer the absolute indices of the layers it reads; -1 is the image.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.model = build_layers(spec)
+        self.sources = tuple(layer.sources(index) for index, layer in enumerate(spec.layers))
+        last_reader = {source: index for index, sources in enumerate(self.sources) for source in sources}
+        # Maps that nobody reads any more after layer i; dropping them bounds memory at inference.
+        self._done_after = tuple(
+            tuple(source for source, reader in last_reader.items() if reader == index)
+            for index in range(len(self.sources))
+        )
+
+    @property
+    def head(self) -> Detect:
+        """The detection head."""
+        head = self.model[-1]
+        assert isinstance(head, Detect)
+        return head
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels per cell of each head."""
+        return self.spec.strides
+
+    @property
+    def max_stride(self) -> int:
+        """What image sides must be a multiple of."""
+        return self.spec.max_stride
+
+    @property
+    def anchors(self) -> Tensor:
+        """(heads, A, 2) widths and heights in pixels, on the device of the network."""
+        cells = self.head.anchors
+        return cells * torch.tensor(self.strides, dtype=cells.dtype, device=cells.device).view(-1, 1, 1)
+
+    def set_anchors_(self, anchors: Tensor) -> None:
+        """Replace the anchors, in the network and in its spec.
+
+        Args:
+            anchors: (heads, A, 2) in pixels.
+
+        Raises:
+            ValueError: The shape differs from that of the present anchors.
+        """
+        if anchors.shape != self.head.anchors.shape:
+            raise ValueError(f"anchors: got {tuple(anchors.shape)}, expected {tuple(self.head.anchors.shape)}")
+        rows = tuple(tuple(row) for row in anchors.detach().cpu().double().flatten(1).tolist())
+        self.spec = replace(self.spec, anchors=rows)
+        self.head.anchors.copy_(anchors_in_cells(rows, self.strides))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) RGB in [0, 1] to raw heads (B, A, H / stride, W / stride, 5 + nc)."""
+        outputs: dict[int, Tensor] = {-1: images}
+        result: list[Tensor] = []
+        for index, (layer, sources) in enumerate(zip(self.model, self.sources, strict=True)):
+            inputs = [outputs[source] for source in sources]
+            if index == len(self.sources) - 1:
+                result = layer(inputs)
+            else:
+                is_join = MODULE_RULES[self.spec.layers[index].module].is_join
+                outputs[index] = layer(inputs if is_join else inputs[0])
+            for source in self._done_after[index]:
+                del outputs[source]
+        return result
+
+
+def build_model(spec: ModelSpec) -> Detector:
+    """A freshly initialised network of `spec`."""
+    return Detector(spec)

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from utils.boxes import cxcywh_to_xyxy
+from utils.datasets.labels import LabelFaults, clean_labels, label_path, read_label_file
+from utils.errors import DataError
+
+
+def test_the_last_images_folder_becomes_labels() -> None:
+    assert label_path("/images/set/images/val/a.b.jpg") == Path("/images/set/labels/val/a.b.txt")
+
+
+def test_labels_beside_the_picture_are_found(tmp_path: Path) -> None:
+    beside = tmp_path / "images" / "a.txt"
+    beside.parent.mkdir()
+    beside.write_text("")
+    assert label_path(tmp_path / "images" / "a.jpg") == beside
+    assert label_path("/photos/a.jpg") == Path("/photos/a.txt")
+
+
+def test_lines_are_read_and_blank_ones_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("1 0.5 0.25 0.1 0.2\n\n0 .1 .1 1e-1 .05\n")
+    rows = read_label_file(path)
+    assert rows is not None
+    np.testing.assert_array_equal(rows, [[1, 0.5, 0.25, 0.1, 0.2], [0, 0.1, 0.1, 0.1, 0.05]])
+
+
+def test_a_missing_file_is_none_and_an_empty_one_has_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    empty = read_label_file(tmp_path / "empty.txt")
+    assert read_label_file(tmp_path / "none.txt") is None
+    assert empty is not None
+    assert empty.shape == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("line", "finding"),
+    [
+        ("0 0.5 0.5 0.1", "4 columns"),
+        ("0 0.5 0.5 0.1 0.1 0.9 1", "7 columns"),
+        ("cat 0.5 0.5 0.1 0.1", "not five numbers"),
+        ("0 nan 0.5 0.1 0.1", "not finite"),
+        ("0 0.5 inf 0.1 0.1", "not finite"),
+        ("0.5 0.5 0.5 0.1 0.1", "class id 0.5"),
+    ],
+)
+def test_a_malformed_line_names_file_and_line(tmp_path: Path, line: str, finding: str) -> None:
+    path = tmp_path / "bad.txt"
+    path.write_text(f"0 0.5 0.5 0.1 0.1\n{line}\n")
+    with pytest.raises(DataError) as caught:
+        read_label_file(path)
+    assert f"{path}, line 2" in str(caught.value)
+    assert finding in str(caught.value)
+
+
+def test_bytes_that_are_no_text_are_a_data_error(tmp_path: Path) -> None:
+    path = tmp_path / "binary.txt"
+    path.write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(DataError, match="binary.txt"):
+        read_label_file(path)
+
+
+def test_faults_are_counted_and_mended() -> None:
+    rows = np.array(
+        [
+            [0, 0.5, 0.5, 0.2, 0.2],
+            [0, 0.5, 0.5, 0.2, 0.2],  # duplicate
+            [2, 0.5, 0.5, 0.2, 0.2],  # unknown class
+            [-1, 0.5, 0.5, 0.2, 0.2],  # unknown class
+            [1, 0.9, 0.5, 0.4, 0.2],  # reaches x = 1.1: clipped to 0.7 .. 1.0
+            [1, 0.5, 0.5, 0.0, 0.2],  # no width
+            [1, 3.0, 0.5, 0.1, 0.1],  # wholly outside
+        ]
+    )
+    labels, faults = clean_labels(rows, num_classes=2)
+    assert faults == LabelFaults(out_of_range=2, outside=2, duplicate=1, zero_area=2)
+    np.testing.assert_allclose(labels, [[0, 0.5, 0.5, 0.2, 0.2], [1, 0.85, 0.5, 0.3, 0.2]], rtol=1e-6)
+    assert labels.dtype == np.float32
+
+
+def test_rounding_beyond_the_border_is_no_fault() -> None:
+    labels, faults = clean_labels(np.array([[0, 0.5, 0.5, 1.000001, 1.0]]), num_classes=1)
+    assert faults == LabelFaults()
+    np.testing.assert_allclose(labels[0], [0, 0.5, 0.5, 1, 1])
+
+
+def test_a_negative_width_is_not_turned_round() -> None:
+    labels, faults = clean_labels(np.array([[0, 0.5, 0.5, -0.2, 0.2]]), num_classes=1)
+    assert len(labels) == 0
+    assert faults.zero_area == 1
+
+
+def test_single_class_still_drops_unknown_ids() -> None:
+    rows = np.array([[1, 0.5, 0.5, 0.2, 0.2], [9, 0.1, 0.1, 0.1, 0.1]])
+    labels, faults = clean_labels(rows, num_classes=2, single_cls=True)
+    assert labels[:, 0].tolist() == [0]
+    assert faults.out_of_range == 1
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(-1, 3), *[st.floats(-0.5, 1.5)] * 2, *[st.floats(-0.1, 2)] * 2),
+        max_size=8,
+    )
+)
+def test_clean_labels_lie_inside_and_are_unique(rows: list[tuple[float, ...]]) -> None:
+    labels, faults = clean_labels(np.array(rows, np.float64).reshape(-1, 5), num_classes=3)
+    corners = cxcywh_to_xyxy(labels[:, 1:])
+    assert ((corners >= -1e-6) & (corners <= 1 + 1e-6)).all()
+    assert len(np.unique(labels, axis=0)) == len(labels)
+    assert len(labels) + faults.out_of_range + faults.duplicate + faults.zero_area == len(rows)

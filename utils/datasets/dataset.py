@@ -1,0 +1,177 @@
+"""From a label index to network-sized samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from utils.batch import ImageInfo
+from utils.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from utils.datasets.augment import PixelLabels, random_flips, random_hsv, random_warp
+from utils.datasets.image_cache import ImageCache, fits_in_memory
+from utils.datasets.images import Pixels, read_image
+from utils.datasets.index import LabelIndex
+from utils.datasets.letterbox import letterbox_hw, pad_to, resize, resized_hw
+from utils.datasets.mosaic import Tile, mixup, mosaic4, mosaic9
+from utils.errors import ConfigError, DataError
+from utils.hyp import Hyp
+
+# Epoch, position in the index, and optionally the positions that mosaic partners are drawn from.
+SampleKey = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One picture as the network sees it.
+
+    Attributes:
+        image: (3, H, W) uint8 RGB.
+        targets: (n, 5) float32: class, cx, cy, w, h, normalised.
+        info: Where it comes from.
+    """
+
+    image: Tensor
+    targets: Tensor
+    info: ImageInfo
+
+
+class DetectionDataset(Dataset[Sample]):
+    """Samples of a split.
+
+    A sample's random numbers depend on the seed, its epoch and its position alone: whatever the number of workers,
+    and after a resume, the same key gives the same bits.
+
+    Args:
+        index: Images and labels.
+        img_size: Longer side of a picture in pixels, a multiple of `stride`.
+        hyp: Strengths and probabilities of the augmentation.
+        augment: Change pictures at random: mosaic, mixup, warp, colour, flips.
+        rect: Pad each picture only to its least multiple of the stride; no mosaic then.
+        stride: The network's largest stride.
+        cache_images: Keep the resized pictures in memory, if they fit.
+        seed: Of all random numbers.
+
+    Raises:
+        ConfigError: `img_size` is not a multiple of `stride`.
+    """
+
+    def __init__(
+        self,
+        index: LabelIndex,
+        *,
+        img_size: int,
+        hyp: Hyp,
+        augment: bool = False,
+        rect: bool = False,
+        stride: int = 32,
+        cache_images: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if img_size < stride or img_size % stride:
+            raise ConfigError(f"--img-size {img_size} is not a multiple of the stride {stride}; choose one that is")
+        self.index = index
+        self.img_size = img_size
+        self.hyp = hyp
+        self.augment = augment
+        self.rect = rect
+        self.stride = stride
+        self.seed = seed
+        self._cache: ImageCache | None = None
+        shapes = [resized_hw(self._original_hw(position), img_size) for position in range(len(index))]
+        if cache_images and fits_in_memory(shapes):
+            self._cache = ImageCache(shapes, self._load_resized)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def output_hw(self, position: int) -> tuple[int, int]:
+        """Height and width of the sample at `position`."""
+        if self.rect:
+            return letterbox_hw(self._original_hw(position), self.img_size, self.stride)
+        return self.img_size, self.img_size
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """Make the sample (epoch, position).
+
+        Raises:
+            DataError: The image cannot be read, or has changed since it was indexed.
+        """
+        epoch, position, *pool = key
+        rng = np.random.default_rng((self.seed, epoch, position))
+        scale, padding = 1.0, (0, 0)
+        if self.augment and not self.rect and rng.random() < self.hyp.mosaic:
+            image, labels = self._mosaic(position, pool, rng)
+            if rng.random() < self.hyp.mixup:
+                other = self._mosaic(self._partner(pool, rng), pool, rng)
+                image, labels = mixup((image, labels), other, rng=rng)
+        else:
+            image, labels, scale, padding = self._single(position, rng)
+        if self.augment:
+            image = random_hsv(image, hyp=self.hyp, rng=rng)
+            image, labels = random_flips(image, labels, hyp=self.hyp, rng=rng)
+        info = ImageInfo(
+            path=self.index.paths[position],
+            index=position,
+            original_hw=self._original_hw(position),
+            scale=scale,
+            padding=padding,
+        )
+        return Sample(image=_to_tensor(image), targets=_normalised(labels, image.shape[:2]), info=info)
+
+    def _original_hw(self, position: int) -> tuple[int, int]:
+        height, width = self.index.shapes_hw[position].tolist()
+        return height, width
+
+    def _single(self, position: int, rng: np.random.Generator) -> tuple[Pixels, PixelLabels, float, tuple[int, int]]:
+        """One letterboxed picture, its boxes, and how they map back if it is not augmented."""
+        image, labels = self._tile(position)
+        out_hw = self.output_hw(position)
+        framed, (left, top) = pad_to(image, out_hw)
+        labels = labels + np.array([0, left, top, left, top], np.float32)
+        if self.augment:
+            framed, labels = random_warp(framed, labels, hyp=self.hyp, out_hw=out_hw, rng=rng)
+        return framed, labels, self.img_size / max(self._original_hw(position)), (left, top)
+
+    def _mosaic(self, position: int, pool: list[int], rng: np.random.Generator) -> Tile:
+        """A warped mosaic (img_size, img_size, 3) that starts with the picture at `position`."""
+        is_nine = rng.random() < self.hyp.mosaic9
+        partners = [self._partner(pool, rng) for _ in range(8 if is_nine else 3)]
+        tiles = [self._tile(number) for number in (position, *partners)]
+        compose = mosaic9 if is_nine else mosaic4
+        canvas, labels = compose(tiles, img_size=self.img_size, rng=rng)
+        return random_warp(canvas, labels, hyp=self.hyp, out_hw=(self.img_size, self.img_size), rng=rng)
+
+    def _partner(self, pool: list[int], rng: np.random.Generator) -> int:
+        return pool[rng.integers(len(pool))] if pool else int(rng.integers(len(self)))
+
+    def _tile(self, position: int) -> Tile:
+        """A picture whose longer side is `img_size`, and its boxes in pixels."""
+        image = self._cache[position] if self._cache is not None else self._load_resized(position)
+        height, width = image.shape[:2]
+        labels = self.index.labels[position].copy()
+        labels[:, 1:] = cxcywh_to_xyxy(labels[:, 1:]) * np.array([width, height, width, height], np.float32)
+        return image, labels
+
+    def _load_resized(self, position: int) -> Pixels:
+        path, original_hw = self.index.paths[position], self._original_hw(position)
+        image = read_image(path)
+        if image.shape[:2] != original_hw:
+            raise DataError(f"image {path} has changed since it was indexed; start again to index it anew")
+        return resize(image, resized_hw(original_hw, self.img_size), is_smooth=not self.augment)
+
+
+def _to_tensor(image: Pixels) -> Tensor:
+    """(H, W, 3) to contiguous (3, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def _normalised(labels: PixelLabels, hw: tuple[Any, ...]) -> Tensor:
+    """(n, 5) class, xyxy in pixels to class, cx, cy, w, h in [0, 1]."""
+    height, width = hw
+    boxes = xyxy_to_cxcywh(labels[:, 1:]) / np.array([width, height, width, height], np.float32)
+    return torch.from_numpy(np.concatenate([labels[:, :1], boxes], axis=1, dtype=np.float32))

@@ -1,0 +1,81 @@
+"""The cache file of a label index: numbers and text in an npz, no pickle, keyed by what the files look like."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.datasets.index_sources import Candidate
+from utils.errors import ConfigError
+from utils.files import atomic_write
+
+logger = logging.getLogger(__name__)
+
+# Counted up when what is stored, or how labels are cleaned, changes.
+_VERSION = 1
+
+
+def cache_file(anchor: Path, cache_dir: str | Path | None) -> Path:
+    """`<anchor>.index.cache` beside the labels; in `cache_dir` its name is made unique by the whole path.
+
+    The double suffix keeps the `.cache` files that other YOLO trainers leave at the same place.
+    """
+    if cache_dir is None:
+        return anchor.with_name(f"{anchor.name}.index.cache")
+    digest = hashlib.sha256(str(anchor.absolute()).encode()).hexdigest()[:12]
+    return Path(cache_dir) / f"{anchor.name}-{digest}.index.cache"
+
+
+def content_key(candidates: Iterable[Candidate], *, extra_files: Iterable[Path], settings: str) -> str:
+    """A digest of path, size and modification time of every image and label file, and of `settings`.
+
+    Sizes and times stand for the contents: reading every byte would cost as much as indexing anew.
+    """
+    digest = hashlib.sha256(f"{_VERSION} {settings}".encode())
+    for candidate in candidates:
+        for path in (candidate.image, candidate.label_file):
+            if path is not None:
+                digest.update(_fingerprint(path))
+    for path in extra_files:
+        digest.update(_fingerprint(path))
+    return digest.hexdigest()
+
+
+def _fingerprint(path: Path) -> bytes:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return f"{path} absent\n".encode()
+    return f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode()
+
+
+def save_index_parts(file: Path, key: str, parts: Mapping[str, Any]) -> None:
+    """Store arrays as they are and the rest as JSON; a place that cannot be written to is only a warning."""
+    arrays: dict[str, Any] = {name: value for name, value in parts.items() if isinstance(value, np.ndarray)}
+    text = {name: value for name, value in parts.items() if name not in arrays}
+    try:
+        with atomic_write(file) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, key=np.array(key), text=np.array(json.dumps(text)), **arrays)
+    except ConfigError as error:
+        logger.warning("label index is not cached: %s", error)
+
+
+def load_index_parts(file: Path, key: str) -> dict[str, Any] | None:
+    """What `save_index_parts` stored; None if there is nothing, it is damaged, or its key is another."""
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            if str(stored["key"]) != key:
+                return None
+            parts: dict[str, Any] = json.loads(str(stored["text"]))
+            parts.update({name: stored[name] for name in stored.files if name not in ("key", "text")})
+            return parts
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None

@@ -1,0 +1,184 @@
+"""The loader: batches from worker processes, in an order that only the seed and the epoch decide."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from utils.batch import Batch
+from utils.datasets.dataset import DetectionDataset, Sample, SampleKey
+from utils.datasets.sampler import BatchKeySampler, Weights
+from utils.errors import DataError
+
+# A user's mistake met by a worker travels as a value: raised there, it would arrive wrapped in a traceback.
+Samples = list[Sample] | DataError
+Collated = Batch | DataError
+
+
+class Loader:
+    """Iterates over the batches of one epoch.
+
+    Args:
+        dataset: Where samples come from.
+        sampler: Which samples make up a batch.
+        loader: Fetches and collates them.
+    """
+
+    def __init__(self, dataset: DetectionDataset, sampler: BatchKeySampler, loader: DataLoader[Samples]) -> None:
+        self.dataset = dataset
+        self._sampler = sampler
+        self._loader = loader
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches with uint8 images.
+
+        Raises:
+            DataError: An image cannot be read.
+        """
+        item: Collated
+        for item in self._loader:
+            if isinstance(item, DataError):
+                raise item
+            yield item
+
+    def set_epoch(self, epoch: int) -> None:
+        """Number of the epoch that the next iteration draws; also seeds its augmentation."""
+        self._sampler.set_epoch(epoch)
+
+    def set_image_weights(self, weights: Weights | None) -> None:
+        """Draw images in proportion to `weights` (N,), with replacement; None draws each once."""
+        self._sampler.set_weights(weights)
+
+
+def build_loader(
+    dataset: DetectionDataset,
+    *,
+    batch_size: int,
+    workers: int = 8,
+    rank: int = 0,
+    world_size: int = 1,
+    shuffle: bool = False,
+    quad: bool = False,
+    pin_memory: bool = False,
+) -> Loader:
+    """Build a loader.
+
+    Args:
+        dataset: Where samples come from; its seed is the loader's.
+        batch_size: Images of a batch over all processes together.
+        workers: Worker processes at most; no more are started than there are cores for this process or batches. 0
+            loads in this process.
+        rank: Of this process.
+        world_size: Number of processes.
+        shuffle: Draw a new order each epoch.
+        quad: Make batches of a quarter of the images at twice the size, see `quad_collate`.
+        pin_memory: Return page-locked memory, for copies to a GPU.
+    """
+    shapes = [dataset.output_hw(position) for position in range(len(dataset))]
+    sampler = BatchKeySampler(
+        shapes, batch_size=batch_size, shuffle=shuffle, seed=dataset.seed, rank=rank, world_size=world_size
+    )
+    workers = min(workers, max(1, _num_cores() // world_size), len(sampler))
+    loader: DataLoader[Samples] = DataLoader(
+        _Fetcher(dataset),
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=_Collator(quad_collate if quad else collate),
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+        # Forked workers share the parent's image cache.
+        multiprocessing_context="fork" if workers and sys.platform.startswith("linux") else None,
+        persistent_workers=workers > 0,
+    )
+    return Loader(dataset, sampler, loader)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples of one shape; targets get the position of their image in the batch as first column."""
+    targets = [
+        torch.cat([torch.full((len(sample.targets), 1), float(position)), sample.targets], dim=1)
+        for position, sample in enumerate(samples)
+    ]
+    return Batch(
+        images=torch.stack([sample.image for sample in samples]),
+        targets=torch.cat(targets),
+        infos=tuple(sample.info for sample in samples),
+    )
+
+
+def quad_collate(samples: Sequence[Sample]) -> Batch:
+    """Each four samples become one of twice the size: all four side by side, or the first enlarged, by chance.
+
+    v5.0's way to train at a larger size with the loader of a smaller one. The chance depends on which samples meet,
+    so it is the same after a resume. A last group of fewer than four repeats its samples.
+    """
+    groups = [list(samples[start : start + 4]) for start in range(0, len(samples), 4)]
+    return collate([_quad((group * 4)[:4]) for group in groups])
+
+
+def _quad(group: list[Sample]) -> Sample:
+    first = group[0]
+    rng = np.random.default_rng([sample.info.index for sample in group])
+    if rng.random() < 0.5:
+        larger = F.interpolate(first.image[None].float(), scale_factor=2, mode="bilinear", align_corners=False)
+        left, top = first.info.padding
+        info = replace(first.info, scale=first.info.scale * 2, padding=(left * 2, top * 2))
+        return Sample(image=larger[0].round().to(torch.uint8), targets=first.targets, info=info)
+    rows = [torch.cat([group[i].image, group[i + 1].image], dim=2) for i in (0, 2)]
+    targets = [_quarter(sample.targets, i % 2, i // 2) for i, sample in enumerate(group)]
+    return Sample(image=torch.cat(rows, dim=1), targets=torch.cat(targets), info=first.info)
+
+
+def _quarter(targets: Tensor, column: int, row: int) -> Tensor:
+    """Boxes (n, 5) of a picture that becomes a quarter of another."""
+    return (targets + torch.tensor([0, column, row, 0, 0])) * torch.tensor([1, 0.5, 0.5, 0.5, 0.5])
+
+
+class _Fetcher(Dataset[Samples]):
+    """The samples of a batch, or the user's mistake that prevented them."""
+
+    def __init__(self, dataset: DetectionDataset) -> None:
+        self._dataset = dataset
+
+    def __getitems__(self, keys: list[SampleKey]) -> Samples:
+        try:
+            return [self._dataset[key] for key in keys]
+        except DataError as error:
+            return error
+
+
+class _Collator:
+    """Collates samples, lets errors pass."""
+
+    def __init__(self, collate_samples: Callable[[Sequence[Sample]], Batch]) -> None:
+        self._collate = collate_samples
+
+    def __call__(self, samples: Samples) -> Collated:
+        return samples if isinstance(samples, DataError) else self._collate(samples)
+
+
+def _num_cores() -> int:
+    """Cores this process may use; a container often gives fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _start_worker(_: int) -> None:
+    """One thread per worker; Ctrl-C is the parent's business, and workers end when it is gone."""
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,128 @@
+"""Official YOLOv5 v5.0 to v7.0 pickles, read without running anything in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from utils.errors import CheckpointError
+from utils.inert_pickle import Inert, read_inert, tensor_in
+from utils.weights_file import as_float32, check_weights_file
+
+# What our blocks use. Other releases differ, and the layer list does not tell.
+_ACTIVATIONS = {"Conv": "SiLU", "BottleneckCSP": "LeakyReLU"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignCheckpoint:
+    """What comes across from a YOLOv5 pickle.
+
+    Attributes:
+        state: Parameters and buffers, float32, by the names of the checkpoint format.
+        yaml: The layer list with class count and multiples, as a model YAML holds it.
+        names: Class names.
+        anchors: Pixels, one row w, h, w, h, ... per head; autoanchor's where it ran.
+        strides: Pixels per cell of each head.
+        epoch: Last finished epoch, -1 when training was complete or unknown.
+    """
+
+    state: dict[str, Tensor]
+    yaml: dict[str, Any]
+    names: tuple[str, ...]
+    anchors: tuple[tuple[float, ...], ...]
+    strides: tuple[int, ...]
+    epoch: int
+
+
+def read_foreign_checkpoint(path: str | Path) -> ForeignCheckpoint:
+    """Read a `.pt` of YOLOv5; its moving average is preferred to the raw network.
+
+    Raises:
+        CheckpointError: The file asks for something outside the allow-list (named), is damaged, or holds no
+            detector of YOLOv5.
+    """
+    path = check_weights_file(path)
+    content = read_inert(path)
+    model = _find_model(content, path=path)
+    modules = dict(_named_modules(model))
+    _check_activations(modules, path=path)
+    head = modules[_head_name(modules, path=path)]
+    stride = tensor_in(head.attributes.get("stride", model.attributes.get("stride")))
+    cells = tensor_in(head.child("_buffers").get("anchors"))
+    if stride is None or cells is None or cells.ndim != 3 or stride.shape != cells.shape[:1]:
+        raise CheckpointError(f"weights {path} lack strides or anchors; use a checkpoint of YOLOv5 v5.0 to v7.0")
+    pixels = cells.float() * stride.float().view(-1, 1, 1)
+    epoch = content.get("epoch") if isinstance(content, dict) else None
+    return ForeignCheckpoint(
+        state=_state_of(modules),
+        yaml=_plain_yaml(model, path=path),
+        names=_class_names(model, path=path),
+        anchors=tuple(tuple(row) for row in pixels.flatten(1).tolist()),
+        strides=tuple(int(value) for value in stride.tolist()),
+        epoch=epoch if isinstance(epoch, int) else -1,
+    )
+
+
+def _find_model(content: Any, *, path: Path) -> Inert:
+    candidates = [content]
+    if isinstance(content, dict):
+        candidates = [content.get("ema"), content.get("model")]
+    for candidate in candidates:
+        if isinstance(candidate, Inert) and candidate.child("_modules"):
+            return candidate
+    raise CheckpointError(f"weights {path} hold no network; give a YOLOv5 checkpoint with a 'model' in it")
+
+
+def _named_modules(module: Inert, *, prefix: str = "") -> Iterator[tuple[str, Inert]]:
+    yield prefix, module
+    for name, child in module.child("_modules").items():
+        if isinstance(child, Inert):
+            yield from _named_modules(child, prefix=f"{prefix}.{name}" if prefix else str(name))
+
+
+def _state_of(modules: dict[str, Inert]) -> dict[str, Tensor]:
+    state = {}
+    for prefix, module in modules.items():
+        for name, value in {**module.child("_parameters"), **module.child("_buffers")}.items():
+            tensor = tensor_in(value)
+            if tensor is not None:
+                state[f"{prefix}.{name}"] = tensor
+    return as_float32(state)
+
+
+def _head_name(modules: dict[str, Inert], *, path: Path) -> str:
+    for name, module in modules.items():
+        if module.kind == "Detect":
+            return name
+    raise CheckpointError(f"weights {path} have no Detect layer; only detectors are supported")
+
+
+def _check_activations(modules: dict[str, Inert], *, path: Path) -> None:
+    for name, module in modules.items():
+        expected = _ACTIVATIONS.get(module.kind)
+        found = modules.get(f"{name}.act")
+        if expected and found and found.kind not in (expected, "Identity"):
+            raise CheckpointError(
+                f"weights {path}: {module.kind} {name} uses {found.kind}, expected {expected}; "
+                "use weights of YOLOv5 v5.0 to v7.0 with their usual activations"
+            )
+
+
+def _class_names(model: Inert, *, path: Path) -> tuple[str, ...]:
+    names = model.attributes.get("names")
+    if isinstance(names, dict):
+        names = [names[key] for key in sorted(names)]
+    if not isinstance(names, list | tuple) or not names:
+        raise CheckpointError(f"weights {path} hold no class names; use a checkpoint of YOLOv5 v5.0 to v7.0")
+    return tuple(str(name) for name in names)
+
+
+def _plain_yaml(model: Inert, *, path: Path) -> dict[str, Any]:
+    values = model.attributes.get("yaml")
+    if not isinstance(values, dict):
+        raise CheckpointError(f"weights {path} hold no layer list; use a checkpoint of YOLOv5 v5.0 to v7.0")
+    return dict(values)

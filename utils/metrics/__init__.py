@@ -1,0 +1,1 @@
+"""How good detections are: COCO's twelve numbers, curves over confidence, the confusion matrix."""

@@ -1,0 +1,135 @@
+"""Precision, recall and F1 over confidence, and precision over recall, at one IoU threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from utils.metrics.matching import greedy_one_to_one, overlaps
+
+Array = np.ndarray[Any, Any]
+
+NUM_CONFIDENCES = 1000
+NUM_RECALLS = 101
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """Curves of the C classes that have true boxes.
+
+    Attributes:
+        classes: (C,) class ids.
+        confidence: (1000,) thresholds from 0 to 1.
+        precision: (C, 1000) share of predictions at or above each threshold that are right; 1 where there are none.
+        recall: (C, 1000) share of true boxes found at or above each threshold.
+        recall_grid: (101,) recalls from 0 to 1.
+        precision_at_recall: (C, 101) best precision at that recall or a higher one (COCO's definition).
+        num_true: (C,) true boxes of each class.
+    """
+
+    classes: Array
+    confidence: Array
+    precision: Array
+    recall: Array
+    recall_grid: Array
+    precision_at_recall: Array
+    num_true: Array
+
+    @property
+    def f1(self) -> Array:
+        """(C, 1000) harmonic mean of precision and recall."""
+        total = self.precision + self.recall
+        return np.asarray(2 * self.precision * self.recall / np.maximum(total, 1e-16))
+
+    @property
+    def ap(self) -> Array:
+        """(C,) average precision over 101 recalls at this IoU threshold."""
+        return np.asarray(self.precision_at_recall.mean(1))
+
+    def best(self) -> BestPoint:
+        """The confidence at which the mean F1 over classes is highest; zeros when no class has true boxes."""
+        if not len(self.classes):
+            return BestPoint(precision=0.0, recall=0.0, f1=0.0, confidence=0.0)
+        mean_f1 = self.f1.mean(0)
+        at = int(mean_f1.argmax())
+        return BestPoint(
+            precision=float(self.precision[:, at].mean()),
+            recall=float(self.recall[:, at].mean()),
+            f1=float(mean_f1[at]),
+            confidence=float(self.confidence[at]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestPoint:
+    """Means over classes at the confidence of the best mean F1, all in [0, 1]."""
+
+    precision: float
+    recall: float
+    f1: float
+    confidence: float
+
+
+def confidence_curves(predictions: Sequence[Array], truths: Sequence[Array], *, min_iou: float = 0.5) -> Curves:
+    """Match as COCO does (highest score first, each to its best free true box) and sweep the confidence.
+
+    Args:
+        predictions: One (n, 6) array per image: xyxy, score, class.
+        truths: One (m, 5) array per image: class, xyxy.
+        min_iou: Overlap from which a prediction counts as right.
+    """
+    scores = np.concatenate([np.zeros(0), *(boxes[:, 4] for boxes in predictions)])
+    predicted_class = np.concatenate([np.zeros(0), *(boxes[:, 5] for boxes in predictions)])
+    true_class = np.concatenate([np.zeros(0), *(labels[:, 0] for labels in truths)])
+    is_right = _right_predictions(predictions, truths, scores=scores, min_iou=min_iou)
+
+    classes, num_true = np.unique(true_class.astype(np.int64), return_counts=True)
+    confidence = np.linspace(0, 1, NUM_CONFIDENCES)
+    recall_grid = np.linspace(0, 1, NUM_RECALLS)
+    shape = (len(classes), NUM_CONFIDENCES)
+    precision, recall = np.ones(shape), np.zeros(shape)
+    precision_at_recall = np.zeros((len(classes), NUM_RECALLS))
+    for row, (class_id, total) in enumerate(zip(classes, num_true, strict=True)):
+        of_class = np.flatnonzero(predicted_class == class_id)
+        order = of_class[np.argsort(-scores[of_class], kind="stable")]
+        right = np.concatenate([[0], np.cumsum(is_right[order])])  # (n + 1,) right among the first i
+        count = np.searchsorted(-scores[order], -confidence, side="right")
+        precision[row] = np.where(count > 0, right[count] / np.maximum(count, 1), 1.0)
+        recall[row] = right[count] / total
+        precision_at_recall[row] = _precision_at_recall(right[1:], total=int(total), grid=recall_grid)
+    return Curves(
+        classes=classes,
+        confidence=confidence,
+        precision=precision,
+        recall=recall,
+        recall_grid=recall_grid,
+        precision_at_recall=precision_at_recall,
+        num_true=num_true,
+    )
+
+
+def _right_predictions(
+    predictions: Sequence[Array], truths: Sequence[Array], *, scores: Array, min_iou: float
+) -> Array:
+    """(N,) whether each prediction of the concatenation found a true box of its class."""
+    pairs = overlaps(predictions, truths, min_iou=min_iou, same_class=True)
+    rank = np.empty(len(scores), np.int64)
+    rank[np.argsort(-scores, kind="stable")] = np.arange(len(scores))
+    order = np.lexsort((-pairs.iou, rank[pairs.predicted]))
+    chosen = order[greedy_one_to_one(pairs.predicted[order], pairs.true[order])]
+    is_right = np.zeros(len(scores), bool)
+    is_right[pairs.predicted[chosen]] = True
+    return is_right
+
+
+def _precision_at_recall(right: Array, *, total: int, grid: Array) -> Array:
+    """(101,) upper envelope of precision, from the running count (n,) of right predictions."""
+    if not len(right):
+        return np.zeros(len(grid))
+    precision = right / np.arange(1, len(right) + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    at = np.searchsorted(right / total, grid, side="left")
+    return np.where(at < len(right), envelope[np.minimum(at, len(right) - 1)], 0.0)

@@ -1,0 +1,85 @@
+"""Which predicted box belongs to which true box, for the curves and the confusion matrix.
+
+The COCO numbers do not come through here: their matching is the evaluation package's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from utils.boxes import box_iou
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlaps:
+    """Pairs of a predicted and a true box of the same image whose IoU reaches a threshold.
+
+    Attributes:
+        predicted: (P,) rows in the concatenation of all images' predictions.
+        true: (P,) rows in the concatenation of all images' true boxes.
+        iou: (P,) intersection over union.
+    """
+
+    predicted: Array
+    true: Array
+    iou: Array
+
+
+def overlaps(predictions: Sequence[Array], truths: Sequence[Array], *, min_iou: float, same_class: bool) -> Overlaps:
+    """All pairs within each image that overlap enough.
+
+    Args:
+        predictions: One (n, 6) array per image: xyxy, score, class.
+        truths: One (m, 5) array per image: class, xyxy, in the same pixels.
+        min_iou: Smallest IoU of a pair, 0 to 1.
+        same_class: Whether both boxes must be of one class.
+    """
+    predicted, true, iou = [], [], []
+    first_predicted = first_true = 0
+    for boxes, labels in zip(predictions, truths, strict=True):
+        if len(boxes) and len(labels):
+            shared = box_iou(boxes[:, :4], labels[:, 1:])  # (n, m)
+            if same_class:
+                shared = np.where(boxes[:, 5:6] == labels[None, :, 0], shared, -1.0)
+            rows, columns = np.nonzero(shared >= min_iou)
+            predicted.append(rows + first_predicted)
+            true.append(columns + first_true)
+            iou.append(shared[rows, columns])
+        first_predicted += len(boxes)
+        first_true += len(labels)
+    return Overlaps(
+        predicted=np.concatenate([np.zeros(0, np.int64), *predicted]),
+        true=np.concatenate([np.zeros(0, np.int64), *true]),
+        iou=np.concatenate([np.zeros(0), *iou]),
+    )
+
+
+def greedy_one_to_one(predicted: Array, true: Array) -> Array:
+    """Choose pairs in their given order, each box at most once.
+
+    Sequential greedy matching, done in rounds: a pair that comes first both for its predicted and for its true
+    box is chosen whatever the others do, so all such pairs are settled at once.
+
+    Args:
+        predicted: (P,) predicted box of each pair, most important pair first.
+        true: (P,) true box of each pair.
+
+    Returns:
+        Positions (Q,) of the chosen pairs, ascending.
+    """
+    open_pairs = np.arange(len(predicted))
+    chosen = [np.zeros(0, np.int64)]
+    while len(open_pairs):
+        _, first_of_predicted = np.unique(predicted[open_pairs], return_index=True)
+        _, first_of_true = np.unique(true[open_pairs], return_index=True)
+        settled = open_pairs[np.intersect1d(first_of_predicted, first_of_true)]
+        chosen.append(settled)
+        taken = np.isin(predicted[open_pairs], predicted[settled]) | np.isin(true[open_pairs], true[settled])
+        open_pairs = open_pairs[~taken]
+    return np.sort(np.concatenate(chosen))

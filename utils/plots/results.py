@@ -1,0 +1,69 @@
+"""results.png: every column of results.csv over the epochs."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from utils.errors import DataError
+from utils.plots.colors import line_color
+from utils.plots.save import save_figure
+
+Array = np.ndarray[Any, Any]
+
+
+def plot_results(csv_path: str | Path, png_path: str | Path, *, best_epoch: int | None = None) -> None:
+    """Draw each column of a results.csv in a panel of its own.
+
+    Args:
+        csv_path: A header, then one row per epoch; a column called "epoch" gives the x axis, else the row number.
+            Cells that are empty or no number leave a gap.
+        png_path: The picture.
+        best_epoch: Marked in every panel, where given.
+
+    Raises:
+        DataError: The file is missing or holds no epoch.
+    """
+    columns = _read_columns(Path(csv_path))
+    epochs = columns.pop("epoch", None)
+    if epochs is None:
+        epochs = np.arange(len(next(iter(columns.values()))), dtype=float)
+    width = min(5, max(1, len(columns)))
+    height = max(1, math.ceil(len(columns) / width))
+    figure = Figure(figsize=(3 * width, 2.4 * height), layout="constrained")
+    panels = figure.subplots(height, width, squeeze=False).ravel()
+    for number, (panel, (name, values)) in enumerate(zip(panels, columns.items(), strict=False)):
+        panel.plot(epochs, values, marker=".", markersize=4, linewidth=1.5, color=line_color(number))
+        if best_epoch is not None:
+            panel.axvline(best_epoch, color="0.4", linewidth=0.8, linestyle="--")
+            panel.plot(epochs[epochs == best_epoch], values[epochs == best_epoch], "k*", markersize=9)
+        panel.set_title(name, fontsize=10)
+        panel.grid(alpha=0.3)
+    for panel in panels[len(columns) :]:
+        panel.set_axis_off()
+    save_figure(figure, png_path)
+
+
+def _read_columns(path: Path) -> dict[str, Array]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row] or [[]]
+    except OSError as error:
+        raise DataError(f"results file {path} cannot be read: {error.strerror}; check the path") from error
+    if not header or not rows:
+        raise DataError(f"results file {path} holds no epoch; train for at least one")
+    # A row cut short by a killed run is padded, not refused.
+    table = np.array([[_number(cell) for cell in (row + [""] * len(header))[: len(header)]] for row in rows])
+    return {name: table[:, column] for column, name in enumerate(header)}
+
+
+def _number(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return math.nan

@@ -1,0 +1,50 @@
+"""Images and videos that lie on disk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from utils.datasets.images import read_image
+from utils.errors import DataError
+from utils.sources.frame import Frame
+from utils.sources.video import VIDEO_SUFFIXES, capture, recorded_frames
+
+logger = logging.getLogger(__name__)
+
+
+class FileSource:
+    """Images and videos in the given order.
+
+    A file that cannot be read is skipped with a warning and counted; when it is the only one, it is an error.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+        self.skipped = 0
+
+    def __iter__(self) -> Iterator[Frame]:
+        """The frames of all files.
+
+        Raises:
+            DataError: No file at all could be read.
+        """
+        for place, path in enumerate(self.paths):
+            try:
+                yield from self._frames_of(path, place)
+            except DataError as error:
+                if len(self.paths) == 1:
+                    raise
+                self.skipped += 1
+                logger.warning("skipped: %s", error)
+        if self.skipped == len(self.paths):
+            raise DataError(f"none of the {self.skipped} files could be read; the lines above name each reason")
+
+    def _frames_of(self, path: Path, place: int) -> Iterator[Frame]:
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            with capture(str(path)) as handle:
+                yield from recorded_frames(handle, name=str(path))
+        else:
+            image = read_image(path)
+            yield Frame(image=image, name=str(path), kind="image", index=place, count=len(self.paths))

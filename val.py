@@ -1,0 +1,165 @@
+"""Measure a detector: COCO numbers, curves, confusion matrix, sample pictures, speed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from numpy.typing import NDArray
+
+from deploy.registry import load_runtime
+from deploy.runtime import RuntimeModel
+from engine.config import spelled
+from engine.eval_report import (
+    LabelFiles,
+    SamplePictures,
+    metrics_table,
+    result_of,
+    save_evaluation,
+    speed_line,
+)
+from engine.eval_session import EvalSession
+from engine.evaluate import EvalSettings, Evaluation, OnBatch, augmented, ensemble, predictor
+from engine.study import STUDY_SIZES, run_study
+from utils.batch import Batch
+from utils.cli import run_script
+from utils.datasets.config import DataConfig, load_data_config
+from utils.datasets.index import build_label_index
+from utils.device import select_device
+from utils.errors import ConfigError
+from utils.metrics.coco import Engine
+from utils.run_folder import RunFolder, plain
+
+logger = logging.getLogger(__name__)
+
+Task = Literal["train", "val", "test", "speed", "study"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValConfig:
+    """Measure a detector on a data set."""
+
+    weights: tuple[str, ...]  # checkpoint or exported artefact; several make an ensemble
+    data: str = "data/bccd.yaml"  # data set YAML
+    batch_size: Annotated[int, spelled("--batch")] = 32  # images per step
+    img_size: Annotated[int, spelled("--img", "--imgsz")] = 640  # longer side in pixels
+    conf_thres: Annotated[float, spelled("--conf")] = 0.001  # least score of a box
+    iou_thres: Annotated[float, spelled("--iou")] = 0.6  # NMS threshold; .65 for published COCO numbers
+    max_det: int = 300  # most boxes per image
+    task: Task = "val"  # split to measure; or time val at conf .25 and IoU .45; or measure val over image sizes
+    study_sizes: tuple[int, ...] = STUDY_SIZES  # image sizes of --task study
+    device: str = ""  # cpu, or the number of a GPU; empty takes a GPU if there is one
+    half: bool = False  # compute in 16 bits where the device can
+    single_cls: bool = False  # treat all classes as one
+    augment: bool = False  # test-time augmentation: three scales, one of them flipped
+    rect: bool = True  # pad each image only to its own least multiple of the stride
+    verbose: bool = False  # list every class, however many
+    save_txt: bool = False  # write labels/<image>.txt
+    save_hybrid: bool = False  # write txt of true and predicted boxes merged; the numbers then mean nothing
+    save_conf: bool = False  # add the score to each line of the txt
+    save_json: bool = False  # for v5.0 command lines; predictions.json is always written
+    engine: Engine = "faster"  # package that counts the COCO numbers
+    workers: int = 8  # data loading processes, at most one per core
+    cache_dir: str = ""  # where the label index is cached; empty is beside the data
+    project: str = "runs/val"  # where run folders are made
+    name: str = "exp"  # name of the run folder
+    exist_ok: bool = False  # use the folder even if it exists
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            raise ConfigError("--weights: none given; name at least one checkpoint")
+        for name, least in (("batch_size", 1), ("img_size", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} {getattr(self, name)}: expected at least {least}")
+
+
+def val(config: ValConfig) -> Evaluation | None:
+    """Measure, write the run folder and log the table; a study gives its numbers only as files."""
+    session = _open_session(config)
+    folder = RunFolder.create(project=config.project, name=config.name, exist_ok=config.exist_ok)
+    logger.info("results in %s", folder.path)
+    folder.write_config(config)
+    if config.task == "study":
+        points = run_study(session.evaluate_at, config.study_sizes, folder.path)
+        folder.write_result({"study": [plain(point) for point in points], "config": plain(config)})
+        logger.info("results in %s", folder.path / "study.csv")
+        return None
+    names = session.index.names
+    evaluation = session.evaluate_at(config.img_size, on_batch=_saver(config, folder.path, names))
+    save_evaluation(evaluation, folder.path, names=names)
+    folder.write_result({**result_of(evaluation), "config": plain(config)})
+    logger.info("%s", metrics_table(evaluation, names=names, verbose=config.verbose))
+    logger.info("%s\nresults in %s", speed_line(evaluation), folder.path)
+    return evaluation
+
+
+def _open_session(config: ValConfig) -> EvalSession:
+    """Read the weights, the data set and its labels."""
+    is_speed = config.task == "speed"
+    settings = EvalSettings(
+        conf=0.25 if is_speed else config.conf_thres,
+        iou=0.45 if is_speed else config.iou_thres,
+        max_det=config.max_det,
+        single_cls=config.single_cls,
+        engine=config.engine,
+        hybrid_labels=config.save_hybrid,
+    )
+    data = load_data_config(config.data)
+    device = select_device(config.device)
+    runtimes = [load_runtime(path, device=device, half=config.half) for path in config.weights]
+    for path, runtime in zip(config.weights, runtimes, strict=True):
+        _check_classes(runtime, data, path=path, single_cls=config.single_cls)
+    stride = max(max(runtime.strides) for runtime in runtimes)
+    predict = ensemble([predictor(runtime) for runtime in runtimes])
+    split = config.task if config.task in ("train", "val", "test") else "val"
+    index = build_label_index(
+        data, split, cache_dir=config.cache_dir or None, workers=config.workers, single_cls=config.single_cls
+    )
+    return EvalSession(
+        predict=augmented(predict, stride) if config.augment else predict,
+        index=index,
+        settings=settings,
+        device=device,
+        stride=stride,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        rect=config.rect,
+    )
+
+
+def _check_classes(runtime: RuntimeModel, data: DataConfig, *, path: str, single_cls: bool) -> None:
+    """Refuse weights whose classes are not those of the data.
+
+    Raises:
+        ConfigError: Their numbers differ.
+    """
+    if single_cls:
+        return
+    if runtime.num_classes != data.num_classes:
+        raise ConfigError(
+            f"{path} knows {runtime.num_classes} classes but {data.path} has {data.num_classes}; "
+            "use the data the model was trained on, or --single-cls"
+        )
+    if runtime.names != data.names:
+        logger.warning("%s and %s call their classes differently; they are paired by position", path, data.path)
+
+
+def _saver(config: ValConfig, folder: Path, names: Sequence[str]) -> OnBatch:
+    """What happens to each batch: sample pictures, and txt files if asked."""
+    savers: list[OnBatch] = [SamplePictures(folder=folder, names=names)]
+    if config.save_txt or config.save_hybrid:
+        savers.append(LabelFiles(folder=folder / "labels", with_score=config.save_conf))
+
+    def save(step: int, batch: Batch, boxes: Sequence[NDArray[Any]]) -> None:
+        for saver in savers:
+            saver(step, batch, boxes)
+
+    return save
+
+
+if __name__ == "__main__":
+    run_script(val, ValConfig)
