@@ -8,11 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from models.load import load_model
-
 from deploy.predictor import Predictor, PredictSettings, load
 from deploy.pytorch import PyTorchRuntime
 from models.detector import Detector, build_model
+from models.load import load_model
 from models.spec import ModelSpec
 from utils.device import select_device
 from utils.errors import ConfigError

@@ -130,7 +130,7 @@ def _result(tally: _Tally, *, folder: Path, skipped: int) -> DetectResult:
 
 def _log_result(result: DetectResult) -> None:
     found = ", ".join(f"{count} {name}" for name, count in result.detections.items()) or "no detections"
-    skipped = f", {result.skipped} files skipped" if result.skipped else ""
-    logger.info("%d images%s: %s", result.images, skipped, found)
+    skipped = f" ({result.skipped} files skipped)" if result.skipped else ""
+    logger.info("images: %d%s, found: %s", result.images, skipped, found)
     per_image = (f"{stage} {1000 * value / max(result.images, 1):.1f}" for stage, value in result.seconds.items())
     logger.info("ms per image: %s", ", ".join(per_image))

@@ -234,7 +234,7 @@ def _with_true_boxes(decoded: Tensor, batch: Batch) -> Tensor:
         own = batch.targets[number == image].to(decoded.dtype)
         extra[image, : len(own), :4] = own[:, 2:6] * size
         extra[image, : len(own), 4] = 1
-        extra[image, torch.arange(len(own)), 5 + own[:, 1].long()] = 1
+        extra[image, torch.arange(len(own), device=own.device), 5 + own[:, 1].long()] = 1
     return torch.cat((decoded, extra), 1)
 
 

@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from models.load import create_model
 
 from engine.autoanchor import check_anchors
 from engine.config import TrainConfig
 from engine.distributed import Process
 from engine.eval_session import round_up
 from models.detector import Detector
+from models.load import create_model
 from utils.datasets.config import load_data_config
 from utils.datasets.dataset import DetectionDataset
 from utils.datasets.index import LabelIndex, build_label_index

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models.load import load_model
-from utils.plots.labels import plot_labels
 
 from engine.checkpointing import CheckpointHook, EmaHook
 from engine.config import RESUME_LATEST, TrainConfig
@@ -29,13 +27,15 @@ from engine.trainer import Trainer, TrainerSettings, TrainState
 from engine.validation import EarlyStoppingHook, ImageWeightsHook, ValidationHook
 from models.detector import Detector, build_model
 from models.fuse import fuse
+from models.load import load_model
 from models.spec import ModelSpec
-from utils.cli import config_from_values
 from utils.checkpoint import Checkpoint, load_checkpoint
+from utils.cli import config_from_values
 from utils.device import amp_dtype, seed_everything, select_device
 from utils.errors import CheckpointError
 from utils.files import write_yaml
 from utils.hyp import Hyp, load_hyp
+from utils.plots.labels import plot_labels
 from utils.run_folder import RunFolder
 
 LOGGER = logging.getLogger(__name__)

@@ -62,7 +62,7 @@ def read_foreign_checkpoint(path: str | Path) -> ForeignCheckpoint:
         yaml=_plain_yaml(model, path=path),
         names=_class_names(model, path=path),
         anchors=tuple(tuple(row) for row in pixels.flatten(1).tolist()),
-        strides=tuple(int(value) for value in stride.tolist()),
+        strides=tuple(stride.long().tolist()),
         epoch=epoch if isinstance(epoch, int) else -1,
     )
 
@@ -77,11 +77,19 @@ def _find_model(content: Any, *, path: Path) -> Inert:
     raise CheckpointError(f"weights {path} hold no network; give a YOLOv5 checkpoint with a 'model' in it")
 
 
-def _named_modules(module: Inert, *, prefix: str = "") -> Iterator[tuple[str, Inert]]:
-    yield prefix, module
-    for name, child in module.child("_modules").items():
-        if isinstance(child, Inert):
-            yield from _named_modules(child, prefix=f"{prefix}.{name}" if prefix else str(name))
+def _named_modules(model: Inert) -> Iterator[tuple[str, Inert]]:
+    """Every module once, by its path; a loop instead of recursion, since a hostile file may nest without end."""
+    waiting = [("", model)]
+    seen: set[int] = set()
+    while waiting:
+        prefix, module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield prefix, module
+        for name, child in module.child("_modules").items():
+            if isinstance(child, Inert):
+                waiting.append((f"{prefix}.{name}" if prefix else str(name), child))
 
 
 def _state_of(modules: dict[str, Inert]) -> dict[str, Tensor]:
@@ -104,8 +112,9 @@ def _head_name(modules: dict[str, Inert], *, path: Path) -> str:
 def _check_activations(modules: dict[str, Inert], *, path: Path) -> None:
     for name, module in modules.items():
         expected = _ACTIVATIONS.get(module.kind)
-        found = modules.get(f"{name}.act")
-        if expected and found and found.kind not in (expected, "Identity"):
+        # Read from the block itself: later releases share one activation among all.
+        found = module.child("_modules").get("act")
+        if expected and isinstance(found, Inert) and found.kind not in (expected, "Identity"):
             raise CheckpointError(
                 f"weights {path}: {module.kind} {name} uses {found.kind}, expected {expected}; "
                 "use weights of YOLOv5 v5.0 to v7.0 with their usual activations"

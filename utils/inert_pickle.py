@@ -83,14 +83,12 @@ class Inert:
     """
 
     kind = ""
+    attributes: dict[str, Any]
 
     def __new__(cls, *args: Any, **settings: Any) -> Inert:
         inert = object.__new__(cls)
         inert.attributes = {}
         return inert
-
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        self.attributes: dict[str, Any]
 
     def __setstate__(self, state: Any) -> None:
         self.attributes = state if isinstance(state, dict) else {}

@@ -10,7 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from utils.errors import DataError
 
@@ -56,7 +56,7 @@ def read_image(path: str | Path) -> Pixels:
             if pixels is None:
                 pixels = _decode_any(image)
     except _DAMAGED as error:
-        raise DataError(f"image {path} cannot be read: {error}; replace or remove it") from error
+        raise DataError(f"image {path} cannot be read: {_reason(error)}; replace or remove it") from error
     return np.ascontiguousarray(_upright(pixels, orientation))
 
 
@@ -74,7 +74,7 @@ def image_hw(path: str | Path) -> tuple[int, int]:
             if not _has_end_marker(image, data):
                 image.load()  # only decoding can tell a truncated file from one with something after its end
     except _DAMAGED as error:
-        raise DataError(f"image {path} cannot be read: {error}; replace or remove it") from error
+        raise DataError(f"image {path} cannot be read: {_reason(error)}; replace or remove it") from error
     return (width, height) if is_turned else (height, width)
 
 
@@ -83,6 +83,11 @@ def _read_bytes(path: str | Path) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"image {path} cannot be read: {error.strerror}; check the path") from error
+
+
+def _reason(error: Exception) -> str:
+    # Pillow's own words name a buffer in memory.
+    return "it is no image" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -52,7 +52,8 @@ class Loader:
         item: Collated
         for item in self._loader:
             if isinstance(item, DataError):
-                raise item
+                # Raising `item` itself would tie this frame, and the workers with it, into a reference cycle.
+                raise DataError(str(item))
             yield item
 
     def set_epoch(self, epoch: int) -> None:

@@ -136,7 +136,8 @@ def test_hue_turns_within_its_circle() -> None:
     image = cv2.cvtColor(np.array([[[179, 200, 200]]], np.uint8), cv2.COLOR_HSV2RGB)
     hues = [
         cv2.cvtColor(
-            random_hsv(image, hyp=Hyp(hsv_h=0.1, hsv_s=0, hsv_v=0), rng=np.random.default_rng(seed)), cv2.COLOR_RGB2HSV
+            random_hsv(image, hyp=Hyp(hsv_h=0.1, hsv_s=0, hsv_v=0), rng=np.random.default_rng(seed)),
+            cv2.COLOR_RGB2HSV,
         )[0, 0, 0]
         for seed in range(20)
     ]

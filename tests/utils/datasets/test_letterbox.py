@@ -60,7 +60,10 @@ def test_smooth_shrinking_averages_pixels() -> None:
 
 
 @given(
-    st.integers(1, 300), st.integers(1, 300), st.sampled_from([64, 96, 320]), st.lists(st.floats(0, 1), min_size=4, max_size=4)
+    st.integers(1, 300),
+    st.integers(1, 300),
+    st.sampled_from([64, 96, 320]),
+    st.lists(st.floats(0, 1), min_size=4, max_size=4),
 )
 def test_boxes_return_from_the_letterbox(height: int, width: int, img_size: int, corners: list[float]) -> None:
     new_hw = letterbox_hw((height, width), img_size)
