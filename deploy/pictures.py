@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
-from utils.datasets.images import FILL, read_image
+from utils.datasets.images import eight_bits, read_image, rgb_from_pil
 from utils.errors import DataError
 
 Picture: TypeAlias = str | Path | np.ndarray[Any, Any] | Image.Image
@@ -38,18 +38,16 @@ def as_rgb(picture: Picture) -> tuple[np.ndarray[Any, Any], str | None]:
 
 
 def _from_pil(picture: Image.Image) -> np.ndarray[Any, Any]:
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode.startswith("I"):
-        # 16-bit grey; Pillow's own conversion to 8 bits clips instead of scaling.
-        return _from_array(np.asarray(upright).clip(0, 65535).astype(np.uint16))
-    if upright.has_transparency_data:
-        return _from_array(np.asarray(upright.convert("RGBA")))
-    return np.asarray(upright.convert("RGB"))
+    try:
+        return rgb_from_pil(ImageOps.exif_transpose(picture))
+    except (OSError, ValueError) as error:
+        name = getattr(picture, "filename", "") or f"of mode {picture.mode}"
+        raise DataError(f"PIL image {name} cannot be used: {error}") from error
 
 
 def _from_array(picture: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if picture.dtype == np.uint16:
-        picture = ((picture.astype(np.int64) + 128) // 257).astype(np.uint8)
+        picture = eight_bits(picture)
     if picture.ndim == 2:
         picture = picture[..., None]
     is_image = picture.ndim == 3 and picture.shape[2] in (1, 3, 4) and picture.size > 0
@@ -59,6 +57,5 @@ def _from_array(picture: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
             "such as (255 * image).astype('uint8') or image.transpose(1, 2, 0)"
         )
     if picture.shape[2] == 4:
-        alpha = picture[..., 3:].astype(np.float32) / 255
-        return (picture[..., :3] * alpha + FILL * (1 - alpha)).round().astype(np.uint8)
+        return rgb_from_pil(Image.fromarray(picture))
     return np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))

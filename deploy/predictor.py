@@ -186,7 +186,8 @@ class Predictor:
         with self._timed("preprocess"):
             boxed = [letterbox(image, input_hw) for image in images]
             batch = self._to_batch([image for image, _, _ in boxed])
-        with self._timed("inference"), memory_advice(f"lower img_size (now {settings.img_size}) or batch_size"):
+        advice = f"lower --img-size (now {settings.img_size}), or in Python img_size or batch_size"
+        with self._timed("inference"), memory_advice(advice):
             decoded = self._predict(batch)
         with self._timed("nms"):
             kept = non_max_suppression(

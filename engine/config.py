@@ -78,7 +78,7 @@ class TrainConfig:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} {getattr(self, name)}: expected at least {least}")
         if self.image_weights and self.rect:
-            raise ConfigError("--image-weights and --rect exclude each other: both decide the order of images")
+            raise ConfigError("--image-weights and --rect both decide the order of images; leave one out")
 
     @property
     def optimizer_name(self) -> OptimizerName:

@@ -85,9 +85,10 @@ def freeze_(model: Detector, freeze: tuple[int, ...]) -> None:
     """
     count = len(model.model)
     frozen: Iterable[int] = range(freeze[0]) if len(freeze) == 1 else freeze
+    if any(number < 0 for number in freeze) or any(number >= count for number in frozen):
+        given = " ".join(map(str, freeze))
+        raise ConfigError(f"--freeze {given}: the network has layers 0 to {count - 1}; give fewer or smaller numbers")
     for number in frozen:
-        if not 0 <= number < count:
-            raise ConfigError(f"--freeze {number}: the network has layers 0 to {count - 1}")
         model.model[number].requires_grad_(False)
 
 
@@ -111,7 +112,9 @@ def make_train_loader(
         ConfigError: The batch cannot be shared among the processes.
     """
     if config.batch_size % process.world_size:
-        raise ConfigError(f"--batch-size {config.batch_size} is no multiple of the {process.world_size} processes")
+        raise ConfigError(
+            f"--batch-size {config.batch_size} is no multiple of the {process.world_size} processes; use one"
+        )
     dataset = DetectionDataset(
         data.train,
         img_size=train_size(config, model),

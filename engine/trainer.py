@@ -23,7 +23,7 @@ from engine.watch import LossWatch
 from models.detector import Detector
 from utils.batch import Batch
 from utils.datasets.loader import Loader
-from utils.device import memory_advice, seed_everything
+from utils.device import seed_everything
 from utils.progress import progress
 
 
@@ -38,7 +38,6 @@ class TrainerSettings:
         seed: Start of all randomness; sample, scale and dropout of an epoch depend on it and the epoch alone.
         clip_norm: Largest norm of the gradient of all parameters.
         scales: Image sizes of multi-scale training (multiples of the stride); empty keeps the loader's.
-        advice: What to lower when memory runs out.
     """
 
     epochs: int
@@ -47,7 +46,6 @@ class TrainerSettings:
     seed: int = 0
     clip_norm: float = 10.0
     scales: tuple[int, ...] = ()
-    advice: str = "lower --batch-size or --img-size"
 
 
 @dataclass(kw_only=True)
@@ -149,7 +147,7 @@ class Trainer:
             waiting += 1
             # Nothing is carried over an epoch's end, so a checkpoint written there is complete.
             is_step = waiting >= self.schedule.accumulation(number) or i + 1 == batches
-            with memory_advice(self.settings.advice), self._synchronised(is_step):
+            with self._synchronised(is_step):
                 parts = self._forward_backward(batch, sizes)
             watch.add(parts, batch=i, lr=self.lr, images=tuple(info.path for info in batch.infos))
             if is_step:

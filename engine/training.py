@@ -31,7 +31,7 @@ from models.load import load_model
 from models.spec import ModelSpec
 from utils.checkpoint import Checkpoint, load_checkpoint
 from utils.cli import config_from_values
-from utils.device import amp_dtype, seed_everything, select_device
+from utils.device import amp_dtype, memory_advice, seed_everything, select_device
 from utils.errors import CheckpointError
 from utils.files import write_yaml
 from utils.hyp import Hyp, load_hyp
@@ -102,14 +102,14 @@ def run_training(config: TrainConfig, *, hooks: HookFactory = no_hooks) -> Train
         if config.resume:
             path = share(str(_resumed_path(config) if process.is_main else ""))
             return _continue(Path(path), config, hooks, process=process)
-        folder = share(_new_folder(config) if process.is_main else "")
-        run = _Run(config, RunFolder(path=Path(folder)), process=process, device=device)
+        run = _Run(config, process=process, device=device)
         return run.start(hooks)
 
 
-def _new_folder(config: TrainConfig) -> str:
+def _new_folder(config: TrainConfig, hyp: Hyp) -> str:
     folder = RunFolder.create(project=config.project, name=config.name, exist_ok=config.exist_ok)
     folder.write_config(config)
+    write_yaml(folder.path / "hyp.yaml", hyp.to_dict())
     return str(folder.path)
 
 
@@ -130,40 +130,47 @@ def _continue(path: Path, config: TrainConfig, hooks: HookFactory, *, process: P
         raise CheckpointError(f"{path}: this run is complete; to train on from it use --weights {path}")
     resumed = replace(config_from_values(type(config), checkpoint.config, where=str(path)), device=config.device)
     device = select_device(config.device, local_rank=process.local_rank)
-    run = _Run(resumed, RunFolder(path=path.parent.parent), process=process, device=device)
-    LOGGER.info("resuming %s after epoch %d of %d", run.folder.path, checkpoint.epoch + 1, resumed.epochs)
-    return run.resume(hooks, checkpoint)
+    run = _Run(resumed, process=process, device=device)
+    LOGGER.info("resuming %s after epoch %d of %d", path.parent.parent, checkpoint.epoch + 1, resumed.epochs)
+    return run.resume(hooks, checkpoint, RunFolder(path=path.parent.parent))
 
 
 class _Run:
     """Builds the parts of one run and joins them."""
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, *, process: Process, device: torch.device) -> None:
-        self.config, self.folder, self.process, self.device = config, folder, process, device
+    def __init__(self, config: TrainConfig, *, process: Process, device: torch.device) -> None:
+        self.config, self.process, self.device = config, process, device
         self.autocast = amp_dtype(device, config.amp_name)
         seed_everything(config.seed)
-        LOGGER.info("run folder %s", folder.path)
         self.data: Data = read_data(config)
-        for split, index in (("train", self.data.train), ("val", self.data.val)):
-            LOGGER.info("%s: %s", split, index.summary.as_text())
 
     def start(self, hooks: HookFactory) -> TrainResult | None:
         """Train from the first epoch."""
         hyp = read_hyp(self.config)
-        if self.process.is_main:
-            write_yaml(self.folder.path / "hyp.yaml", hyp.to_dict())
-            if not self.config.noplots:
-                plot_labels(self.data.train, self.folder.path / "labels.jpg")
         model = make_model(self.config, self.data)
+        # Only now, so that a mistake in what was given leaves no folder behind and overwrites nothing.
+        folder = share(_new_folder(self.config, hyp) if self.process.is_main else "")
+        self.folder = RunFolder(path=Path(folder))
+        LOGGER.info("run folder %s", self.folder.path)
+        if self.process.is_main and not self.config.noplots:
+            plot_labels(self.data.train, self.folder.path / "labels.jpg")
         return self._train(model, hyp, hooks, checkpoint=None)
 
-    def resume(self, hooks: HookFactory, checkpoint: Checkpoint) -> TrainResult | None:
+    def resume(self, hooks: HookFactory, checkpoint: Checkpoint, folder: RunFolder) -> TrainResult | None:
         """Train on from a checkpoint."""
+        self.folder = folder
         model = build_model(ModelSpec.from_dict(checkpoint.spec))
         model.load_state_dict(checkpoint.weights)
         return self._train(model, load_hyp(self.folder.path / "hyp.yaml"), hooks, checkpoint=checkpoint)
 
     def _train(
+        self, model: Detector, hyp: Hyp, hooks: HookFactory, *, checkpoint: Checkpoint | None
+    ) -> TrainResult | None:
+        config = self.config
+        with memory_advice(f"lower --batch-size (now {config.batch_size}) or --img-size (now {config.img_size[0]})"):
+            return self._fit_and_measure(model, hyp, hooks, checkpoint=checkpoint)
+
+    def _fit_and_measure(
         self, model: Detector, hyp: Hyp, hooks: HookFactory, *, checkpoint: Checkpoint | None
     ) -> TrainResult | None:
         started = time.perf_counter()
@@ -226,7 +233,6 @@ class _Run:
                 autocast=self.autocast,
                 seed=config.seed,
                 scales=tuple(scales) if config.multi_scale else (),
-                advice=f"lower --batch-size (now {config.batch_size}) or --img-size (now {size})",
             ),
             process=process,
         )

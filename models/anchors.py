@@ -40,10 +40,10 @@ def check_anchors(anchors: Any, *, num_heads: int) -> None:
     if len(anchors) != num_heads:
         raise ConfigError(f"anchors have {len(anchors)} rows; Detect reads {num_heads} layers")
     if len({len(row) for row in anchors}) > 1 or len(anchors[0]) % 2:
-        raise ConfigError("anchors: every row must hold the same number of w,h pairs")
+        raise ConfigError("anchors: rows of different length, expected the same number of w,h pairs in each")
     for value in (value for row in anchors for value in row):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise ConfigError(f"anchors: {value!r} is no size in pixels")
+            raise ConfigError(f"anchors: got {value!r}, expected sizes in pixels, above 0")
 
 
 def anchors_in_cells(anchors: Anchors, strides: Sequence[int]) -> Tensor:

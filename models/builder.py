@@ -58,7 +58,9 @@ def build_layers(spec: ModelSpec) -> nn.Sequential:
         try:
             module, outputs[index] = _build(layer, inputs, spec=spec, widths=widths.scope(str(index)))
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"layer {index} ({layer.module} {list(layer.args)}): {error}") from error
+            raise ConfigError(
+                f"layer {index} ({layer.module} {list(layer.args)}): {error}; correct its arguments"
+            ) from error
         modules.append(module)
     if widths.unused:
         raise ConfigError(

@@ -90,7 +90,9 @@ def scale_layer(row: Any, *, depth: float, width: float) -> LayerSpec:
     arguments = () if module == "Detect" else freeze(args)
     if MODULE_RULES[module].is_scaled:
         if not arguments or not _is_index(arguments[0]) or arguments[0] < 1:
-            raise ConfigError(f"{module}: arguments {list(arguments)} do not start with output channels")
+            raise ConfigError(
+                f"{module}: arguments {list(arguments)} do not start with output channels; give a number first"
+            )
         arguments = (math.ceil(arguments[0] * width / 8) * 8, *arguments[1:])
     repeats = max(round(number * depth), 1) if number > 1 else number
     return LayerSpec(source=freeze(source), number=repeats, module=module, args=arguments)
@@ -110,9 +112,9 @@ def check_layer(layer: LayerSpec, *, index: int) -> None:
         raise ConfigError(f"{layer.module}: 'from' is {layer.source!r}, expected layer indices")
     for source in layer.sources(index):
         if not (-1 if index == 0 else 0) <= source < index:
-            raise ConfigError(f"{layer.module}: 'from' {layer.source!r} names no earlier layer")
+            raise ConfigError(f"{layer.module}: 'from' {layer.source!r} names no earlier layer; correct it")
     if len(given) > 1 and not rule.is_join:
-        raise ConfigError(f"{layer.module}: reads one layer, got 'from' {layer.source!r}")
+        raise ConfigError(f"{layer.module}: reads one layer, got 'from' {layer.source!r}; put a Concat before it")
     if layer.number == 0 and not rule.takes_number:
         raise ConfigError(f"{layer.module}: number is 0; remove the layer instead")
 
@@ -128,14 +130,16 @@ def head_strides(layers: Sequence[LayerSpec]) -> tuple[int, ...]:
         inputs = {strides[source] for source in layer.sources(index)}
         if len(inputs) > 1:
             sizes = ", ".join(f"1/{stride}" for stride in sorted(inputs))
-            raise ConfigError(f"layer {index} ({layer.module}): joins maps of different sizes: {sizes}")
+            raise ConfigError(
+                f"layer {index} ({layer.module}): joins maps of different sizes: {sizes}; correct its 'from'"
+            )
         try:
             # A chain of copies reduces once per copy.
             copies = 1 if MODULE_RULES[layer.module].takes_number else layer.number
             strides[index] = inputs.pop() * MODULE_RULES[layer.module].reduction(layer.args) ** copies
         except (TypeError, ValueError, IndexError, ZeroDivisionError):
             raise ConfigError(
-                f"layer {index} ({layer.module}): arguments {list(layer.args)} give no stride"
+                f"layer {index} ({layer.module}): arguments {list(layer.args)} give no stride; correct them"
             ) from None
     return tuple(math.ceil(strides[source]) for source in layers[-1].sources(len(layers) - 1))
 

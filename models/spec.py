@@ -201,15 +201,15 @@ def _check_keys(values: Mapping[str, Any]) -> None:
         raise ConfigError(f"ch is {values['ch']!r}; only images of 3 channels are supported")
     for key in ("backbone", "head"):
         if not isinstance(values.get(key), list | tuple):
-            raise ConfigError(f"{key} is missing or no list of layers")
+            raise ConfigError(f"{key} is missing or no list, expected rows [from, number, module, arguments]")
     for key in ("depth_multiple", "width_multiple"):
         value = values.get(key, 1.0)
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise ConfigError(f"{key} is {value!r}, expected a number above 0")
     if not isinstance(values.get("widths") or {}, Mapping):
-        raise ConfigError("widths is no mapping of convolution to channels")
+        raise ConfigError("widths is no mapping; expected convolution: channels")
     if not isinstance(values.get("strides", []), list | tuple):
-        raise ConfigError("strides is no list of numbers")
+        raise ConfigError("strides is no list, expected pixels per cell of each head")
 
 
 def _scaled_layers(values: Mapping[str, Any]) -> tuple[LayerSpec, ...]:
@@ -227,11 +227,13 @@ def _scaled_layers(values: Mapping[str, Any]) -> tuple[LayerSpec, ...]:
 
 def _check_layers(layers: Sequence[LayerSpec]) -> None:
     if not layers or layers[-1].module != "Detect":
-        raise ConfigError("the last layer must be Detect")
+        raise ConfigError("the last layer must be Detect; add it to the end of head")
     for index, layer in enumerate(layers):
         try:
             check_layer(layer, index=index)
         except ConfigError as error:
             raise ConfigError(f"layer {index}: {error}") from None
         if layer.module == "Detect" and index != len(layers) - 1:
-            raise ConfigError(f"layer {index}: Detect must be the last layer, and the only one of its kind")
+            raise ConfigError(
+                f"layer {index}: Detect must be the last layer, and the only one of its kind; move or remove it"
+            )

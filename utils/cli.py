@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
 import tyro
 
+from utils.config_values import checked_values, required_fields
 from utils.errors import ConfigError, UserError
 from utils.files import read_yaml
 
@@ -17,6 +18,8 @@ Config = TypeVar("Config")
 
 USAGE_EXIT = 2
 INTERRUPT_EXIT = 130
+
+_CONFIG_HELP = "--config FILE takes settings from a YAML, such as a run folder's opt.yaml; flags override them."
 
 
 def run_script(
@@ -55,7 +58,7 @@ def parse(config_type: type[Config], argv: Sequence[str], *, bare: Mapping[str, 
     """Flags over `--config` YAML over defaults.
 
     Raises:
-        ConfigError: The YAML has a key that is no field; the known ones are listed.
+        ConfigError: The YAML cannot be read, or has a key that is no field or a value of the wrong kind.
     """
     arguments, config_file = _split_config(_fill_bare(argv, bare))
     default = _read_config(config_type, config_file) if config_file else None
@@ -64,7 +67,7 @@ def parse(config_type: type[Config], argv: Sequence[str], *, bare: Mapping[str, 
         args=arguments,
         default=default if default is not None else tyro.MISSING_NONPROP,
         config=(tyro.conf.FlagCreatePairsOff,),
-        description=config_type.__doc__,
+        description=f"{config_type.__doc__}\n\n{_CONFIG_HELP}",
     )
     return parsed
 
@@ -73,18 +76,29 @@ def config_from_values(config_type: type[Config], values: Mapping[str, Any], *, 
     """Build `config_type` from plain values, whose names are its fields (or the flags' spelling).
 
     Raises:
-        ConfigError: A name is no field; the known ones are listed.
+        ConfigError: A name is no field, a value is of the wrong kind, or a field without a default is missing.
     """
-    known = [field.name for field in fields(config_type)]  # type: ignore[arg-type]
-    named = {name.replace("-", "_"): value for name, value in values.items()}
-    unknown = sorted(set(named) - set(known))
-    if unknown:
-        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
-    return config_type(**{name: tuple(value) if isinstance(value, list) else value for name, value in named.items()})
+    checked = checked_values(config_type, values, where=where)
+    missing = [name for name in required_fields(config_type) if name not in checked]
+    if missing:
+        raise ConfigError(f"{where} has no {missing[0]!r}; add it")
+    return config_type(**checked)
 
 
 def _read_config(config_type: type[Config], path: str) -> Config:
-    return config_from_values(config_type, read_yaml(path, what="configuration"), where=path)
+    """The defaults that a YAML gives; fields it leaves out and that have no default stay open for flags."""
+    checked = checked_values(config_type, read_yaml(path, what="configuration"), where=path)
+    defaults: dict[str, Any] = dict.fromkeys(required_fields(config_type), tyro.MISSING)
+    for field in fields(config_type):  # type: ignore[arg-type]
+        if field.default is not MISSING:
+            defaults[field.name] = field.default
+        elif field.default_factory is not MISSING:
+            defaults[field.name] = field.default_factory()
+    # Made without __init__: settings are validated together, once the flags have had their say.
+    unchecked = object.__new__(config_type)
+    for name, value in {**defaults, **checked}.items():
+        object.__setattr__(unchecked, name, value)
+    return unchecked
 
 
 def _split_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
@@ -96,7 +110,7 @@ def _split_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
         if item == "--config":
             config_file = next(items, None)
             if config_file is None:
-                raise ConfigError("--config needs a YAML file, such as a run folder's opt.yaml")
+                raise ConfigError("--config has no value; give a YAML file, such as a run folder's opt.yaml")
         elif item.startswith("--config="):
             config_file = item.removeprefix("--config=")
         else:

@@ -23,16 +23,17 @@ def select_device(text: str = "", *, local_rank: int = 0) -> torch.device:
     Raises:
         ConfigError: The device does not exist.
     """
-    text = text.strip().lower().removeprefix("cuda:").removeprefix("cuda")
+    name = text.strip().lower()
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if text == "cpu" or (text == "" and not available):
+    if name == "cpu" or (name == "" and not available):
         return torch.device("cpu")
+    places = name.removeprefix("cuda").removeprefix(":")
     try:
-        numbers = [int(part) for part in text.split(",")] if text else list(range(available))
+        numbers = [int(part) for part in places.split(",")] if places else list(range(max(available, 1)))
     except ValueError:
         raise ConfigError(f"--device {text!r}: expected cpu, or GPU numbers such as 0 or 0,1") from None
     number = numbers[local_rank % len(numbers)]
-    if number >= available:
+    if not 0 <= number < available:
         raise ConfigError(f"--device {text}: this machine has {available} usable GPUs; use --device cpu")
     return torch.device("cuda", number)
 
@@ -82,4 +83,5 @@ def memory_advice(advice: str) -> Iterator[None]:
         exhausted = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in text
         if not exhausted:
             raise
-        raise ConfigError(f"out of memory ({text.splitlines()[0][:120]}); {advice}") from error
+        reason = f" ({text.splitlines()[0][:200]})" if text else ""
+        raise ConfigError(f"out of memory{reason}; {advice}") from error

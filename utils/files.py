@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -46,7 +47,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` atomically as indented JSON; NaN becomes null, which every parser accepts."""
+    """Write `value` atomically as indented JSON; NaN and infinity become null, which every parser accepts."""
     write_text(path, json.dumps(_finite(value), indent=2) + "\n")
 
 
@@ -57,7 +58,7 @@ def _finite(value: Any) -> Any:
         return [_finite(item) for item in value]
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, float) and value != value:
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
@@ -83,7 +84,7 @@ def read_yaml(path: str | Path, *, what: str) -> dict[str, Any]:
         raise ConfigError(f"{what} file {path} does not exist; check the path") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{what} file {path} cannot be read as YAML: {reason}") from error
+        raise ConfigError(f"{what} file {path} cannot be read as YAML: {reason}; correct or replace it") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{what} file {path} holds {type(value).__name__}; expected 'key: value' lines")
     return value

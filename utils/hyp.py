@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -61,6 +62,9 @@ class Hyp:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not math.isfinite(value):
+                raise ConfigError(f"hyper-parameter {name}: got {value}, expected a finite number")
         for name in _FRACTIONS:
             value = getattr(self, name)
             if not 0 <= value <= 1:
@@ -96,7 +100,10 @@ def hyp_from_dict(values: dict[str, object], *, where: str) -> Hyp:
             numbers[name] = float(value)  # YAML reads 1e-3 as text
         except ValueError:
             raise ConfigError(f"{where}: {name} is {value!r}, expected a number") from None
-    return Hyp(**numbers)
+    try:
+        return Hyp(**numbers)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def load_hyp(path: str | Path) -> Hyp:

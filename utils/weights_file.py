@@ -20,7 +20,7 @@ def check_weights_file(path: str | Path) -> Path:
     """
     path = Path(path)
     if not path.exists():
-        raise CheckpointError(f"weights {path} do not exist; check the path")
+        raise CheckpointError(f"weights {path} do not exist; check the path (nothing is downloaded)")
     if not path.is_file():
         raise CheckpointError(f"weights {path} are a folder; give the .pt file in it")
     try:

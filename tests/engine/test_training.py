@@ -257,7 +257,7 @@ def test_settings_that_cannot_work_are_refused(tmp_path: Path, settings: dict[st
     [
         ({"epochs": 0}, "--epochs 0"),
         ({"img_size": (1, 2, 3)}, "--img-size"),
-        ({"rect": True, "image_weights": True}, "exclude"),
+        ({"rect": True, "image_weights": True}, "leave one out"),
     ],
 )
 def test_settings_are_checked_when_made(settings: dict[str, Any], message: str) -> None:

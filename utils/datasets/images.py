@@ -54,7 +54,7 @@ def read_image(path: str | Path) -> Pixels:
             orientation = _orientation(image)
             pixels = _decode_fast(image, data)
             if pixels is None:
-                pixels = _decode_any(image)
+                pixels = rgb_from_pil(image)
     except _DAMAGED as error:
         raise DataError(f"image {path} cannot be read: {_reason(error)}; replace or remove it") from error
     return np.ascontiguousarray(_upright(pixels, orientation))
@@ -113,18 +113,28 @@ def _decode_fast(image: Image.Image, data: bytes) -> Pixels | None:
     return decoded
 
 
-def _decode_any(image: Image.Image) -> Pixels:
+def rgb_from_pil(image: Image.Image) -> Pixels:
+    """(H, W, 3) uint8 RGB of a PIL image of any mode, as it lies; see `read_image` for the rules.
+
+    Raises:
+        ValueError: Its pixels are floats.
+    """
     if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
-        grey = ((wide + 128) // 257).astype(np.uint8)
+        # Pillow's own conversion to 8 bits clips instead of scaling.
+        grey = eight_bits(np.asarray(image).clip(0, 65535))
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode == "F":
         raise ValueError("its pixels are floats; save it with 8 or 16 bits")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if image.has_transparency_data:
         layer = image.convert("RGBA")
         ground = Image.new("RGBA", layer.size, (FILL, FILL, FILL, 255))
         return np.asarray(Image.alpha_composite(ground, layer).convert("RGB"))
     return np.asarray(image.convert("RGB"))
+
+
+def eight_bits(wide: np.ndarray[Any, Any]) -> Pixels:
+    """16-bit values as 8-bit ones: divided by 257, so that 65535 becomes 255."""
+    return ((wide.astype(np.int64) + 128) // 257).astype(np.uint8)
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:

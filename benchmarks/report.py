@@ -1,0 +1,84 @@
+"""Dated result files: what was measured, with which command, versions and machine."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from utils.files import write_text
+
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("torch", "numpy", "opencv-python-headless", "faster-coco-eval")
+
+
+def device_name() -> str:
+    """The GPU's name, or the processor's with the number of cores used."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _command() -> str:
+    """The command line as a reader would type it, without this machine's paths."""
+    spec = sys.modules["__main__"].__spec__
+    program = f"-m {spec.name}" if spec else Path(sys.argv[0]).name
+    arguments = [Path(argument).name if argument.startswith("/") else argument for argument in sys.argv[1:]]
+    return " ".join(["python", program, *arguments])
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; floats with three digits."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for row in rows:
+        cells = [f"{cell:.3g}" if isinstance(cell, float) and abs(cell) < 100 else _text(cell) for cell in row]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _text(cell: object) -> str:
+    return f"{cell:.0f}" if isinstance(cell, float) else str(cell)
+
+
+def write_report(name: str, *, title: str, body: str, facts: Mapping[str, object] | None = None) -> Path:
+    """Write results/<name>_<device>_<date>.md and return its path."""
+    now = datetime.now(UTC)
+    kind = "gpu" if torch.cuda.is_available() else "cpu"
+    path = RESULTS / f"{name}_{kind}_{now:%Y-%m-%d}.md"
+    versions = ", ".join(f"{package} {version(package)}" for package in _PACKAGES if _is_installed(package))
+    lines = [
+        f"# {title}",
+        "",
+        f"- date: {now:%Y-%m-%d}",
+        f"- command: `{_command()}`",
+        f"- machine: {device_name()}",
+        f"- versions: Python {platform.python_version()}, {versions}",
+        *(f"- {key}: {value}" for key, value in (facts or {}).items()),
+        "",
+        body,
+        "",
+    ]
+    write_text(path, "\n".join(lines))
+    return path

@@ -1,0 +1,161 @@
+"""The command lines are frozen: a flag that goes or changes its name breaks users' commands."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+from detect import DetectConfig
+from engine.config import RESUME_LATEST
+from engine.evolve import DEFAULT_TRIALS
+from train import TrainConfig
+from utils.cli import parse, run_script
+from utils.errors import ConfigError
+from val import ValConfig
+
+BARE = {"--resume": RESUME_LATEST, "--evolve": str(DEFAULT_TRIALS)}
+
+TRAIN_FLAGS = """
+    --adam --amp --batch --batch-size --cache --cache-dir --cache-images --cfg --data --device --epochs --evolve
+    --exist-ok --freeze --hyp --image-weights --img --img-size --imgsz --label-smoothing --linear-lr --lr0
+    --multi-scale --name --no-amp --noautoanchor --nominal-batch --noplots --nosave --notest --noval --optimizer
+    --patience --project --quad --rect --resume --save-period --schedule --seed --single-cls --sync-bn --weights
+    --workers
+"""
+VAL_FLAGS = """
+    --augment --batch --batch-size --cache-dir --conf --conf-thres --data --device --engine --exist-ok --half --img
+    --img-size --imgsz --iou --iou-thres --max-det --name --no-rect --project --save-conf --save-hybrid --save-json
+    --save-txt --single-cls --study-sizes --task --verbose --weights --workers
+"""
+DETECT_FLAGS = """
+    --agnostic-nms --augment --classes --conf --conf-thres --device --exist-ok --half --hide-conf --hide-labels --img
+    --img-size --imgsz --iou --iou-thres --line-thickness --max-det --name --nosave --project --save-conf --save-crop
+    --save-json --save-txt --source --view-img --weights
+"""
+
+
+def flags_of(config_type: type[Any]) -> list[str]:
+    """Every spelling of every flag of a configuration."""
+    hints = get_type_hints(config_type, include_extras=True)
+    flags = []
+    for field in fields(config_type):
+        name = field.name.replace("_", "-")
+        flags.append(f"--no-{name}" if field.default is True else f"--{name}")
+        for extra in getattr(hints[field.name], "__metadata__", ()):
+            flags += extra.aliases or ()
+    return sorted(flags)
+
+
+def switched_off(config: Any, names: str) -> list[str]:
+    """Those of the named switches that are off."""
+    return [name for name in names.split() if not getattr(config, name)]
+
+
+def parsed(config_type: type[Any], line: str) -> Any:
+    return parse(config_type, line.split(), bare=BARE)
+
+
+@pytest.mark.parametrize(
+    ("config_type", "frozen"),
+    [(TrainConfig, TRAIN_FLAGS), (ValConfig, VAL_FLAGS), (DetectConfig, DETECT_FLAGS)],
+)
+def test_flags_are_the_frozen_ones(config_type: type[Any], frozen: str) -> None:
+    assert flags_of(config_type) == frozen.split()
+
+
+@pytest.mark.parametrize(
+    ("config_type", "frozen"),
+    [(TrainConfig, TRAIN_FLAGS), (ValConfig, VAL_FLAGS), (DetectConfig, DETECT_FLAGS)],
+)
+def test_help_shows_every_flag(
+    config_type: type[Any], frozen: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    with pytest.raises(SystemExit) as caught:
+        parsed(config_type, "--help")
+    shown = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert [flag for flag in ["--config", *frozen.split()] if flag not in shown] == []
+
+
+def test_train_takes_the_spellings_of_v5() -> None:
+    config = parsed(
+        TrainConfig,
+        "--weights yolov5s.pt --cfg yolov5s.yaml --data coco.yaml --hyp data/hyp.scratch.yaml --epochs 100 "
+        "--batch-size 8 --img-size 640 640 --resume --nosave --notest --noautoanchor --evolve --cache-images "
+        "--image-weights --device 0,1 --multi-scale --single-cls --adam --sync-bn --workers 4 --project runs/x "
+        "--name y --exist-ok --quad --linear-lr --label-smoothing 0.1 --save-period 5",
+    )
+    assert (config.weights, config.img_size, config.batch_size) == ("yolov5s.pt", (640, 640), 8)
+    assert (config.resume, config.evolve, config.device) == ("latest", 300, "0,1")
+    switches = "nosave notest noautoanchor cache_images image_weights multi_scale single_cls adam sync_bn exist_ok"
+    assert switched_off(config, switches + " quad linear_lr") == []
+    assert (config.optimizer_name, config.schedule_name) == ("adam", "linear")
+    assert (config.label_smoothing, config.save_period) == (0.1, 5)
+
+
+@pytest.mark.parametrize("name", ["--img-size", "--img_size", "--img", "--imgsz"])
+def test_one_image_size_will_do(name: str) -> None:
+    assert parsed(TrainConfig, f"{name} 320 --rect").img_size == (320,)
+
+
+def test_flags_added_since_v5_are_taken() -> None:
+    config = parsed(TrainConfig, "--seed 3 --patience 5 --freeze 10 --optimizer ranger --schedule flat --no-amp")
+    assert (config.seed, config.patience, config.freeze, config.amp_name) == (3, 5, (10,), "off")
+    assert (config.optimizer_name, config.schedule_name) == ("ranger", "flat")
+
+
+def test_val_takes_the_spellings_of_v5() -> None:
+    config = parsed(
+        ValConfig,
+        "--weights a.pt b.pt --data coco.yaml --batch-size 16 --img-size 640 --conf-thres 0.001 --iou-thres 0.65 "
+        "--task test --device cpu --single-cls --augment --verbose --save-txt --save-hybrid --save-conf --save-json "
+        "--project runs/x --name y --exist-ok",
+    )
+    assert (config.weights, config.iou_thres, config.task) == (("a.pt", "b.pt"), 0.65, "test")
+    assert switched_off(config, "single_cls augment verbose save_txt save_hybrid save_conf save_json exist_ok") == []
+
+
+def test_detect_takes_the_spellings_of_v5() -> None:
+    config = parsed(
+        DetectConfig,
+        "--weights a.pt --source 0 --img-size 640 --conf-thres 0.3 --iou-thres 0.5 --device cpu --view-img "
+        "--save-txt --save-conf --nosave --classes 0 2 --agnostic-nms --augment --project runs/x --name y --exist-ok",
+    )
+    assert (config.weights, config.source, config.classes) == (("a.pt",), "0", ("0", "2"))
+    assert switched_off(config, "view_img save_txt save_conf nosave agnostic_nms augment exist_ok") == []
+
+
+def test_settings_of_a_run_come_back_as_its_config_file(tmp_path: Path) -> None:
+    path = tmp_path / "opt.yaml"
+    path.write_text("data: mine.yaml\nimg_size: [320, 416]\nepochs: 7\nlr0: 1e-3\nrect: true\n")
+    config = parsed(TrainConfig, f"--config {path} --epochs 9")
+    assert config == TrainConfig(data="mine.yaml", img_size=(320, 416), epochs=9, lr0=0.001, rect=True)
+
+
+def test_unknown_key_of_a_config_file_lists_the_known_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "opt.yaml"
+    path.write_text("epoch: 7\n")
+    with pytest.raises(SystemExit) as caught:
+        run_script(lambda config: None, TrainConfig, argv=["--config", str(path)])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path}: unknown key 'epoch'; known: weights, cfg, data, hyp, lr0, epochs")
+    assert error.count("\n") == 1
+
+
+def test_unknown_flag_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_script(lambda config: None, TrainConfig, argv=["--epoch-count", "3"])
+    assert caught.value.code == 2
+    assert "--epoch-count" in capsys.readouterr().err
+
+
+def test_settings_that_exclude_each_other_are_refused() -> None:
+    with pytest.raises(ConfigError, match="both decide the order of images; leave one out"):
+        TrainConfig(image_weights=True, rect=True)

@@ -1,0 +1,139 @@
+"""Flags, configuration files and exit codes, on a small configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from utils.cli import config_from_values, parse, run_script
+from utils.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of a test."""
+
+    weights: tuple[str, ...]
+    epochs: int = 3
+    rate: float | None = None
+    sizes: tuple[int, ...] = (640,)
+    fast: bool = False
+    mode: Literal["a", "b"] = "a"
+    device: str = ""
+    resume: str = ""
+    folder: Path = Path("runs")
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ConfigError(f"--epochs {self.epochs}: expected at least 1")
+
+
+def parsed(*argv: str) -> Config:
+    return parse(Config, argv, bare={"--resume": "latest"})
+
+
+def exit_code(main: Any, *argv: str) -> int | str | None:
+    with pytest.raises(SystemExit) as caught:
+        run_script(main, Config, argv=argv)
+    return caught.value.code
+
+
+def test_flags_have_dashes_or_underscores() -> None:
+    config = parsed("--weights", "a.pt", "b.pt", "--sizes", "320", "640", "--fast")
+    assert (config.weights, config.sizes, config.fast) == (("a.pt", "b.pt"), (320, 640), True)
+
+
+@pytest.mark.parametrize(
+    ("argv", "resume"),
+    [(("--resume",), "latest"), (("--resume", "--fast"), "latest"), (("--resume", "x/last.pt"), "x/last.pt")],
+)
+def test_bare_flag_takes_its_own_value(argv: tuple[str, ...], resume: str) -> None:
+    assert parsed("--weights", "a.pt", *argv).resume == resume
+
+
+def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("weights: [a.pt]\nepochs: 7\nsizes: [320, 320]\nrate: 1e-3\nfast: true\n")
+    config = parsed("--config", str(path), "--epochs", "9")
+    assert config == Config(weights=("a.pt",), epochs=9, sizes=(320, 320), rate=0.001, fast=True)
+    assert parsed(f"--config={path}").epochs == 7
+
+
+def test_file_may_leave_what_is_required_to_the_flags(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("epochs: 7\n")
+    assert parsed("--config", str(path), "--weights", "a.pt") == Config(weights=("a.pt",), epochs=7)
+    assert exit_code(lambda config: None, "--config", str(path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("epoch: 3", "unknown key 'epoch'; known: weights, epochs, rate"),
+        ("epochs: many", "epochs is 'many', expected an integer"),
+        ("epochs: true", "epochs is True, expected an integer"),
+        ("epochs: 2.5", "epochs is 2.5, expected an integer"),
+        ("fast: 1", "fast is 1, expected true or false"),
+        ("mode: c", "mode is 'c', expected one of a, b"),
+        ("rate: fast", "rate is 'fast', expected a number or nothing"),
+        ("sizes: [a]", r"sizes is \['a'\], expected an integer"),
+        ("device: [0]", r"device is \[0\], expected text"),
+    ],
+)
+def test_value_of_the_wrong_kind_names_file_key_and_expectation(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(line)
+    with pytest.raises(ConfigError, match=f"c.yaml: {message}"):
+        parsed("--config", str(path))
+
+
+def test_config_without_a_file_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--config has no value; give a YAML file"):
+        parsed("--config")
+
+
+def test_plain_values_become_the_types_of_the_fields() -> None:
+    values = {"weights": "a.pt", "sizes": 320, "device": 0, "rate": 1, "folder": "x", "mode": "b"}
+    config = config_from_values(Config, values, where="here")
+    assert config == Config(weights=("a.pt",), sizes=(320,), device="0", rate=1.0, folder=Path("x"), mode="b")
+    with pytest.raises(ConfigError, match="here has no 'weights'; add it"):
+        config_from_values(Config, {}, where="here")
+
+
+def test_users_mistake_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(config: Config) -> None:
+        raise DataError("file x: broken; mend it")
+
+    assert exit_code(main, "--weights", "a.pt") == 2
+    assert capsys.readouterr().err == "error: file x: broken; mend it\n"
+
+
+@pytest.mark.parametrize("argv", [("--nope",), ("--epochs", "many"), ("--epochs", "0"), ("--mode", "c")])
+def test_wrong_flag_exits_with_2(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(lambda config: None, "--weights", "a.pt", *argv) == 2
+    assert argv[0] in capsys.readouterr().err
+
+
+def test_failed_check_exits_with_1_and_an_interrupt_with_130() -> None:
+    def interrupted(config: Config) -> None:
+        raise KeyboardInterrupt
+
+    assert exit_code(lambda config: False, "--weights", "a.pt") == 1
+    assert exit_code(interrupted, "--weights", "a.pt") == 130
+
+
+def test_success_does_not_exit() -> None:
+    seen: list[Config] = []
+    run_script(seen.append, Config, argv=["--weights", "a.pt"])
+    assert seen == [Config(weights=("a.pt",))]
+
+
+def test_our_own_mistake_keeps_its_traceback() -> None:
+    def main(config: Config) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_script(main, Config, argv=["--weights", "a.pt"])
