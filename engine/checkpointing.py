@@ -18,8 +18,8 @@ from utils.run_folder import plain
 class EmaHook(Hook):
     """Keeps the moving average of the weights up to date."""
 
-    def __init__(self, model: Detector) -> None:
-        self.ema = Ema(model)
+    def __init__(self, model: Detector, *, total_updates: int) -> None:
+        self.ema = Ema(model, total_updates=total_updates)
 
     def weights_updated(self, trainer: Trainer) -> None:
         """Follow the model."""

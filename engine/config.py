@@ -44,6 +44,7 @@ class TrainConfig:
     evolve: int = 0  # search hyper-parameters over this many trainings (alone: 300); resumable
     cache_images: Annotated[bool, spelled("--cache")] = False  # hold decoded images in memory
     cache_dir: str = ""  # where the label index is cached; empty is beside the data
+    close_mosaic: int = 0  # the last epochs of this number see no mosaics, only pictures as they will come
     image_weights: bool = False  # draw images with badly learnt classes more often
     device: str = ""  # cpu, 0, or 0,1 under torchrun; empty takes a GPU if there is one
     multi_scale: bool = False  # vary the image size by half

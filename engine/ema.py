@@ -9,31 +9,45 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+# v5.0's decay, made for runs of half a million updates: it averages over their last 2 %.
 _DECAY = 0.9999
 _RAMP = 2000  # updates
+_WINDOW = 0.02  # share of a shorter run that ours averages over
 
 
-def ema_decay(updates: int) -> float:
-    """Share of the old average kept at the given number of updates: .9999 * (1 - exp(-n / 2000))."""
-    return _DECAY * (1 - math.exp(-updates / _RAMP))
+def ema_decay(updates: int, total: int) -> float:
+    """Share of the old average kept at the given number of updates.
 
+    v5.0 keeps .9999 * (1 - exp(-n / 2000)). A run of a thousand updates would be over before that averages anything,
+    so in short runs ours ramps up within a tenth of the run and averages over the same share of it.
 
-@torch.no_grad()
-def _blend(averages: Any, values: Any, updates: Tensor | int) -> None:
-    weight = 1 - ema_decay(int(updates))
-    floats = [(a, v) for a, v in zip(averages, values, strict=True) if a.is_floating_point()]
-    if floats:
-        torch._foreach_lerp_([a for a, _ in floats], [v for _, v in floats], weight)
-    for average, value in zip(averages, values, strict=True):
-        if not average.is_floating_point():
-            average.copy_(value)
+    Args:
+        updates: Optimiser steps so far.
+        total: Optimiser steps of the whole run.
+    """
+    ceiling = min(_DECAY, 1 - 1 / max(1.0, _WINDOW * total))
+    ramp = min(_RAMP, max(1.0, total / 10))
+    return ceiling * (1 - math.exp(-updates / ramp))
 
 
 class Ema:
     """A shadow of a model, parameters and buffers, that lags behind it and generalises better."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._averaged = AveragedModel(model, multi_avg_fn=_blend, use_buffers=True)
+    def __init__(self, model: nn.Module, *, total_updates: int) -> None:
+        """Args: `total_updates` is the number of optimiser steps of the whole run, about."""
+
+        @torch.no_grad()
+        def blend(averages: Any, values: Any, updates: Tensor | int) -> None:
+            weight = 1 - ema_decay(int(updates), total_updates)
+            pairs = list(zip(averages, values, strict=True))
+            floats = [pair for pair in pairs if pair[0].is_floating_point()]
+            if floats:
+                torch._foreach_lerp_([average for average, _ in floats], [value for _, value in floats], weight)
+            for average, value in pairs:
+                if not average.is_floating_point():
+                    average.copy_(value)
+
+        self._averaged = AveragedModel(model, multi_avg_fn=blend, use_buffers=True)
         self._averaged.eval()
         self.model: nn.Module = self._averaged.module
         for parameter in self.model.parameters():

@@ -49,7 +49,9 @@ class EvalSession:
             self.index, img_size=round_up(img_size, self.stride), hyp=Hyp(), rect=self.rect, stride=self.stride
         )
         loader = build_loader(dataset, batch_size=self.batch_size, workers=self.workers, shuffle=False)
-        with memory_advice(f"lower --batch-size (now {self.batch_size}) or --img-size (now {img_size})"):
+        advice = f"lower --batch-size (now {self.batch_size}), --img-size (now {img_size})"
+        advice += f" or --workers (now {self.workers})"
+        with memory_advice(advice):
             return evaluate(
                 self.predict, loader, self.index, settings=self.settings, device=self.device, on_batch=on_batch
             )

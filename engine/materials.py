@@ -124,6 +124,7 @@ def make_train_loader(
         stride=model.max_stride,
         cache_images=config.cache_images,
         seed=config.seed,
+        no_mosaic_from=config.epochs - config.close_mosaic,
     )
     return build_loader(
         dataset,

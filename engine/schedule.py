@@ -73,6 +73,11 @@ class Schedule:
         wanted = max(round(self.hyp.warmup_epochs * self.batches), 1000)
         return min(wanted, max(1, self.epochs * self.batches // 10))
 
+    @property
+    def total_updates(self) -> int:
+        """Optimiser steps of the whole run, but for the warm-up's extra ones."""
+        return self.epochs * math.ceil(self.batches / self.accumulate)
+
     def warmup_progress(self, batch: int) -> float:
         """Share of the warm-up that is over at `batch` (counted from the start of the run), 0 to 1."""
         return 1.0 if batch >= self.warmup_batches else batch / self.warmup_batches

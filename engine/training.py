@@ -167,7 +167,11 @@ class _Run:
         self, model: Detector, hyp: Hyp, hooks: HookFactory, *, checkpoint: Checkpoint | None
     ) -> TrainResult | None:
         config = self.config
-        with memory_advice(f"lower --batch-size (now {config.batch_size}) or --img-size (now {config.img_size[0]})"):
+        advice = (
+            f"lower --batch-size (now {config.batch_size}), --img-size (now {config.img_size[0]}) "
+            f"or --workers (now {config.workers})"
+        )
+        with memory_advice(advice):
             return self._fit_and_measure(model, hyp, hooks, checkpoint=checkpoint)
 
     def _fit_and_measure(
@@ -178,7 +182,7 @@ class _Run:
         if self.config.sync_bn and self.process.world_size > 1:
             synchronise_batch_norms_(model, self.device)
         trainer = self._trainer(model, hyp)
-        ema = EmaHook(model)
+        ema = EmaHook(model, total_updates=trainer.schedule.total_updates)
         checkpoints = CheckpointHook(
             self.folder.path / "weights",
             ema=ema.ema,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ Config = TypeVar("Config")
 
 USAGE_EXIT = 2
 INTERRUPT_EXIT = 130
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 _CONFIG_HELP = "--config FILE takes settings from a YAML, such as a run folder's opt.yaml; flags override them."
 
@@ -47,11 +49,22 @@ def run_script(
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(USAGE_EXIT)
+    except OSError as error:
+        # Writers of other packages (TensorBoard) meet a full disk too.
+        if error.errno not in _DISK_ERRORS:
+            raise
+        sys.stderr.write(f"error: {_disk_message(error)}\n")
+        sys.exit(USAGE_EXIT)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(INTERRUPT_EXIT)
     if outcome is False:
         sys.exit(1)
+
+
+def _disk_message(error: OSError) -> str:
+    place = f"{error.filename}: " if error.filename else ""
+    return f"cannot write: {place}{error.strerror}; free space or choose another --project folder"
 
 
 def parse(config_type: type[Config], argv: Sequence[str], *, bare: Mapping[str, str]) -> Config:

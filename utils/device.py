@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+import cv2
 import numpy as np
 import torch
 
 from utils.errors import ConfigError
 
 Amp = Literal["auto", "bf16", "fp16", "off"]
+
+# How torch's CPU allocator, OpenCV, and loader processes on a small /dev/shm or without memory word it.
+_EXHAUSTED = ("allocate memory", "Insufficient memory", "out of shared memory", "killed by signal: Killed")
 
 
 def select_device(text: str = "", *, local_rank: int = 0) -> torch.device:
@@ -78,10 +82,10 @@ def memory_advice(advice: str) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, cv2.error) as error:
         text = str(error)
-        exhausted = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in text
-        if not exhausted:
+        is_out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not is_out_of_memory and not any(words in text for words in _EXHAUSTED):
             raise
         reason = f" ({text.splitlines()[0][:200]})" if text else ""
         raise ConfigError(f"out of memory{reason}; {advice}") from error

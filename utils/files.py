@@ -82,7 +82,7 @@ def read_yaml(path: str | Path, *, what: str) -> dict[str, Any]:
         value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{what} file {path} does not exist; check the path") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{what} file {path} cannot be read as YAML: {reason}; correct or replace it") from error
     if not isinstance(value, dict):

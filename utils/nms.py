@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from utils.boxes import box_iou, cxcywh_to_xyxy
+from utils.boxes import cxcywh_to_xyxy
 from utils.torchvision_compat import compiled_nms
 
 # Candidates kept per image before suppression, best first.
@@ -36,8 +36,8 @@ def greedy_nms(
     for start in range(0, len(order), _BLOCK):
         block = order[start : start + _BLOCK]
         if len(kept):
-            block = block[(box_iou(boxes[block], boxes[kept]) <= iou).all(1)]
-        overlapping = box_iou(boxes[block], boxes[block]) > iou
+            block = block[~_overlap(boxes[block], boxes[kept], iou).any(1)]
+        overlapping = _overlap(boxes[block], boxes[block], iou)
         alive = np.ones(len(block), dtype=bool)
         for i in range(len(block)):
             if alive[i]:
@@ -46,6 +46,22 @@ def greedy_nms(
         if len(kept) >= max_keep:
             break
     return kept[:max_keep]
+
+
+def _overlap(first: NDArray[np.float32], second: NDArray[np.float32], iou: float) -> NDArray[np.bool_]:
+    """(N, M): whether the IoU of two boxes exceeds `iou`. Side by side in memory, which numpy needs to be fast."""
+    x1, y1, x2, y2 = np.ascontiguousarray(first.T)[:, :, None]
+    u1, v1, u2, v2 = np.ascontiguousarray(second.T)[:, None, :]
+    width = np.minimum(x2, u2)
+    width -= np.maximum(x1, u1)
+    height = np.minimum(y2, v2)
+    height -= np.maximum(y1, v1)
+    np.maximum(width, 0, out=width)
+    np.maximum(height, 0, out=height)
+    width *= height
+    union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - width
+    exceeds: NDArray[np.bool_] = width > iou * union
+    return exceeds
 
 
 def non_max_suppression(

@@ -39,7 +39,7 @@ def write_picture(path: Path, *, hw: tuple[int, int] = (48, 64), seed: int = 0) 
 
 
 def write_odd_pictures(folder: Path) -> None:
-    """One pixel, 16 bits, grey, CMYK, RGBA and EXIF-rotated (48 x 64 pixels seen as 64 x 48)."""
+    """One pixel, 16 bits, grey, CMYK, RGBA and EXIF-rotated (64 x 48 pixels seen as 48 x 64)."""
     with Image.open(write_picture(folder / "a.jpg")) as opened:
         picture = opened.convert("RGB")
     picture.crop((0, 0, 1, 1)).save(folder / "pixel.png")

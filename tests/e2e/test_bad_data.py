@@ -79,6 +79,7 @@ BROKEN_SETS: dict[str, tuple[Breaks, list[str]]] = {
 
 BROKEN_JSON: dict[str, tuple[Breaks, list[str]]] = {
     "truncated": (cut("train.json"), ["train.json", "truncated or no JSON", "fetch it again"]),
+    "nested too deeply": (writes("train.json", "[" * 100_000), ["train.json", "truncated or no JSON"]),
     "a list": (writes("train.json", "[]"), ["train.json", "holds a list", "expected an object"]),
     "no annotations": (
         edits("train.json", lambda content: content.pop("annotations")),
@@ -166,6 +167,18 @@ def test_truncated_jpeg_is_skipped_and_counted(place: Place, caplog: pytest.LogC
     assert (result["images"], result["skipped"]) == (1, 1)
 
 
+def test_byte_order_marks_of_windows_editors_do_no_harm(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    mark = "\ufeff"
+    writes(LABEL, f"{mark}0 0.5 0.5 0.5 0.5\n")(place.root)
+    writes("train.txt", f"{mark}images/train/a.jpg\n")(place.root)
+    writes("data.yaml", f"{mark}train: train.txt\nval: images/val\nnc: 3\nnames: [a, b, c]\n")(place.root)
+    with caplog.at_level("INFO"):
+        run("train", place.arguments("train"))
+        run("detect", [*place.arguments("detect"), "--source", str(place.root / "train.txt")])
+    assert "train: 1 images, 1 boxes" in caplog.text
+    assert "images: 1, found" in caplog.text
+
+
 def test_val_split_without_any_label_trains_to_zero_map(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     (place.root / "labels/val/c.txt").unlink()
     with caplog.at_level("INFO"):
@@ -209,7 +222,7 @@ def test_pictures_of_every_kind_go_through_all_scripts(place: Place, caplog: pyt
     assert "corrupt" not in caplog.text
     result = json.loads((place.project / "exp3/result.json").read_text())
     assert (result["images"], result["skipped"]) == (8, 0)
-    assert "rotated.jpg: 64x48" in caplog.text
+    assert "rotated.jpg: 48x64" in caplog.text
 
 
 @pytest.mark.parametrize(

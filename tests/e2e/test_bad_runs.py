@@ -42,8 +42,8 @@ def test_device_that_is_not_there_is_refused(place: Place, script: str, capsys: 
 @pytest.mark.parametrize(
     ("script", "remedy"),
     [
-        ("train", "lower --batch-size (now 2) or --img-size (now 64)"),
-        ("val", "lower --batch-size (now 2) or --img-size (now 64)"),
+        ("train", "lower --batch-size (now 2), --img-size (now 64) or --workers (now 0)"),
+        ("val", "lower --batch-size (now 2), --img-size (now 64) or --workers (now 0)"),
         ("detect", "lower --img-size (now 64), or in Python img_size or batch_size"),
     ],
 )
@@ -69,7 +69,7 @@ def test_validation_too_large_for_memory_says_what_to_lower(
 
     monkeypatch.setattr("engine.validation.evaluate", exhausted)
     line = refusal("train", place.arguments("train"), capsys)
-    assert line.endswith("lower --batch-size (now 2) or --img-size (now 64)")
+    assert line.endswith("lower --batch-size (now 2), --img-size (now 64) or --workers (now 0)")
     assert load_checkpoint(place.project / "exp/weights/last.pt").epoch == -1
 
 

@@ -88,7 +88,7 @@ def test_fingerprint_tells_widths_apart() -> None:
         ({"backbone": None}, "backbone is missing"),
         ({"anchors": [[1, 2]]}, "1 rows; Detect reads 2"),
         ({"anchors": [[1, 2], [1, 2, 3]]}, "same number of w,h pairs"),
-        ({"anchors": [[1, -2], [1, 2]]}, "-2 is no size"),
+        ({"anchors": [[1, -2], [1, 2]]}, "got -2, expected sizes in pixels"),
         ({"anchors": None}, "expected one row"),
         ({"strides": [8, 16]}, "the layers give [2, 4]"),
         ({"widths": {"model.0": 0}}, "model.0 is 0"),

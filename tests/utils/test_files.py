@@ -74,6 +74,7 @@ def test_yaml_comes_back_in_the_given_order(tmp_path: Path) -> None:
         (b"\xff\xfe\x00", "cannot be read as YAML"),
         (b"- 1\n- 2\n", "holds list"),
         (b"", "holds NoneType"),
+        (b"a: " + b"[" * 5000, "cannot be read as YAML"),
         (b"a: !!python/object/apply:os.system ['true']", "cannot be read as YAML"),
     ],
 )

@@ -113,7 +113,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise DataError(f"COCO JSON {path} does not exist; check the path") from None
     except OSError as error:
         raise DataError(f"COCO JSON {path} cannot be read: {error.strerror}; check its rights") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"COCO JSON {path} is truncated or no JSON: {error}; fetch it again") from error
     if not isinstance(content, dict):
         raise DataError(

@@ -55,6 +55,7 @@ class DetectionDataset(Dataset[Sample]):
         stride: The network's largest stride.
         cache_images: Keep the resized pictures in memory, if they fit.
         seed: Of all random numbers.
+        no_mosaic_from: First epoch without mosaics, so that a run ends on pictures as they will come.
 
     Raises:
         ConfigError: `img_size` is not a multiple of `stride`.
@@ -71,6 +72,7 @@ class DetectionDataset(Dataset[Sample]):
         stride: int = 32,
         cache_images: bool = False,
         seed: int = 0,
+        no_mosaic_from: int | None = None,
     ) -> None:
         if img_size < stride or img_size % stride:
             raise ConfigError(f"--img-size {img_size} is not a multiple of the stride {stride}; choose one that is")
@@ -81,6 +83,7 @@ class DetectionDataset(Dataset[Sample]):
         self.rect = rect
         self.stride = stride
         self.seed = seed
+        self.no_mosaic_from = no_mosaic_from
         self._cache: ImageCache | None = None
         shapes = [resized_hw(self._original_hw(position), img_size) for position in range(len(index))]
         if cache_images and fits_in_memory(shapes):
@@ -104,7 +107,7 @@ class DetectionDataset(Dataset[Sample]):
         epoch, position, *pool = key
         rng = np.random.default_rng((self.seed, epoch, position))
         scale, padding = 1.0, (0, 0)
-        if self.augment and not self.rect and rng.random() < self.hyp.mosaic:
+        if self._may_be_mosaic(epoch) and rng.random() < self.hyp.mosaic:
             image, labels = self._mosaic(position, pool, rng)
             if rng.random() < self.hyp.mixup:
                 other = self._mosaic(self._partner(pool, rng), pool, rng)
@@ -122,6 +125,10 @@ class DetectionDataset(Dataset[Sample]):
             padding=padding,
         )
         return Sample(image=_to_tensor(image), targets=_normalised(labels, image.shape[:2]), info=info)
+
+    def _may_be_mosaic(self, epoch: int) -> bool:
+        is_over = self.no_mosaic_from is not None and epoch >= self.no_mosaic_from
+        return self.augment and not self.rect and not is_over
 
     def _original_hw(self, position: int) -> tuple[int, int]:
         height, width = self.index.shapes_hw[position].tolist()

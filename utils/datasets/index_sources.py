@@ -109,7 +109,7 @@ def _images_of(source: Path) -> list[Path]:
 def _listed_images(list_file: Path) -> list[Path]:
     """Image paths of a txt list, one per line; relative ones start from the list's folder, or else from here."""
     try:
-        lines = list_file.read_text(encoding="utf-8").splitlines()
+        lines = list_file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"image list {list_file} cannot be read as text: {error}; correct the data YAML") from error
     images = []

@@ -53,7 +53,7 @@ def read_label_file(path: str | Path) -> np.ndarray[Any, np.dtype[np.float64]] |
         DataError: Text, a number that is not finite, a class id that is no integer, or other than 5 columns.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             lines = file.read().splitlines()
     except FileNotFoundError:
         return None

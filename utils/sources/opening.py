@@ -60,7 +60,7 @@ def _matching(pattern: str) -> list[Path]:
 def _listed_in(list_file: Path) -> list[Path]:
     """The files that a text names, one per line, relative to the text's folder or to the current one."""
     try:
-        lines = list_file.read_text(encoding="utf-8").splitlines()
+        lines = list_file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"list {list_file} cannot be read ({error}); expected one path per line") from error
     names = [line.strip() for line in lines if line.strip()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -123,6 +124,21 @@ def test_failed_check_exits_with_1_and_an_interrupt_with_130() -> None:
 
     assert exit_code(lambda config: False, "--weights", "a.pt") == 1
     assert exit_code(interrupted, "--weights", "a.pt") == 130
+
+
+def test_full_disk_met_by_another_package_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(config: Config) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/exp/events")
+
+    assert exit_code(main, "--weights", "a.pt") == 2
+    expected = "error: cannot write: runs/exp/events: No space left on device; free space or choose another --project"
+    assert capsys.readouterr().err == f"{expected} folder\n"
+    with pytest.raises(PermissionError):
+        run_script(lambda config: open_forbidden(), Config, argv=["--weights", "a.pt"])
+
+
+def open_forbidden() -> None:
+    raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def test_success_does_not_exit() -> None:
