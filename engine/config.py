@@ -29,12 +29,11 @@ class TrainConfig:
     data: str = "data/bccd.yaml"  # data set YAML
     hyp: str = "data/hyp/scratch.yaml"  # hyper-parameter YAML
     lr0: float | None = None  # overrides the YAML's learning rate; by default Adam and kin take a tenth of it
-    epochs: int = 300
+    epochs: int = 300  # passes over the training images
     batch_size: Annotated[int, spelled("--batch")] = 16  # images per batch, over all processes
     nominal_batch: int = 64  # batches are accumulated until an optimiser step has seen this many images
-    img_size: Annotated[tuple[int, ...], spelled("--img", "--imgsz")] = (
-        640,
-    )  # training size, and optionally test size
+    # training size, and optionally test size
+    img_size: Annotated[tuple[int, ...], spelled("--img", "--imgsz")] = (640,)
     rect: bool = False  # batches of one aspect ratio, without mosaic
     resume: str = ""  # continue the latest run, or the run of this last.pt
     nosave: bool = False  # keep only the final checkpoint
@@ -61,7 +60,7 @@ class TrainConfig:
     schedule: ScheduleName = "cosine"  # decay of the learning rate
     label_smoothing: float | None = None  # overrides the YAML's
     save_period: int = -1  # also keep a checkpoint every this many epochs
-    seed: int = 0
+    seed: int = 0  # of weights, order and augmentation; the same seed gives the same run
     patience: int = 100  # stop after this many epochs without a better model; 0 never stops
     freeze: tuple[int, ...] = (0,)  # one number N: the first N layers; several: these layers
     amp: Amp = "auto"  # mixed precision: auto, bf16, fp16, off
@@ -74,7 +73,14 @@ class TrainConfig:
                 object.__setattr__(self, name, (value,))
         if not 1 <= len(self.img_size) <= 2 or min(self.img_size) < 1:
             raise ConfigError(f"--img-size {self.img_size}: expected one or two sizes, for training and testing")
-        for name, least in (("epochs", 1), ("batch_size", 1), ("nominal_batch", 1), ("workers", 0), ("evolve", 0)):
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("nominal_batch", 1),
+            ("workers", 0),
+            ("evolve", 0),
+            ("seed", 0),
+        ):
             if getattr(self, name) < least:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} {getattr(self, name)}: expected at least {least}")

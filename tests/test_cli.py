@@ -19,8 +19,8 @@ from val import ValConfig
 BARE = {"--resume": RESUME_LATEST, "--evolve": str(DEFAULT_TRIALS)}
 
 TRAIN_FLAGS = """
-    --adam --amp --batch --batch-size --cache --cache-dir --cache-images --cfg --data --device --epochs --evolve
-    --exist-ok --freeze --hyp --image-weights --img --img-size --imgsz --label-smoothing --linear-lr --lr0
+    --adam --amp --batch --batch-size --cache --cache-dir --cache-images --cfg --close-mosaic --data --device --epochs
+    --evolve --exist-ok --freeze --hyp --image-weights --img --img-size --imgsz --label-smoothing --linear-lr --lr0
     --multi-scale --name --no-amp --noautoanchor --nominal-batch --noplots --nosave --notest --noval --optimizer
     --patience --project --quad --rect --resume --save-period --schedule --seed --single-cls --sync-bn --weights
     --workers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,8 @@ Config = TypeVar("Config")
 
 USAGE_EXIT = 2
 INTERRUPT_EXIT = 130
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# Characters of a file name in a message.
+_MAX_NAME = 200
 
 _CONFIG_HELP = "--config FILE takes settings from a YAML, such as a run folder's opt.yaml; flags override them."
 
@@ -50,10 +50,10 @@ def run_script(
         sys.stderr.write(f"error: {error}\n")
         sys.exit(USAGE_EXIT)
     except OSError as error:
-        # Writers of other packages (TensorBoard) meet a full disk too.
-        if error.errno not in _DISK_ERRORS:
+        # Without a number it comes from a library's own logic, not from the system: ours to mend.
+        if error.errno is None:
             raise
-        sys.stderr.write(f"error: {_disk_message(error)}\n")
+        sys.stderr.write(f"error: {_system_message(error)}\n")
         sys.exit(USAGE_EXIT)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
@@ -62,9 +62,10 @@ def run_script(
         sys.exit(1)
 
 
-def _disk_message(error: OSError) -> str:
-    place = f"{error.filename}: " if error.filename else ""
-    return f"cannot write: {place}{error.strerror}; free space or choose another --project folder"
+def _system_message(error: OSError) -> str:
+    """What the system refused, such as room on a full disk to TensorBoard's writer."""
+    place = f"{str(error.filename)[:_MAX_NAME]}: " if error.filename else ""
+    return f"{place}{error.strerror}; check the path, its rights and the free space"
 
 
 def parse(config_type: type[Config], argv: Sequence[str], *, bare: Mapping[str, str]) -> Config:

@@ -21,6 +21,7 @@ _FRACTIONS = (
     "mosaic9",
     "mixup",
     "iou_t",
+    "label_smoothing",
 )
 
 

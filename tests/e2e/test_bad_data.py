@@ -67,6 +67,17 @@ BROKEN_SETS: dict[str, tuple[Breaks, list[str]]] = {
     "label with 4 columns": (writes(LABEL, "\n0 0.5 0.5 0.5"), ["a.txt, line 2", "4 columns, expected 5", "correct"]),
     "label with 7 columns": (writes(LABEL, "0 .5 .5 .5 .5 1 2"), ["a.txt, line 1", "7 columns", "correct"]),
     "binary label": (lambda root: (root / LABEL).write_bytes(b"\xff\xfe\x00"), ["a.txt", "cannot be read as text"]),
+    "list with null characters": (
+        lambda root: (
+            writes("data.yaml", "train: l.txt\nval: l.txt\nnames: [a]\n")(root),
+            writes("l.txt", "a\0")(root),
+        ),
+        ["l.txt holds null characters", "save it as UTF-8 text"],
+    ),
+    "name too long": (
+        lambda root: writes("data.yaml", f"train: {'x' * 5000}\nval: images/val\nnames: [a]\n")(root),
+        ["xxx: File name too long", "check the path"],
+    ),
     "no picture at all": (
         lambda root: [path.unlink() for path in (root / "images/train").iterdir()],
         ["data.yaml", "train lists no image", "check the paths"],
@@ -100,6 +111,14 @@ BROKEN_JSON: dict[str, tuple[Breaks, list[str]]] = {
     "box with NaN": (
         edits("train.json", lambda content: content["annotations"][0].update(bbox=[1, 2, float("nan"), 4])),
         ["train.json", "bbox", "expected four finite numbers"],
+    ),
+    "endless numbers": (
+        edits("train.json", lambda content: content["annotations"][0].update(bbox=[10**310, 2, 3, 4])),
+        ["train.json", "expected four finite numbers"],
+    ),
+    "endless id": (
+        edits("train.json", lambda content: content["images"][0].update(id=10**30)),
+        ["train.json", "expected an integer of at most 63 bits"],
     ),
     "other categories": (
         writes("coco.yaml", "train: train.json\nval: val.json\nimage_root: images\nnames: [a]\n"),
@@ -232,6 +251,7 @@ def test_pictures_of_every_kind_go_through_all_scripts(place: Place, caplog: pyt
         ("val", writes("data.yaml", "trian: x\n"), "unknown key 'trian'"),
         ("detect", lambda root: (root / "tiny.pt").write_text("<html>"), "tiny.pt are a web page"),
     ],
+    ids=["train", "val", "detect"],
 )
 def test_real_process_says_one_line_and_exits_with_2(
     place: Place, script: str, break_it: Breaks, finding: str

@@ -172,6 +172,7 @@ def test_label_cache_that_cannot_be_written_is_only_a_warning(place: Place, capl
     ("arguments", "line"),
     [
         (["--cfg", "none.yaml"], "none.yaml"),
+        (["--label-smoothing", "3"], "hyper-parameter label_smoothing: got 3.0, expected 0 to 1"),
         (["--hyp", "none.yaml"], "hyper-parameter file none.yaml does not exist; check the path"),
         (["--freeze", "99"], "--freeze 99: the network has layers 0 to 9"),
         (["--amp", "fp16"], "--amp fp16 needs a GPU; use --amp bf16 or --amp off on a CPU"),

@@ -38,6 +38,7 @@ def refusal_of_weights(place: Place, script: str, path: Path, capsys: pytest.Cap
         (b"just some text", "are not a checkpoint", "give a .pt file"),
         (b"PK\x03\x04 and then nothing", "are cut short", "download or copy the file again"),
     ],
+    ids=["empty", "page", "text", "cut"],
 )
 def test_file_that_is_no_checkpoint_is_named_for_what_it_is(
     place: Place, script: str, content: bytes, finding: str, remedy: str, capsys: pytest.CaptureFixture[str]

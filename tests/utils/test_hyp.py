@@ -49,6 +49,7 @@ def test_text_that_is_a_number_is_taken_and_keys_of_other_tools_are_ignored(tmp_
         ("lr0: 0", "lr0: got 0.0, expected more than 0"),
         ("lr0: .nan", "lr0: got nan, expected a finite number"),
         ("momentum: .inf", "momentum: got inf, expected a finite number"),
+        ("label_smoothing: 3", "label_smoothing: got 3.0, expected 0 to 1"),
         ("mosaic: 2", "mosaic: got 2.0, expected 0 to 1"),
         ("anchor_t: 1", "anchor_t: got 1.0, expected more than 1"),
     ],

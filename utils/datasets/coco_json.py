@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from utils.errors import DataError
 
+_LARGEST = 2**63 - 1
 _KEYS = {
     "images": ("id", "file_name", "width", "height"),
     "categories": ("id", "name"),
@@ -136,8 +136,8 @@ def _section(content: dict[str, Any], name: str, path: Path) -> list[dict[str, A
 
 def _integer(item: dict[str, Any], key: str, path: Path) -> int:
     value = item[key]
-    if not isinstance(value, int):
-        raise DataError(f"COCO JSON {path}: {key} is {value!r}, expected an integer")
+    if not isinstance(value, int) or abs(value) > _LARGEST:
+        raise DataError(f"COCO JSON {path}: {key} is {value!r}, expected an integer of at most 63 bits")
     return value
 
 
@@ -169,7 +169,7 @@ def _row(
     if not isinstance(category_id, int) or category_id not in class_of:
         raise DataError(f"{which} has the unknown category_id {category_id!r}; remove it or add the category")
     is_box = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
-    if not is_box or not all(math.isfinite(v) for v in box):
+    if not is_box or not all(abs(v) <= _LARGEST for v in box):  # false for NaN, too
         raise DataError(f"{which} has the bbox {box!r}, expected four finite numbers (left, top, width, height)")
     height, width = sizes[image_id]
     left, top, w, h = box

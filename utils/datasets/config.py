@@ -131,6 +131,9 @@ def _class_names(values: dict[str, Any], splits: dict[str, tuple[Path, ...]], ya
         names = _json_names(splits)
     if names is None:
         raise DataError(f"{yaml_path} has no 'names'; list the class names (only COCO JSON sets may leave them out)")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        logger.warning("%s: class %r is named twice; numbers per class show one of them", yaml_path, twice[0])
     count = values.get("nc")
     if count is not None and count != len(names):
         raise DataError(f"{yaml_path}: nc is {count} but there are {len(names)} names; make them agree")

@@ -52,7 +52,7 @@ def content_key(candidates: Iterable[Candidate], *, extra_files: Iterable[Path],
 def _fingerprint(path: Path) -> bytes:
     try:
         stat = os.stat(path)
-    except (OSError, ValueError):  # a name with a null character is a ValueError
+    except OSError:
         return f"{path} absent\n".encode()
     return f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode()
 

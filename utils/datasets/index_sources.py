@@ -109,11 +109,13 @@ def _images_of(source: Path) -> list[Path]:
 def _listed_images(list_file: Path) -> list[Path]:
     """Image paths of a txt list, one per line; relative ones start from the list's folder, or else from here."""
     try:
-        lines = list_file.read_text(encoding="utf-8-sig").splitlines()
+        text = list_file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"image list {list_file} cannot be read as text: {error}; correct the data YAML") from error
+    if "\0" in text:
+        raise DataError(f"image list {list_file} holds null characters; save it as UTF-8 text")
     images = []
-    for line in filter(None, map(str.strip, lines)):
+    for line in filter(None, map(str.strip, text.splitlines())):
         beside = list_file.parent / line
         here = Path(line).absolute()
         images.append(here if here.exists() and not beside.exists() else beside)

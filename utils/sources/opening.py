@@ -60,10 +60,12 @@ def _matching(pattern: str) -> list[Path]:
 def _listed_in(list_file: Path) -> list[Path]:
     """The files that a text names, one per line, relative to the text's folder or to the current one."""
     try:
-        lines = list_file.read_text(encoding="utf-8-sig").splitlines()
+        text = list_file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"list {list_file} cannot be read ({error}); expected one path per line") from error
-    names = [line.strip() for line in lines if line.strip()]
+    names = [line.strip() for line in text.splitlines() if line.strip()]
+    if "\0" in text:
+        raise DataError(f"list {list_file} holds null characters; save it as UTF-8 text")
     if not names:
         raise DataError(f"list {list_file} is empty; expected one path per line")
     return [_listed_path(name, folder=list_file.parent) for name in names]

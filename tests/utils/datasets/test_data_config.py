@@ -102,3 +102,10 @@ def test_every_shipped_yaml_loads(name: str, num_classes: int) -> None:
     config = load_data_config(data / f"{name}.yaml")
     assert config.num_classes == num_classes
     assert len(set(config.names)) == num_classes
+
+
+def test_class_named_twice_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "data.yaml"
+    path.write_text("train: images\nnames: [cat, dog, cat]\n")
+    assert load_data_config(path).names == ("cat", "dog", "cat")
+    assert "class 'cat' is named twice" in caplog.text
