@@ -46,9 +46,13 @@ class CheckpointHook(Hook):
         return self.folder / "best.pt"
 
     def before_training(self, trainer: Trainer) -> None:
-        """A run killed in its first epoch resumes too."""
-        if trainer.process.is_main and trainer.state.epoch < 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        """A run killed in its first epoch resumes too; what an earlier kill left half written goes."""
+        if not trainer.process.is_main:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(".*.tmp"):
+            leftover.unlink()
+        if trainer.state.epoch < 0:
             save_checkpoint(self._checkpoint(trainer), self.last)
 
     def epoch_end(self, trainer: Trainer) -> None:

@@ -14,6 +14,9 @@ from utils.errors import ConfigError
 
 RESUME_LATEST = "latest"
 
+# Least value of settings that count something.
+_LEAST = {"epochs": 1, "batch_size": 1, "nominal_batch": 1, "workers": 0, "evolve": 0, "seed": 0, "close_mosaic": 0}
+
 
 def spelled(*names: str) -> Any:
     """Further spellings of a flag."""
@@ -73,14 +76,7 @@ class TrainConfig:
                 object.__setattr__(self, name, (value,))
         if not 1 <= len(self.img_size) <= 2 or min(self.img_size) < 1:
             raise ConfigError(f"--img-size {self.img_size}: expected one or two sizes, for training and testing")
-        for name, least in (
-            ("epochs", 1),
-            ("batch_size", 1),
-            ("nominal_batch", 1),
-            ("workers", 0),
-            ("evolve", 0),
-            ("seed", 0),
-        ):
+        for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} {getattr(self, name)}: expected at least {least}")

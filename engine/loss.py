@@ -79,12 +79,20 @@ class DetectionLoss:
         gains: LossGains,
         anchors: Tensor,
         strides: Sequence[int],
-        world_size: int = 1,
+        batch_factor: int = 1,
         mean_over_ranks: Callable[[Tensor], Tensor] = same,
     ) -> None:
-        """Args: `anchors` (levels, A, 2) in pixels; `mean_over_ranks` averages a tensor over all processes."""
+        """Describe the network and the run.
+
+        Args:
+            gains: Weights of the parts.
+            anchors: (levels, A, 2) in pixels.
+            strides: Pixels per cell of each level.
+            batch_factor: Images of the global batch per image of the heads.
+            mean_over_ranks: Averages a tensor over all processes.
+        """
         self.gains = gains
-        self.world_size = world_size
+        self.batch_factor = batch_factor
         self.mean_over_ranks = mean_over_ranks
         stride = torch.tensor(strides, dtype=torch.float32).view(-1, 1, 1)
         self.anchors = anchors.detach().float().cpu() / stride  # in cells
@@ -115,7 +123,7 @@ class DetectionLoss:
             cls = cls + level_cls / means[i]
             obj = obj + self._objectness(head, level, iou) * self.balance[i]
         parts = torch.stack((box * self.gains.box, obj * self.gains.obj, cls * self.gains.cls))
-        batch = heads[0].shape[0] * self.world_size
+        batch = heads[0].shape[0] * self.batch_factor
         return LossParts(total=parts.sum() * batch, parts=parts.detach())
 
     def _anchors_for(self, device: torch.device) -> Tensor:

@@ -138,12 +138,12 @@ def make_train_loader(
     )
 
 
-def make_val_loader(config: TrainConfig, model: Detector, data: Data, *, hyp: Hyp, device: torch.device) -> Loader:
+def make_val_loader(config: TrainConfig, model: Detector, data: Data, *, device: torch.device) -> Loader:
     """Validation images, each padded to its own least multiple of the stride."""
     dataset = DetectionDataset(
         data.val,
         img_size=round_up(config.img_size[-1], model.max_stride),
-        hyp=hyp,
+        hyp=Hyp(),  # nothing is augmented
         augment=False,
         rect=True,
         stride=model.max_stride,

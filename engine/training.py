@@ -5,33 +5,24 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from engine.assembly import make_observers, make_trainer
 from engine.checkpointing import CheckpointHook, EmaHook
 from engine.config import RESUME_LATEST, TrainConfig
-from engine.distributed import Process, mean_over_ranks, process_group, share, this_process
-from engine.eval_report import SamplePictures, metrics_table, result_of, save_evaluation
-from engine.evaluate import EvalSettings, Evaluation, evaluate, predictor
+from engine.distributed import Process, process_group, share, this_process
 from engine.hooks import Hook
-from engine.logging_hooks import EpochLineHook, ResultsHook, TensorBoardHook
-from engine.loss import DetectionLoss, LossGains
-from engine.materials import Data, make_model, make_train_loader, make_val_loader, read_data, read_hyp, train_size
-from engine.optim import build_optimizer
-from engine.schedule import Schedule
+from engine.materials import Data, make_model, read_data, read_hyp
+from engine.run_result import TrainResult, finish_run
 from engine.sync_bn import synchronise_batch_norms_
-from engine.trainer import Trainer, TrainerSettings, TrainState
-from engine.validation import EarlyStoppingHook, ImageWeightsHook, ValidationHook
 from models.detector import Detector, build_model
-from models.fuse import fuse
-from models.load import load_model
 from models.spec import ModelSpec
 from utils.checkpoint import Checkpoint, load_checkpoint
 from utils.cli import config_from_values
-from utils.device import amp_dtype, memory_advice, seed_everything, select_device
+from utils.device import memory_advice, seed_everything, select_device
 from utils.errors import CheckpointError
 from utils.files import write_yaml
 from utils.hyp import Hyp, load_hyp
@@ -42,41 +33,6 @@ LOGGER = logging.getLogger(__name__)
 
 # Hooks of a method (sparsity, masks, distillation); they run before those of the engine.
 HookFactory = Callable[[Detector, TrainConfig], Sequence[Hook]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """Where a run ended.
-
-    Attributes:
-        folder: The run folder.
-        best, last: Checkpoints.
-        best_epoch: Counted from 0.
-        epochs: Epochs trained.
-        evaluation: Of the best checkpoint, in float32.
-        seconds: Of the whole run in this process's life.
-        images_per_second: While training steps ran.
-    """
-
-    folder: Path
-    best: Path
-    last: Path
-    best_epoch: int
-    epochs: int
-    evaluation: Evaluation
-    seconds: float
-    images_per_second: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of result.json."""
-        return {
-            "best_epoch": self.best_epoch,
-            "epochs": self.epochs,
-            "metrics": result_of(self.evaluation),
-            "seconds": self.seconds,
-            "images_per_second": self.images_per_second,
-            "checkpoints": {"best": str(self.best), "last": str(self.last)},
-        }
 
 
 def no_hooks(model: Detector, config: TrainConfig) -> Sequence[Hook]:
@@ -140,7 +96,6 @@ class _Run:
 
     def __init__(self, config: TrainConfig, *, process: Process, device: torch.device) -> None:
         self.config, self.process, self.device = config, process, device
-        self.autocast = amp_dtype(device, config.amp_name)
         seed_everything(config.seed)
         self.data: Data = read_data(config)
 
@@ -177,21 +132,22 @@ class _Run:
     def _fit_and_measure(
         self, model: Detector, hyp: Hyp, hooks: HookFactory, *, checkpoint: Checkpoint | None
     ) -> TrainResult | None:
-        started = time.perf_counter()
+        config, started = self.config, time.perf_counter()
         model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.config.sync_bn and self.process.world_size > 1:
+        if config.sync_bn and self.process.world_size > 1:
             synchronise_batch_norms_(model, self.device)
-        trainer = self._trainer(model, hyp)
+        trainer = make_trainer(config, model, self.data, hyp=hyp, device=self.device, process=self.process)
         ema = EmaHook(model, total_updates=trainer.schedule.total_updates)
         checkpoints = CheckpointHook(
             self.folder.path / "weights",
             ema=ema.ema,
             names=self.data.train.names,
-            config=self.config,
-            save_period=self.config.save_period,
-            is_final_only=self.config.nosave,
+            config=config,
+            save_period=config.save_period,
+            is_final_only=config.nosave,
         )
-        trainer.hooks = [*hooks(model, self.config), ema, *self._observers(model, hyp, ema), checkpoints]
+        observers = make_observers(config, model, self.data, ema=ema, device=self.device, folder=self.folder.path)
+        trainer.hooks = [*hooks(model, config), ema, *observers, checkpoints]
         if checkpoint is not None:
             trainer.optimizer.load_state_dict(checkpoint.optimizer or {})
             ema.ema.restore_(checkpoint.ema or {}, checkpoint.ema_updates)
@@ -199,96 +155,5 @@ class _Run:
         state = trainer.fit()
         if not self.process.is_main:
             return None
-        return self._finish(checkpoints, state, hyp, seconds=time.perf_counter() - started)
-
-    def _trainer(self, model: Detector, hyp: Hyp) -> Trainer:
-        config, process = self.config, self.process
-        size = train_size(config, model)
-        loader = make_train_loader(config, model, self.data, hyp=hyp, device=self.device, process=process)
-        accumulate = max(round(config.nominal_batch / config.batch_size), 1)
-        gains = LossGains.from_hyp(
-            hyp, num_classes=model.spec.num_classes, num_levels=len(model.strides), img_size=size
-        )
-        stride = model.max_stride
-        scales = range(int(size * 0.5) // stride * stride or stride, int(size * 1.5) + 1, stride)
-        return Trainer(
-            model,
-            loss=DetectionLoss(
-                gains=gains,
-                anchors=model.anchors,
-                strides=model.strides,
-                world_size=process.world_size,
-                mean_over_ranks=mean_over_ranks,
-            ),
-            optimizer=build_optimizer(
-                config.optimizer_name,
-                model,
-                lr=hyp.lr0,
-                momentum=hyp.momentum,
-                weight_decay=hyp.weight_decay * config.batch_size * accumulate / config.nominal_batch,
-            ),
-            schedule=Schedule(
-                name=config.schedule_name, hyp=hyp, epochs=config.epochs, batches=len(loader), accumulate=accumulate
-            ),
-            loader=loader,
-            settings=TrainerSettings(
-                epochs=config.epochs,
-                device=self.device,
-                autocast=self.autocast,
-                seed=config.seed,
-                scales=tuple(scales) if config.multi_scale else (),
-            ),
-            process=process,
-        )
-
-    def _observers(self, model: Detector, hyp: Hyp, ema: EmaHook) -> list[Hook]:
-        """The hooks that look and report; validation first, since the others tell of it."""
-        config, names = self.config, self.data.train.names
-        validation = ValidationHook(
-            ema=ema.ema,
-            loader=make_val_loader(config, model, self.data, hyp=hyp, device=self.device),
-            index=self.data.val,
-            settings=EvalSettings(autocast=self.autocast, single_cls=config.single_cls, channels_last=True),
-            is_final_only=config.notest,
-        )
-        hooks: list[Hook] = [validation, EarlyStoppingHook(config.patience)]
-        if config.image_weights:
-            hooks.append(ImageWeightsHook(validation=validation, index=self.data.train))
-        return [
-            *hooks,
-            EpochLineHook(),
-            ResultsHook(self.folder.path, is_plotting=not config.noplots),
-            TensorBoardHook(self.folder.path, names=names, is_plotting=not config.noplots),
-        ]
-
-    def _finish(self, checkpoints: CheckpointHook, state: TrainState, hyp: Hyp, *, seconds: float) -> TrainResult:
-        """Measure the best checkpoint as val.py would, and write the result."""
-        best = checkpoints.best if checkpoints.best.exists() else checkpoints.last
-        model = fuse(load_model(best).model).to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        names = self.data.val.names
-        evaluation = evaluate(
-            predictor(model),
-            make_val_loader(self.config, model, self.data, hyp=hyp, device=self.device),
-            self.data.val,
-            settings=EvalSettings(single_cls=self.config.single_cls, channels_last=True),
-            device=self.device,
-            on_batch=None if self.config.noplots else SamplePictures(folder=self.folder.path, names=names),
-        )
-        if not self.config.noplots:
-            save_evaluation(evaluation, self.folder.path, names=names)
-        result = TrainResult(
-            folder=self.folder.path,
-            best=best,
-            last=checkpoints.last,
-            best_epoch=state.best_epoch,
-            epochs=state.epoch + 1,
-            evaluation=evaluation,
-            seconds=seconds,
-            images_per_second=state.images / max(state.seconds, 1e-9),
-        )
-        self.folder.write_result(result.to_dict())
-        LOGGER.info(
-            "best model, epoch %d, in float32:\n%s", state.best_epoch + 1, metrics_table(evaluation, names=names)
-        )
-        LOGGER.info("%s\n%s", f"checkpoints: {best}, {checkpoints.last}", f"results in {self.folder.path}")
-        return result
+        seconds = time.perf_counter() - started
+        return finish_run(self.folder, state, config=config, data=self.data, device=self.device, seconds=seconds)

@@ -63,16 +63,18 @@ def test_run_folder_holds_checkpoints_result_and_curves(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("killed_in", [0, 1])
 def test_resumed_run_ends_with_bit_identical_weights(tmp_path: Path, killed_in: int) -> None:
-    config = tiny_config(tmp_path, image_weights=True, multi_scale=True)
+    config = tiny_config(tmp_path, image_weights=True, multi_scale=True, close_mosaic=1)
     whole = run_training(replace(config, name="whole"))
     with pytest.raises(Killed):
         run_training(replace(config, name="killed"), hooks=lambda model, config: [KillAfter(killed_in)])
     last = tmp_path / "runs/killed/weights/last.pt"
+    last.with_name(".last.pt.1.tmp").write_bytes(b"half a checkpoint")
     resumed = run_training(TrainConfig(resume=str(last)))
     assert whole is not None
     assert resumed is not None
     assert_same_weights(whole.last, resumed.last)
     assert_same_weights(whole.best, resumed.best)
+    assert sorted(path.name for path in last.parent.iterdir()) == ["best.pt", "last.pt"]
     assert (whole.folder / "results.csv").read_text() == (resumed.folder / "results.csv").read_text()
 
 

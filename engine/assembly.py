@@ -1,0 +1,102 @@
+"""The Trainer of a run and the engine's own hooks, put together from settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from engine.checkpointing import EmaHook
+from engine.config import TrainConfig
+from engine.distributed import Process, mean_over_ranks
+from engine.evaluate import EvalSettings
+from engine.hooks import Hook
+from engine.logging_hooks import EpochLineHook, ResultsHook, TensorBoardHook
+from engine.loss import DetectionLoss, LossGains
+from engine.materials import Data, make_train_loader, make_val_loader, train_size
+from engine.optim import build_optimizer
+from engine.schedule import Schedule
+from engine.trainer import Trainer, TrainerSettings
+from engine.validation import EarlyStoppingHook, ImageWeightsHook, ValidationHook
+from models.detector import Detector
+from utils.device import amp_dtype
+from utils.hyp import Hyp
+
+# Images of a picture that --quad joins.
+_QUAD = 4
+
+
+def make_trainer(
+    config: TrainConfig, model: Detector, data: Data, *, hyp: Hyp, device: torch.device, process: Process
+) -> Trainer:
+    """A Trainer without hooks for `model`, which lies on `device`."""
+    loader = make_train_loader(config, model, data, hyp=hyp, device=device, process=process)
+    accumulate = max(round(config.nominal_batch / config.batch_size), 1)
+    return Trainer(
+        model,
+        loss=_make_loss(config, model, hyp=hyp, process=process),
+        optimizer=build_optimizer(
+            config.optimizer_name,
+            model,
+            lr=hyp.lr0,
+            momentum=hyp.momentum,
+            weight_decay=hyp.weight_decay * config.batch_size * accumulate / config.nominal_batch,
+        ),
+        schedule=Schedule(
+            name=config.schedule_name, hyp=hyp, epochs=config.epochs, batches=len(loader), accumulate=accumulate
+        ),
+        loader=loader,
+        settings=TrainerSettings(
+            epochs=config.epochs,
+            device=device,
+            autocast=amp_dtype(device, config.amp_name),
+            seed=config.seed,
+            scales=_scales(train_size(config, model), model.max_stride) if config.multi_scale else (),
+        ),
+        process=process,
+    )
+
+
+def _make_loss(config: TrainConfig, model: Detector, *, hyp: Hyp, process: Process) -> DetectionLoss:
+    gains = LossGains.from_hyp(
+        hyp,
+        num_classes=model.spec.num_classes,
+        num_levels=len(model.strides),
+        img_size=train_size(config, model),
+    )
+    return DetectionLoss(
+        gains=gains,
+        anchors=model.anchors,
+        strides=model.strides,
+        batch_factor=process.world_size * (_QUAD if config.quad else 1),
+        mean_over_ranks=mean_over_ranks,
+    )
+
+
+def _scales(size: int, stride: int) -> tuple[int, ...]:
+    """Multiples of the stride from half of `size` to one and a half."""
+    return tuple(range(max(size // 2 // stride, 1) * stride, size * 3 // 2 + 1, stride))
+
+
+def make_observers(
+    config: TrainConfig, model: Detector, data: Data, *, ema: EmaHook, device: torch.device, folder: Path
+) -> list[Hook]:
+    """The hooks that look and report; validation first, since the others tell of it."""
+    validation = ValidationHook(
+        ema=ema.ema,
+        loader=make_val_loader(config, model, data, device=device),
+        index=data.val,
+        settings=EvalSettings(
+            autocast=amp_dtype(device, config.amp_name), single_cls=config.single_cls, channels_last=True
+        ),
+        is_final_only=config.notest,
+    )
+    hooks: list[Hook] = [validation, EarlyStoppingHook(config.patience)]
+    if config.image_weights:
+        hooks.append(ImageWeightsHook(validation=validation, index=data.train))
+    return [
+        *hooks,
+        EpochLineHook(),
+        ResultsHook(folder, is_plotting=not config.noplots),
+        TensorBoardHook(folder, names=data.train.names, is_plotting=not config.noplots),
+    ]

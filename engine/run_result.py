@@ -1,0 +1,98 @@
+"""Where a training run ended: the best checkpoint, measured as val.py would."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.config import TrainConfig
+from engine.eval_report import SamplePictures, metrics_table, result_of, save_evaluation
+from engine.evaluate import EvalSettings, Evaluation, evaluate, predictor
+from engine.materials import Data, make_val_loader
+from engine.trainer import TrainState
+from models.fuse import fuse
+from models.load import load_model
+from utils.run_folder import RunFolder
+
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """Where a run ended.
+
+    Attributes:
+        folder: The run folder.
+        best, last: Checkpoints.
+        best_epoch: Counted from 0.
+        epochs: Epochs trained.
+        evaluation: Of the best checkpoint, in float32.
+        seconds: Of the whole run in this process's life.
+        images_per_second: While training steps ran.
+    """
+
+    folder: Path
+    best: Path
+    last: Path
+    best_epoch: int
+    epochs: int
+    evaluation: Evaluation
+    seconds: float
+    images_per_second: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of result.json."""
+        return {
+            "best_epoch": self.best_epoch,
+            "epochs": self.epochs,
+            "metrics": result_of(self.evaluation),
+            "seconds": self.seconds,
+            "images_per_second": self.images_per_second,
+            "checkpoints": {"best": str(self.best), "last": str(self.last)},
+        }
+
+
+def finish_run(
+    folder: RunFolder, state: TrainState, *, config: TrainConfig, data: Data, device: torch.device, seconds: float
+) -> TrainResult:
+    """Measure the best checkpoint of the run in float32, write its plots and result.json."""
+    weights = folder.path / "weights"
+    best = weights / "best.pt" if (weights / "best.pt").exists() else weights / "last.pt"
+    evaluation = _measure(best, folder, config=config, data=data, device=device)
+    result = TrainResult(
+        folder=folder.path,
+        best=best,
+        last=weights / "last.pt",
+        best_epoch=state.best_epoch,
+        epochs=state.epoch + 1,
+        evaluation=evaluation,
+        seconds=seconds,
+        images_per_second=state.images / max(state.seconds, 1e-9),
+    )
+    folder.write_result(result.to_dict())
+    table = metrics_table(evaluation, names=data.val.names)
+    LOGGER.info("best model, epoch %d, in float32:\n%s", state.best_epoch + 1, table)
+    LOGGER.info("checkpoints: %s, %s\nresults in %s", best, result.last, folder.path)
+    return result
+
+
+def _measure(
+    weights: Path, folder: RunFolder, *, config: TrainConfig, data: Data, device: torch.device
+) -> Evaluation:
+    model = fuse(load_model(weights).model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    names = data.val.names
+    evaluation = evaluate(
+        predictor(model),
+        make_val_loader(config, model, data, device=device),
+        data.val,
+        settings=EvalSettings(single_cls=config.single_cls, channels_last=True),
+        device=device,
+        on_batch=None if config.noplots else SamplePictures(folder=folder.path, names=names),
+    )
+    if not config.noplots:
+        save_evaluation(evaluation, folder.path, names=names)
+    return evaluation
