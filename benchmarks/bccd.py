@@ -31,11 +31,11 @@ class BccdConfig:
     """Train yolov5s on BCCD and measure it."""
 
     weights: str  # COCO weights to start from
-    epochs: int = 60
+    epochs: int = 70
     img_size: int = 320
     batch_size: int = 16
     hyp: str = "data/hyp/cells.yaml"
-    close_mosaic: int = 10
+    close_mosaic: int = 20
     seed: int = 0
     project: str = "runs/benchmark"
 
