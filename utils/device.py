@@ -62,8 +62,8 @@ def amp_dtype(device: torch.device, amp: Amp = "auto") -> torch.dtype | None:
 
 
 def _cpu_computes_bf16() -> bool:
-    capabilities = torch.backends.cpu.get_cpu_capability(), torch.cpu.get_capabilities()
-    return any(capabilities[1].get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
 
 
 def seed_everything(seed: int) -> None:

@@ -75,7 +75,7 @@ def build_label_index(
     """Read the labels of a split and the size of every image, in parallel; log what was wrong.
 
     The result is kept in a cache file beside the labels (`<labels folder>.index.cache`) or in `cache_dir`. It is
-    used again while path, size and modification time of every image and label file are the same.
+    used again while the label files hold the same, and path, size and modification time of every image are the same.
 
     Args:
         config: The data set.

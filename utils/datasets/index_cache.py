@@ -1,11 +1,10 @@
-"""The cache file of a label index: numbers and text in an npz, no pickle, keyed by what the files look like."""
+"""The cache file of a label index: numbers and text in an npz, no pickle, keyed by the content of the label files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import os
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,12 +14,12 @@ import numpy as np
 
 from utils.datasets.index_sources import Candidate
 from utils.errors import ConfigError
-from utils.files import atomic_write
+from utils.files import atomic_write, sha256_of
 
 logger = logging.getLogger(__name__)
 
 # Counted up when what is stored, or how labels are cleaned, changes.
-_VERSION = 1
+_VERSION = 2
 
 
 def cache_file(anchor: Path, cache_dir: str | Path | None) -> Path:
@@ -35,26 +34,33 @@ def cache_file(anchor: Path, cache_dir: str | Path | None) -> Path:
 
 
 def content_key(candidates: Iterable[Candidate], *, extra_files: Iterable[Path], settings: str) -> str:
-    """A digest of path, size and modification time of every image and label file, and of `settings`.
+    """A digest of every label file's content, every image's path, size and modification time, and `settings`.
 
-    Sizes and times stand for the contents: reading every byte would cost as much as indexing anew.
+    An image's size and time stand for its pixels: reading them all would cost as much as indexing anew.
     """
     digest = hashlib.sha256(f"{_VERSION} {settings}".encode())
     for candidate in candidates:
-        for path in (candidate.image, candidate.label_file):
-            if path is not None:
-                digest.update(_fingerprint(path))
+        digest.update(_image_stamp(candidate.image))
+        if candidate.label_file is not None:
+            digest.update(_content(candidate.label_file))
     for path in extra_files:
-        digest.update(_fingerprint(path))
+        digest.update(_content(path))
     return digest.hexdigest()
 
 
-def _fingerprint(path: Path) -> bytes:
+def _image_stamp(path: Path) -> bytes:
     try:
-        stat = os.stat(path)
+        stat = path.stat()
     except OSError:
         return f"{path} absent\n".encode()
     return f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode()
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return f"{path} {sha256_of(path)}\n".encode()
+    except OSError:
+        return f"{path} absent\n".encode()
 
 
 def save_index_parts(file: Path, key: str, parts: Mapping[str, Any]) -> None:
