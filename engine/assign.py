@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from utils.device import send
+
 # A box also belongs to the neighbour cell that its centre is closer to than half a cell.
 _REACH = 0.5
 # Step to the cell itself, then to its left, upper, right and lower neighbour.
@@ -40,10 +42,7 @@ class LevelTargets:
 
     def to(self, device: torch.device) -> LevelTargets:
         """Copy to `device` without waiting for it."""
-        if device.type == "cpu":
-            return self
-        moved = {name: value.pin_memory().to(device, non_blocking=True) for name, value in vars(self).items()}
-        return LevelTargets(**moved)
+        return LevelTargets(**{name: send(value, device) for name, value in vars(self).items()})
 
 
 def assign_targets(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.assign import LevelTargets, assign_targets
+from utils.device import send
 from utils.hyp import Hyp
 
 # Weight of each head's objectness, from fine to coarse.
@@ -109,7 +110,7 @@ class DetectionLoss:
         device = heads[0].device
         grids = [(head.shape[2], head.shape[3]) for head in heads]
         levels = assign_targets(targets, grids=grids, anchors=self.anchors, anchor_t=self.gains.anchor_t)
-        counts = torch.tensor([float(len(level)) for level in levels], device=device)
+        counts = send(torch.tensor([float(len(level)) for level in levels]), device)
         # A level without matches adds nothing; the 1 only avoids 0 / 0.
         means = self.mean_over_ranks(counts)
         means = torch.where(means > 0, means, 1.0)
@@ -156,7 +157,7 @@ class DetectionLoss:
         return self._cross_entropy(logits, wanted, self.gains.obj_pw).mean()
 
     def _cross_entropy(self, logits: Tensor, wanted: Tensor, positive_weight: float) -> Tensor:
-        weight = None if positive_weight == 1 else logits.new_tensor(positive_weight)
+        weight = None if positive_weight == 1 else torch.full((), positive_weight, device=logits.device)
         loss = F.binary_cross_entropy_with_logits(logits, wanted, pos_weight=weight, reduction="none")
         if self.gains.fl_gamma == 0:
             return loss

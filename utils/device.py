@@ -10,6 +10,7 @@ from typing import Literal
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from utils.errors import ConfigError
 
@@ -64,6 +65,13 @@ def amp_dtype(device: torch.device, amp: Amp = "auto") -> torch.dtype | None:
 def _cpu_computes_bf16() -> bool:
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a CPU tensor to `device` without making the host wait for the device."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def seed_everything(seed: int) -> None:
