@@ -19,3 +19,7 @@ class CheckpointError(UserError):
 
 class TrainingError(UserError):
     """A run that cannot go on, such as a loss that is not finite."""
+
+
+class PruningError(UserError):
+    """A network, a plan or settings that allow no pruning as asked."""

@@ -1,0 +1,70 @@
+"""The operators of a network, by torch.fx, and copies of it to run them on."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from pruning.operators import module_rule
+from utils.errors import PruningError
+
+# What tracing a block raises that asks a tensor for numbers: branches, loops and lengths that depend on data.
+_UNTRACEABLE = (fx.proxy.TraceError, TypeError, RuntimeError)
+
+
+class BlockTracer(fx.Tracer):
+    """Goes into every module but those with a rule of their own and those that cannot be traced."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether `m` is one operator of the graph."""
+        return module_rule(m) is not None or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Trace `m`; where that fails, its innermost untraceable block becomes one operator without a rule."""
+        last = _last_node(self.graph)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except _UNTRACEABLE:
+            # What was traced of the block before it failed is no part of the graph.
+            while (node := _last_node(self.graph)) is not last:
+                self.graph.erase_node(node)
+            return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+
+
+def traced(network: nn.Module) -> fx.Graph:
+    """The operators of a network.
+
+    Raises:
+        PruningError: Its own forward, outside of any block, cannot be traced.
+    """
+    try:
+        return BlockTracer().trace(network)
+    except _UNTRACEABLE as error:
+        cause = str(error).split(". ")[0]
+        raise PruningError(
+            f"{type(network).__name__}: its own forward cannot be traced ({cause}); "
+            "move what depends on data into a block of its own"
+        ) from error
+
+
+def _last_node(graph: fx.Graph) -> fx.Node:
+    node: fx.Node = next(iter(reversed(graph.nodes)))
+    return node
+
+
+def twin_without_numbers(model: nn.Module) -> nn.Module:
+    """A copy of `model` in evaluation mode whose parameters and buffers are on the meta device; copies no data."""
+    memo: dict[int, Any] = {
+        id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+        for parameter in model.parameters()
+    }
+    memo.update({id(buffer): torch.empty_like(buffer, device="meta") for buffer in model.buffers()})
+    return copy.deepcopy(model, memo).eval()
+
+
+def twin_with_numbers(model: nn.Module) -> nn.Module:
+    """A copy of `model` in evaluation mode, on the CPU, in float32."""
+    return copy.deepcopy(model).cpu().float().eval()

@@ -1,0 +1,221 @@
+"""What single operators do to channels, between a convolution that makes four and one that reads them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from mask_oracle import deviation
+from torch import Tensor, nn
+
+from pruning.graph import ChannelGraph
+from utils.errors import PruningError
+
+Operator = Callable[[Tensor], Tensor]
+
+
+class Between(nn.Module):
+    """`first` makes four channels, an operator follows, `last` reads what comes out."""
+
+    def __init__(self, operator: Operator, *, read: int = 4) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.operator = operator
+        self.last = nn.Conv2d(read, 2, 1)
+        self.scale = nn.Parameter(torch.ones(1, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.operator(self.first(x)))
+
+
+class Scaled(Between):
+    """Each channel times a number that belongs to no layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x) * self.scale)
+
+
+class SqueezeWithViews(nn.Module):
+    """A gate as it is most often written: by sizes read from the map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(4, 3), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, _, _ = x.size()
+        y = torch.relu(self.fc1(F.adaptive_avg_pool2d(x, 1).view(b, c)))
+        return x * torch.sigmoid(self.fc2(y)).view(b, c, 1, 1).expand_as(x)
+
+
+class SpatialGate(nn.Module):
+    """One number per position for all channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.conv(x))
+
+
+class Branch(nn.Module):
+    """Cannot be traced: what it does depends on numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return y if y.sum() > 0 else x
+
+
+PASSING: dict[str, Operator] = {
+    "relu": torch.relu,
+    "hardswish": F.hardswish,
+    "module": nn.Sequential(nn.SiLU(), nn.MaxPool2d(2), nn.ZeroPad2d(1), nn.Upsample(scale_factor=2)),
+    "subclass": type("OwnReLU", (nn.ReLU,), {})(),
+    "max_pool": lambda x: F.max_pool2d(x, 2),
+    "interpolate": lambda x: F.interpolate(x, scale_factor=2),
+    "interpolate to another's size": lambda x: F.interpolate(F.avg_pool2d(x, 2), size=x.shape[2:]),
+    "pad": lambda x: F.pad(x, (1, 1, 0, 2)),
+    "scalars": lambda x: 2 * x / 3 - 1,
+    "in place": lambda x: x.clone().mul_(2).clamp(min=-1),
+    "positions": lambda x: x[..., ::2, 1:],
+    "one image": lambda x: x[:1],
+    "mean": lambda x: x.mean((2, 3), keepdim=True),
+    "mean and back": lambda x: x.mean(-1).mean(-1).unsqueeze(-1).unsqueeze(-1),
+    "squeeze": lambda x: F.adaptive_avg_pool2d(x, 1).squeeze(-1).unsqueeze(-1),
+    "turned": lambda x: x.permute(0, 1, 3, 2).transpose(2, 3),
+    "view": lambda x: x.view(x.shape[0], x.shape[1], -1, 1),
+    "flat positions": lambda x: x.flatten(2).unsqueeze(-1),
+    "sum of halves of the map": lambda x: torch.cat((x[:, :, :4], x[:, :, 4:]), 2),
+    "split of positions": lambda x: x.chunk(2, 3)[0] + torch.split(x, 4, 3)[1],
+}
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_operator_passes_channels_on(name: str) -> None:
+    graph = ChannelGraph.of(Between(PASSING[name]), image_chw=(3, 8, 8))
+    np.testing.assert_array_equal(graph.layers["last"].input_ids, graph.layers["first"].output_ids)
+    assert len(graph.prunable_ids) == 4
+
+
+UNKNOWN: dict[str, tuple[Operator, int, str]] = {
+    "function": (lambda x: torch.softmax(x, 1), 4, "torch.softmax in the network: unknown operator"),
+    "method": (lambda x: x.roll(1, 1), 4, "roll in the network: unknown operator"),
+    "module": (nn.GroupNorm(2, 4), 4, r"operator \(GroupNorm\): unknown operator"),
+    "slopes": (nn.PReLU(4), 4, r"operator \(PReLU\): it has a slope per channel"),
+    "overwritten forward": (type("Own", (nn.ReLU,), {"forward": lambda s, x: x.flip(1)})(), 4, "flip.*unknown"),
+    "turned": (lambda x: x.permute(0, 2, 3, 1), 8, "permute.*moves channels"),
+    "transposed": (lambda x: x.transpose(1, 2), 8, "transpose.*works on images or channels"),
+    "fixed view": (lambda x: x.view(-1, 4, 8, 8), 4, "view.*fixed"),
+    "shuffle": (lambda x: x.view(x.shape[0], 2, -1, 8, 8).flatten(1, 2), 4, "view.*fixed"),
+    "count in a computation": (lambda x: x / x.shape[1], 4, "channel count is used in a computation"),
+    "mean of channels": (lambda x: x.mean(1, keepdim=True), 1, "mean.*across images or channels"),
+    "mean of all": (lambda x: x - x.mean(), 4, "mean.*across images or channels"),
+    "list of channels": (lambda x: x[:, [1, 0, 3, 2]], 4, "getitem.*other means than a slice"),
+    "more channels": (lambda x: F.pad(x, (0, 0, 0, 0, 0, 2)), 6, "pad.*adds images or channels"),
+    "dimensions that do not match": (lambda x: x + x.mean((2, 3)).new_ones(8), 4, "new_ones.*unknown operator"),
+    "data dependent": (Branch(), 4, r"operator \(Branch\): unknown operator"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_unknown_use_keeps_channels_and_says_why(name: str) -> None:
+    operator, read, reason = UNKNOWN[name]
+    graph = ChannelGraph.of(Between(operator, read=read), image_chw=(3, 8, 8))
+    (found,) = {graph.protected.get(channel) for channel in graph.layers["first"].output_ids.tolist()}
+    assert found is not None
+    assert re.search(reason, found)
+
+
+def test_stored_numbers_per_channel_keep_the_channels() -> None:
+    graph = ChannelGraph.of(Scaled(nn.Identity()))
+    assert set(graph.protected.values()) >= {
+        "_operator.mul in the network: it combines channels with a stored tensor of one number each"
+    }
+    assert len(graph.prunable_ids) == 0
+
+
+@pytest.mark.parametrize(("gate", "count"), [(SqueezeWithViews(), 4 + 3), (SpatialGate(), 4)])
+def test_gate_is_followed(gate: nn.Module, count: int) -> None:
+    torch.manual_seed(0)
+    model = Between(gate)
+    graph = ChannelGraph.of(model, image_chw=(3, 8, 8))
+    assert len(graph.prunable_ids) == count
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    assert deviation(model, graph, images, graph.prunable_ids[1:3]) < 1e-12
+
+
+def test_one_channel_spread_over_many_stays() -> None:
+    graph = ChannelGraph.of(Between(SpatialGate()))
+    (single,) = graph.layers["operator.conv"].output_ids
+    assert graph.protected[int(single)] == "mul spreads it over 4 channels"
+
+
+def test_split_slice_and_chunk_take_parts_and_are_listed() -> None:
+    def swap(x: Tensor) -> Tensor:
+        three, one = torch.split(x, [3, 1], 1)
+        return torch.cat((one, three[:, 1:], three[:, :1]), 1)
+
+    graph = ChannelGraph.of(Between(swap))
+    made = graph.layers["first"].output_ids
+    np.testing.assert_array_equal(graph.layers["last"].input_ids, made[[3, 1, 2, 0]])
+    assert [part.node for part in graph.parts] == ["split", "getitem_2", "getitem_3"]
+    assert [list(map(len, part.output_ids)) for part in graph.parts] == [[3, 1], [2], [1]]
+
+
+def test_depthwise_convolution_repeats_each_channel_as_often_as_it_multiplies() -> None:
+    graph = ChannelGraph.of(Between(nn.Conv2d(4, 8, 3, padding=1, groups=4), read=8))
+    made = graph.layers["first"].output_ids
+    np.testing.assert_array_equal(graph.layers["last"].input_ids, np.repeat(made, 2))
+    assert len(graph.prunable_ids) == 4
+
+
+def test_grouped_convolution_keeps_both_its_ends() -> None:
+    graph = ChannelGraph.of(Between(nn.Conv2d(4, 6, 1, groups=2), read=6))
+    assert len(graph.prunable_ids) == 0
+    assert graph.layers["operator"].kind == "grouped"
+    reason = "operator is a convolution of 2 groups, which must stay equally wide"
+    assert {graph.protected[channel] for channel in graph.layers["operator"].output_ids.tolist()} == {reason}
+
+
+def test_addition_ties_and_the_tie_carries_protection() -> None:
+    graph = ChannelGraph.of(nn.Sequential(nn.Conv2d(3, 3, 1), Shortcut()), image_chw=(3, 8, 8))
+    assert set(graph.protected.values()) == {"input", "output"}
+    assert len(graph.prunable_ids) == 0
+
+
+class Shortcut(nn.Module):
+    """The sum is the output of the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x)
+
+
+def test_weight_that_two_layers_share_is_never_cut() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1))
+    assert len(ChannelGraph.of(model).prunable_ids) == 12
+    model[3].weight = model[1].weight
+    graph = ChannelGraph.of(model)
+    assert len(graph.prunable_ids) == 0
+    assert "its weight is used in more than one place" in graph.protected.values()
+
+
+def test_layer_inside_a_block_that_cannot_be_traced_is_no_layer_of_the_graph() -> None:
+    assert list(ChannelGraph.of(Between(Branch())).layers) == ["first", "last"]
+
+
+def test_network_that_cannot_be_traced_at_all_is_one_clear_line() -> None:
+    with pytest.raises(PruningError, match=r"Branch: its own forward cannot be traced .*into a block of its own"):
+        ChannelGraph.of(Branch(), image_chw=(4, 8, 8))
