@@ -10,6 +10,7 @@ first to their last batch, without validation; the fastest of each process's epo
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -24,13 +25,17 @@ from utils.errors import ConfigError
 ROOT = Path(__file__).parents[1]
 NUM_IMAGES = 205  # of BCCD's train split
 
-# The peer's torchvision cannot load its compiled part beside a CPU-only torch, and it wants to fetch a font.
+# What the peer needs to run at all here: its torchvision cannot load its compiled part beside a CPU-only torch, it
+# wants to fetch a font, it calls what numpy 2 renamed, and without validation it fails. None of it is timed.
 PEER = """
-import os, sys, time, torch
+import os, sys, time, numpy, torch
 if not torch.cuda.is_available():
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+import torchvision
+torchvision.ops.nms = lambda boxes, scores, iou: scores.argsort(descending=True)
+numpy.trapz = numpy.trapezoid
 import yolov5.utils.general as general
 general.check_font = lambda *args, **kwargs: None
 from yolov5.train import main, parse_opt
@@ -49,7 +54,7 @@ callbacks.register_action("on_train_epoch_end", callback=finish)
 sys.argv = sys.argv[:1]
 opt = parse_opt(True)
 settings = dict(data=data, weights="", cfg="yolov5s.yaml", imgsz=size, batch_size=batch, epochs=epochs + 1,
-                noval=True, nosave=True, noplots=True, noautoanchor=True, workers=1, cache="ram",
+                nosave=True, noplots=True, noautoanchor=True, workers=1, cache="ram",
                 device="cpu", project=project)
 for name, value in settings.items():
     setattr(opt, name, value)
@@ -116,7 +121,11 @@ def measure(config: SpeedConfig) -> None:
 
 def _seconds(command: list[str], folder: Path, *, is_ours: bool) -> list[float]:
     """Seconds of each epoch, as the child prints them."""
-    done = subprocess.run(command, cwd=ROOT if is_ours else folder, capture_output=True, text=True, check=False)
+    # Importing our packages changed how OpenMP waits; the peer is to run as its users start it.
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        command, cwd=ROOT if is_ours else folder, capture_output=True, text=True, check=False, env=environment
+    )
     lines = [line for line in done.stdout.splitlines() if line.startswith("SECONDS")]
     if not lines:
         raise ConfigError(f"{command[0]} did not finish: {done.stderr.strip().splitlines()[-1:]}")

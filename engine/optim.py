@@ -14,15 +14,15 @@ OptimizerName = Literal["sgd", "adam", "adamw", "ranger"]
 
 
 def _sgd(groups: list[dict[str, Any]], lr: float, momentum: float) -> Optimizer:
-    return SGD(groups, lr=lr, momentum=momentum, nesterov=True)
+    return SGD(groups, lr=lr, momentum=momentum, nesterov=True, fused=True)
 
 
 def _adam(groups: list[dict[str, Any]], lr: float, momentum: float) -> Optimizer:
-    return Adam(groups, lr=lr, betas=(momentum, 0.999))
+    return Adam(groups, lr=lr, betas=(momentum, 0.999), fused=True)
 
 
 def _adamw(groups: list[dict[str, Any]], lr: float, momentum: float) -> Optimizer:
-    return AdamW(groups, lr=lr, betas=(momentum, 0.999), weight_decay=0.0)
+    return AdamW(groups, lr=lr, betas=(momentum, 0.999), weight_decay=0.0, fused=True)
 
 
 def _ranger(groups: list[dict[str, Any]], lr: float, momentum: float) -> Optimizer:
