@@ -14,8 +14,9 @@ setup: .venv/installed
 	$(BIN)/pip install --quiet $(PIP_ARGS) -r requirements-dev.txt
 	@touch $@
 
+# One thread per process and a process per core: small tensors gain nothing from more.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -13,12 +13,13 @@ from engine.evaluate import EvalSettings
 from engine.hooks import Hook
 from engine.logging_hooks import EpochLineHook, ResultsHook, TensorBoardHook
 from engine.loss import DetectionLoss, LossGains
-from engine.materials import Data, make_train_loader, make_val_loader, train_size
+from engine.materials import Data, make_train_loader, train_size
 from engine.optim import build_optimizer
 from engine.schedule import Schedule
 from engine.trainer import Trainer, TrainerSettings
 from engine.validation import EarlyStoppingHook, ImageWeightsHook, ValidationHook
 from models.detector import Detector
+from utils.datasets.loader import Loader
 from utils.device import amp_dtype
 from utils.hyp import Hyp
 
@@ -79,12 +80,12 @@ def _scales(size: int, stride: int) -> tuple[int, ...]:
 
 
 def make_observers(
-    config: TrainConfig, model: Detector, data: Data, *, ema: EmaHook, device: torch.device, folder: Path
+    config: TrainConfig, data: Data, *, ema: EmaHook, loader: Loader, device: torch.device, folder: Path
 ) -> list[Hook]:
-    """The hooks that look and report; validation first, since the others tell of it."""
+    """The hooks that look and report; validation (on `loader`) first, since the others tell of it."""
     validation = ValidationHook(
         ema=ema.ema,
-        loader=make_val_loader(config, model, data, device=device),
+        loader=loader,
         index=data.val,
         settings=EvalSettings(
             autocast=amp_dtype(device, config.amp_name), single_cls=config.single_cls, channels_last=True

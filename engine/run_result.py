@@ -12,10 +12,10 @@ import torch
 from engine.config import TrainConfig
 from engine.eval_report import SamplePictures, metrics_table, result_of, save_evaluation
 from engine.evaluate import EvalSettings, Evaluation, evaluate, predictor
-from engine.materials import Data, make_val_loader
 from engine.trainer import TrainState
 from models.fuse import fuse
 from models.load import load_model
+from utils.datasets.loader import Loader
 from utils.run_folder import RunFolder
 
 LOGGER = logging.getLogger(__name__)
@@ -57,12 +57,12 @@ class TrainResult:
 
 
 def finish_run(
-    folder: RunFolder, state: TrainState, *, config: TrainConfig, data: Data, device: torch.device, seconds: float
+    folder: RunFolder, state: TrainState, *, config: TrainConfig, loader: Loader, device: torch.device, seconds: float
 ) -> TrainResult:
-    """Measure the best checkpoint of the run in float32, write its plots and result.json."""
+    """Measure the best checkpoint of the run on `loader` in float32, write its plots and result.json."""
     weights = folder.path / "weights"
     best = weights / "best.pt" if (weights / "best.pt").exists() else weights / "last.pt"
-    evaluation = _measure(best, folder, config=config, data=data, device=device)
+    evaluation = _measure(best, folder, config=config, loader=loader, device=device)
     result = TrainResult(
         folder=folder.path,
         best=best,
@@ -74,25 +74,25 @@ def finish_run(
         images_per_second=state.images / max(state.seconds, 1e-9),
     )
     folder.write_result(result.to_dict())
-    table = metrics_table(evaluation, names=data.val.names)
+    table = metrics_table(evaluation, names=loader.dataset.index.names)
     LOGGER.info("best model, epoch %d, in float32:\n%s", state.best_epoch + 1, table)
     LOGGER.info("checkpoints: %s, %s\nresults in %s", best, result.last, folder.path)
     return result
 
 
 def _measure(
-    weights: Path, folder: RunFolder, *, config: TrainConfig, data: Data, device: torch.device
+    weights: Path, folder: RunFolder, *, config: TrainConfig, loader: Loader, device: torch.device
 ) -> Evaluation:
     model = fuse(load_model(weights).model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    names = data.val.names
+    index = loader.dataset.index
     evaluation = evaluate(
         predictor(model),
-        make_val_loader(config, model, data, device=device),
-        data.val,
+        loader,
+        index,
         settings=EvalSettings(single_cls=config.single_cls, channels_last=True),
         device=device,
-        on_batch=None if config.noplots else SamplePictures(folder=folder.path, names=names),
+        on_batch=None if config.noplots else SamplePictures(folder=folder.path, names=index.names),
     )
     if not config.noplots:
-        save_evaluation(evaluation, folder.path, names=names)
+        save_evaluation(evaluation, folder.path, names=index.names)
     return evaluation

@@ -15,7 +15,7 @@ from engine.checkpointing import CheckpointHook, EmaHook
 from engine.config import RESUME_LATEST, TrainConfig
 from engine.distributed import Process, process_group, share, this_process
 from engine.hooks import Hook
-from engine.materials import Data, make_model, read_data, read_hyp
+from engine.materials import Data, make_model, make_val_loader, read_data, read_hyp
 from engine.run_result import TrainResult, finish_run
 from engine.sync_bn import synchronise_batch_norms_
 from models.detector import Detector, build_model
@@ -137,6 +137,10 @@ class _Run:
         if config.sync_bn and self.process.world_size > 1:
             synchronise_batch_norms_(model, self.device)
         trainer = make_trainer(config, model, self.data, hyp=hyp, device=self.device, process=self.process)
+        val_loader = make_val_loader(config, model, self.data, device=self.device)
+        trainer.loader.start_workers()
+        if self.process.is_main:
+            val_loader.start_workers()
         ema = EmaHook(model, total_updates=trainer.schedule.total_updates)
         checkpoints = CheckpointHook(
             self.folder.path / "weights",
@@ -146,7 +150,9 @@ class _Run:
             save_period=config.save_period,
             is_final_only=config.nosave,
         )
-        observers = make_observers(config, model, self.data, ema=ema, device=self.device, folder=self.folder.path)
+        observers = make_observers(
+            config, self.data, ema=ema, loader=val_loader, device=self.device, folder=self.folder.path
+        )
         trainer.hooks = [*hooks(model, config), ema, *observers, checkpoints]
         if checkpoint is not None:
             trainer.optimizer.load_state_dict(checkpoint.optimizer or {})
@@ -156,4 +162,4 @@ class _Run:
         if not self.process.is_main:
             return None
         seconds = time.perf_counter() - started
-        return finish_run(self.folder, state, config=config, data=self.data, device=self.device, seconds=seconds)
+        return finish_run(self.folder, state, config=config, loader=val_loader, device=self.device, seconds=seconds)

@@ -56,6 +56,15 @@ class Loader:
                 raise DataError(str(item))
             yield item
 
+    def start_workers(self) -> None:
+        """Start the worker processes now.
+
+        A forked worker keeps what its parent holds at that moment; started while the parent is still small, it stays
+        small.
+        """
+        if self._loader.num_workers:
+            iter(self._loader)
+
     def set_epoch(self, epoch: int) -> None:
         """Number of the epoch that the next iteration draws; also seeds its augmentation."""
         self._sampler.set_epoch(epoch)
