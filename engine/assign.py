@@ -40,6 +40,11 @@ class LevelTargets:
     def __len__(self) -> int:
         return len(self.image)
 
+    def place_in(self, head: Tensor) -> Tensor:
+        """(M,) rows of the predictions in a head (B, A, H, W, outputs) reshaped to (B * A * H * W, outputs)."""
+        _, anchors, height, width, _ = head.shape
+        return ((self.image * anchors + self.anchor) * height + self.row) * width + self.column
+
     def to(self, device: torch.device) -> LevelTargets:
         """Copy to `device` without waiting for it."""
         return LevelTargets(**{name: send(value, device) for name, value in vars(self).items()})

@@ -119,10 +119,11 @@ class DetectionLoss:
         anchors = self._anchors_for(device)
         for i, (head, found) in enumerate(zip(heads, levels, strict=True)):
             level = found.to(device)
-            level_box, iou, level_cls = self._matched(head, level, anchors[i])
+            rows, place = head.reshape(-1, head.shape[-1]), level.place_in(head)
+            level_box, iou, level_cls = self._matched(rows, place, level, anchors[i])
             box = box + level_box / means[i]
             cls = cls + level_cls / means[i]
-            obj = obj + self._objectness(head, level, iou) * self.balance[i]
+            obj = obj + self._objectness(rows[:, 4], place, iou) * self.balance[i]
         parts = torch.stack((box * self.gains.box, obj * self.gains.obj, cls * self.gains.cls))
         batch = heads[0].shape[0] * self.batch_factor
         return LossParts(total=parts.sum() * batch, parts=parts.detach())
@@ -132,9 +133,12 @@ class DetectionLoss:
             self._anchors_on[device] = self.anchors.to(device)
         return self._anchors_on[device]
 
-    def _matched(self, head: Tensor, level: LevelTargets, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _matched(
+        self, rows: Tensor, place: Tensor, level: LevelTargets, anchors: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Sums over the M matches: 1 - CIoU, and class loss; and the CIoU (M,) itself, detached."""
-        prediction = head[level.image, level.anchor, level.row, level.column].float()
+        # An embedding adds up its gradient in a fixed order; plain indexing, by whichever thread is first.
+        prediction = F.embedding(place, rows).float()
         xy = prediction[:, :2].sigmoid() * 2 - 0.5
         wh = (prediction[:, 2:4].sigmoid() * 2) ** 2 * anchors[level.anchor]
         iou = complete_iou(torch.cat((xy, wh), 1), level.boxes)
@@ -150,11 +154,9 @@ class DetectionLoss:
         wanted.scatter_(1, classes[:, None], 1 - smoothing / 2)
         return self._cross_entropy(logits, wanted, self.gains.cls_pw).sum() / num_classes
 
-    def _objectness(self, head: Tensor, level: LevelTargets, iou: Tensor) -> Tensor:
-        logits = head[..., 4].float()
-        wanted = torch.zeros_like(logits)
-        wanted[level.image, level.anchor, level.row, level.column] = iou.clamp(0)
-        return self._cross_entropy(logits, wanted, self.gains.obj_pw).mean()
+    def _objectness(self, logits: Tensor, place: Tensor, iou: Tensor) -> Tensor:
+        wanted = _last_at(place, iou.clamp(0), size=len(logits))
+        return self._cross_entropy(logits.float(), wanted, self.gains.obj_pw).mean()
 
     def _cross_entropy(self, logits: Tensor, wanted: Tensor, positive_weight: float) -> Tensor:
         weight = None if positive_weight == 1 else torch.full((), positive_weight, device=logits.device)
@@ -166,6 +168,17 @@ class DetectionLoss:
         miss = (wanted - probability).abs()
         alpha = wanted * _FOCAL_ALPHA + (1 - wanted) * (1 - _FOCAL_ALPHA)
         return loss * alpha * miss**self.gains.fl_gamma
+
+
+def _last_at(place: Tensor, values: Tensor, *, size: int) -> Tensor:
+    """(size,) zeros with `values` (M,) at `place` (M,); of several values for one place the last one stays.
+
+    Plain indexing leaves the choice to whichever thread comes last, and with it the whole run to chance.
+    """
+    order = torch.arange(1, len(place) + 1, device=place.device)
+    last = torch.zeros(size, dtype=torch.int64, device=place.device)
+    last.scatter_reduce_(0, place, order, "amax")
+    return torch.cat((values.new_zeros(1), values))[last]
 
 
 def complete_iou(first: Tensor, second: Tensor, *, eps: float = 1e-9) -> Tensor:

@@ -22,7 +22,7 @@ from models.detector import Detector, build_model
 from models.spec import ModelSpec
 from utils.checkpoint import Checkpoint, load_checkpoint
 from utils.cli import config_from_values
-from utils.device import memory_advice, seed_everything, select_device
+from utils.device import amp_dtype, memory_advice, seed_everything, select_device
 from utils.errors import CheckpointError
 from utils.files import write_yaml
 from utils.hyp import Hyp, load_hyp
@@ -96,6 +96,7 @@ class _Run:
 
     def __init__(self, config: TrainConfig, *, process: Process, device: torch.device) -> None:
         self.config, self.process, self.device = config, process, device
+        amp_dtype(device, config.amp_name)  # refuses what the device lacks before anything is read or written
         seed_everything(config.seed)
         self.data: Data = read_data(config)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.assign import assign_targets
-from engine.loss import DetectionLoss, LossGains, complete_iou
+from engine.loss import DetectionLoss, LossGains, _last_at, complete_iou
 from utils.hyp import Hyp
 
 ANCHORS = torch.tensor(
@@ -66,6 +66,28 @@ def test_anchor_of_another_shape_does_not_match() -> None:
     anchors = torch.tensor([[[1.0, 4.0], [1.1, 4.0]]])  # the box is 4 x 4 cells: ratios 4 and 3.6
     (level,) = assign_targets(targets, grids=[(4, 4)], anchors=anchors, anchor_t=4.0)
     assert set(level.anchor.tolist()) == {1}
+
+
+def test_of_two_boxes_in_one_cell_the_last_gives_the_objectness() -> None:
+    found = _last_at(torch.tensor([2, 0, 2]), torch.tensor([0.9, 0.5, 0.1]), size=4)
+    assert found.tolist() == pytest.approx([0.5, 0.0, 0.1, 0.0])
+
+
+def test_loss_is_the_same_bit_for_bit_on_several_threads() -> None:
+    torch.manual_seed(0)
+    gains = LossGains.from_hyp(Hyp(), num_classes=3, num_levels=3, img_size=320)
+    loss = DetectionLoss(gains=gains, anchors=ANCHORS, strides=(8, 16, 32))
+    heads = [torch.randn(16, 3, n, n, 8).requires_grad_() for n in (40, 20, 10)]
+    targets = torch.rand(4000, 6) * torch.tensor([16, 3, 1, 1, 0.3, 0.3])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        totals = [loss(heads, targets).total for _ in range(10)]
+        gradients = [torch.autograd.grad(total, heads) for total in totals]
+    finally:
+        torch.set_num_threads(threads)
+    assert len({total.item() for total in totals}) == 1
+    assert all(torch.equal(a, b) for again in gradients for a, b in zip(again, gradients[0], strict=True))
 
 
 def test_loss_without_any_box_is_objectness_alone() -> None:
