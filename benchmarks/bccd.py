@@ -60,7 +60,7 @@ def measure(config: BccdConfig) -> None:
     splits = {"val": result.evaluation, "test": _evaluate(result.best, "test", config)}
     rows = [_row(split, name, found) for split, found in splits.items() for name in ("all", *found.metrics.per_class)]
     path = write_report(
-        f"bccd_yolov5s_{config.img_size}",
+        f"bccd_yolov5s_{config.img_size}_seed{config.seed}",
         title=f"yolov5s on BCCD, {config.img_size} px",
         body=table(["split", "class", "mAP50", "mAP50-95"], rows),
         facts={
