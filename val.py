@@ -22,7 +22,8 @@ from engine.eval_report import (
     speed_line,
 )
 from engine.eval_session import EvalSession
-from engine.evaluate import EvalSettings, Evaluation, OnBatch, augmented, ensemble, predictor
+from engine.evaluate import EvalSettings, Evaluation, OnBatch
+from engine.predict import augmented, ensemble, predictor
 from engine.study import STUDY_SIZES, run_study
 from utils.batch import Batch
 from utils.cli import run_script

@@ -14,7 +14,8 @@ import torch
 from benchmarks.report import table, write_report
 from engine.config import TrainConfig
 from engine.eval_session import EvalSession
-from engine.evaluate import EvalSettings, Evaluation, predictor
+from engine.evaluate import EvalSettings, Evaluation
+from engine.predict import predictor
 from engine.training import run_training
 from models.fuse import fuse
 from models.load import load_model

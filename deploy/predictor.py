@@ -18,7 +18,7 @@ from torch import Tensor
 from deploy.pictures import Picture, as_rgb
 from deploy.registry import load_runtime
 from deploy.runtime import RuntimeModel
-from engine.evaluate import augmented, ensemble, predictor
+from engine.predict import augmented, ensemble, predictor
 from utils.boxes import unletterbox
 from utils.datasets.letterbox import letterbox, letterbox_hw
 from utils.detections import Detections, class_ids_of

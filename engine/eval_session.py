@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.evaluate import EvalSettings, Evaluation, OnBatch, Predict, evaluate
+from engine.evaluate import EvalSettings, Evaluation, OnBatch, evaluate
+from engine.predict import Predict
 from utils.datasets.dataset import DetectionDataset
 from utils.datasets.index import LabelIndex
 from utils.datasets.loader import build_loader

@@ -11,7 +11,8 @@ import torch
 
 from engine.config import TrainConfig
 from engine.eval_report import SamplePictures, metrics_table, result_of, save_evaluation
-from engine.evaluate import EvalSettings, Evaluation, evaluate, predictor
+from engine.evaluate import EvalSettings, Evaluation, evaluate
+from engine.predict import predictor
 from engine.trainer import TrainState
 from models.fuse import fuse
 from models.load import load_model

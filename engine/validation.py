@@ -9,8 +9,9 @@ import torch
 
 from engine.distributed import share, wait_for_all
 from engine.ema import Ema
-from engine.evaluate import EvalSettings, Evaluation, evaluate, predictor
+from engine.evaluate import EvalSettings, Evaluation, evaluate
 from engine.hooks import Hook
+from engine.predict import predictor
 from engine.sync_bn import plain_batch_norms_
 from engine.trainer import Trainer
 from models.detector import Detector

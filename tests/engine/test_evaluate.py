@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from engine.eval_report import LabelFiles, SamplePictures, metrics_table, result_of, save_evaluation, speed_line
-from engine.evaluate import EvalSettings, augmented, ensemble, evaluate, predictor
+from engine.evaluate import EvalSettings, evaluate
+from engine.predict import augmented, ensemble, predictor
 from engine.study import run_study
 from utils.batch import Batch, ImageInfo
 from utils.errors import ConfigError
