@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from engine.config import RESUME_LATEST, TrainConfig
 from engine.evolve import DEFAULT_TRIALS, run_evolution
-from engine.training import TrainResult, run_training
+from engine.run_result import TrainResult
+from engine.training import run_training
 from utils.cli import run_script
 
 

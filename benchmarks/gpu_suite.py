@@ -26,7 +26,8 @@ from benchmarks.report import table, write_report
 from engine.config import TrainConfig
 from engine.loss import DetectionLoss, LossGains
 from engine.optim import build_optimizer
-from engine.training import TrainResult, run_training
+from engine.run_result import TrainResult
+from engine.training import run_training
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
 from utils.cli import run_script
@@ -85,7 +86,7 @@ def _memory_speed(config: SuiteConfig) -> float:
             start = time.perf_counter()
         with torch.autocast(config.device, dtype=torch.bfloat16):
             heads = model(images)
-        loss(heads, targets).total.backward()
+        loss(heads, targets).total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     _wait()

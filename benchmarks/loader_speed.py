@@ -72,7 +72,8 @@ def _loader_speed(loader: Loader, epochs: int) -> float:
 
 
 def _training_speed(batch: Batch, config: LoaderConfig) -> float:
-    model = build_model(ModelSpec.from_yaml("yolov5s.yaml", num_classes=3)).to(memory_format=torch.channels_last)
+    model = build_model(ModelSpec.from_yaml("yolov5s.yaml", num_classes=3))
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     gains = LossGains.from_hyp(Hyp(), num_classes=3, num_levels=3, img_size=config.img_size)
     loss = DetectionLoss(gains=gains, anchors=model.anchors, strides=model.strides)
     dtype = amp_dtype(torch.device("cpu"))
@@ -82,7 +83,7 @@ def _training_speed(batch: Batch, config: LoaderConfig) -> float:
         images = batch.normalised().contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
             heads = model(images)
-        loss(heads, batch.targets).total.backward()
+        loss(heads, batch.targets).total.backward()  # type: ignore[no-untyped-call]
         model.zero_grad(set_to_none=True)
         fastest = min(fastest, time.perf_counter() - start)
     return len(batch) / fastest
