@@ -6,10 +6,29 @@ collectives, so that a gloo run can be compared with a single process.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, nn
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum of a tensor over all processes; each one's loss depends on it, so gradients are summed as well."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return _summed(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _summed(gradient)
+
+
+def _summed(value: Tensor) -> Tensor:
+    total = value.clone()
+    dist.all_reduce(total)
+    return total
 
 
 class CpuSyncBatchNorm2d(nn.BatchNorm2d):
@@ -22,7 +41,7 @@ class CpuSyncBatchNorm2d(nn.BatchNorm2d):
         values = x.float()
         count = values.new_tensor([values.numel() / values.shape[1]])
         sums = torch.cat((values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count))
-        total: Tensor = dist_nn.all_reduce(sums)  # type: ignore[no-untyped-call]
+        total: Tensor = _SumOverRanks.apply(sums)  # type: ignore[no-untyped-call]
         channels = self.num_features
         number = total[-1]
         mean = total[:channels] / number
