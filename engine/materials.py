@@ -60,14 +60,14 @@ def read_hyp(config: TrainConfig) -> Hyp:
     return hyp
 
 
-def make_model(config: TrainConfig, data: Data) -> Detector:
+def make_model(config: TrainConfig, data: Data, *, hyp: Hyp) -> Detector:
     """The network of `--cfg` or of `--weights`, with the data's classes, what fits of the weights, good anchors."""
     cfg = config.cfg or (None if config.weights else "yolov5s.yaml")
     model, report = create_model(cfg, config.weights or None, num_classes=len(data.train.names))
     if report is not None:
         LOGGER.info("%s", report.as_text())
     if not config.noautoanchor:
-        hyp, size = load_hyp(config.hyp), train_size(config, model)
+        size = train_size(config, model)
         anchors = check_anchors(
             data.train, model.anchors.numpy(), img_size=size, anchor_t=hyp.anchor_t, seed=config.seed
         )
@@ -111,10 +111,6 @@ def make_train_loader(
     Raises:
         ConfigError: The batch cannot be shared among the processes.
     """
-    if config.batch_size % process.world_size:
-        raise ConfigError(
-            f"--batch-size {config.batch_size} is no multiple of the {process.world_size} processes; use one"
-        )
     dataset = DetectionDataset(
         data.train,
         img_size=train_size(config, model),

@@ -103,7 +103,7 @@ class _Run:
     def start(self, hooks: HookFactory) -> TrainResult | None:
         """Train from the first epoch."""
         hyp = read_hyp(self.config)
-        model = make_model(self.config, self.data)
+        model = make_model(self.config, self.data, hyp=hyp)
         # Only now, so that a mistake in what was given leaves no folder behind and overwrites nothing.
         folder = share(_new_folder(self.config, hyp) if self.process.is_main else "")
         self.folder = RunFolder(path=Path(folder))

@@ -112,7 +112,7 @@ def test_batch_that_processes_cannot_share_is_refused(tmp_path: Path, monkeypatc
     with pytest.raises(ConfigError, match="2 processes"):
         make_train_loader(
             config,
-            make_model(config, data),
+            make_model(config, data, hyp=read_hyp(config)),
             data,
             hyp=read_hyp(config),
             device=torch.device("cpu"),
