@@ -9,19 +9,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from benchmarks.report import table, write_report
 from engine.config import TrainConfig
-from engine.eval_session import EvalSession
-from engine.evaluate import EvalSettings, Evaluation
-from engine.predict import predictor
+from engine.evaluate import Evaluation
+from engine.measure import Measure
 from engine.training import run_training
-from models.fuse import fuse
 from models.load import load_model
 from utils.cli import run_script
-from utils.datasets.config import load_data_config
-from utils.datasets.index import build_label_index
 from utils.device import select_device
 
 DATA = "data/bccd.yaml"
@@ -77,16 +71,10 @@ def measure(config: BccdConfig) -> None:
 
 def _evaluate(weights: Path, split: str, config: BccdConfig) -> Evaluation:
     """float32, each image padded to its own least multiple of the stride."""
-    device = select_device()
-    model = fuse(load_model(weights).model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    session = EvalSession(
-        predict=predictor(model),
-        index=build_label_index(load_data_config(DATA), split),
-        settings=EvalSettings(channels_last=True),
-        device=device,
-        stride=model.max_stride,
+    measure_split = Measure.on_split(
+        DATA, split, img_size=config.img_size, batch_size=32, device=select_device(), workers=8
     )
-    return session.evaluate_at(config.img_size)
+    return measure_split(load_model(weights).model)
 
 
 def _row(split: str, name: str, evaluation: Evaluation) -> list[str]:

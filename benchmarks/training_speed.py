@@ -78,7 +78,7 @@ class Seconds(Hook):
 hook = Seconds()
 run_training(TrainConfig(data=data, cfg="yolov5s-v6.yaml", img_size=(size,), batch_size=batch, epochs=epochs + 1,
                          notest=True, nosave=True, noplots=True, noautoanchor=True, workers=1, cache_images=True,
-                         device="cpu", project=project), hooks=lambda model, config: [hook])
+                         device="cpu", project=project), hooks=lambda model, config, folder: [hook])
 """
 
 

@@ -35,7 +35,7 @@ def make_trainer(
     accumulate = max(round(config.nominal_batch / config.batch_size), 1)
     return Trainer(
         model,
-        loss=_make_loss(config, model, hyp=hyp, process=process),
+        loss=make_loss(config, model, hyp=hyp, process=process),
         optimizer=build_optimizer(
             config.optimizer_name,
             model,
@@ -58,7 +58,8 @@ def make_trainer(
     )
 
 
-def _make_loss(config: TrainConfig, model: Detector, *, hyp: Hyp, process: Process) -> DetectionLoss:
+def make_loss(config: TrainConfig, model: Detector, *, hyp: Hyp, process: Process) -> DetectionLoss:
+    """The loss of `model`, its gains scaled to the data and the training size."""
     gains = LossGains.from_hyp(
         hyp,
         num_classes=model.spec.num_classes,

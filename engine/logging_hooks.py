@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -33,7 +34,7 @@ def result_row(trainer: Trainer) -> dict[str, float]:
     names = {"precision": "precision", "recall": "recall", "mAP_0.5": "AP50", "mAP_0.5:0.95": "AP"}
     row |= {f"metrics/{column}": state.metrics.get(name, float("nan")) for column, name in names.items()}
     row |= {f"lr/{group['name']}": group["lr"] for group in trainer.optimizer.param_groups}
-    return row
+    return row | state.extra
 
 
 class EpochLineHook(Hook):
@@ -128,9 +129,15 @@ class TensorBoardHook(Hook):
         for name, value in result_row(trainer).items():
             if name != "epoch" and value == value:
                 self._writer.add_scalar(name, value, epoch)
-        for name, module in trainer.model.named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                self._writer.add_histogram(f"gamma/{name}", module.weight.detach().float().cpu(), epoch)
+        gammas = {
+            name: module.weight.detach().float().cpu()
+            for name, module in trainer.model.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        }
+        for name, gamma in gammas.items():
+            self._writer.add_histogram(f"gamma/{name}", gamma, epoch)
+        if gammas:
+            self._writer.add_histogram("gamma/all", torch.cat(list(gammas.values())), epoch)
         self._writer.flush()
 
     def end(self, trainer: Trainer) -> None:

@@ -12,9 +12,8 @@ import torch
 from engine.config import TrainConfig
 from engine.eval_report import SamplePictures, metrics_table, result_of, save_evaluation
 from engine.evaluate import EvalSettings, Evaluation, evaluate
-from engine.predict import predictor
+from engine.measure import ready_predictor
 from engine.trainer import TrainState
-from models.fuse import fuse
 from models.load import load_model
 from utils.datasets.loader import Loader
 from utils.run_folder import RunFolder
@@ -84,10 +83,9 @@ def finish_run(
 def _measure(
     weights: Path, folder: RunFolder, *, config: TrainConfig, loader: Loader, device: torch.device
 ) -> Evaluation:
-    model = fuse(load_model(weights).model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     index = loader.dataset.index
     evaluation = evaluate(
-        predictor(model),
+        ready_predictor(load_model(weights).model, device),
         loader,
         index,
         settings=EvalSettings(single_cls=config.single_cls, channels_last=True),

@@ -57,6 +57,7 @@ class TrainState:
         losses: Its mean box, objectness and class loss.
         metrics: Of the last validation, by name.
         best_fitness, best_epoch: Of the best validation so far.
+        extra: Further numbers of the epoch, by name, that hooks of a method report.
         images: Pictures trained on in this process's life, over all ranks.
         seconds: Spent on training steps in this process's life.
         stop: Set by a hook to end after this epoch.
@@ -65,6 +66,7 @@ class TrainState:
     epoch: int = -1
     losses: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     metrics: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, float] = field(default_factory=dict)
     best_fitness: float = -1.0
     best_epoch: int = -1
     images: int = 0

@@ -31,11 +31,12 @@ from utils.run_folder import RunFolder
 
 LOGGER = logging.getLogger(__name__)
 
-# Hooks of a method (sparsity, masks, distillation); they run before those of the engine.
-HookFactory = Callable[[Detector, TrainConfig], Sequence[Hook]]
+# Hooks of a method (sparsity, masks, distillation), given network, settings and run folder; they run before those of
+# the engine.
+HookFactory = Callable[[Detector, TrainConfig, Path], Sequence[Hook]]
 
 
-def no_hooks(model: Detector, config: TrainConfig) -> Sequence[Hook]:
+def no_hooks(model: Detector, config: TrainConfig, folder: Path) -> Sequence[Hook]:
     """Plain training."""
     return ()
 
@@ -45,7 +46,7 @@ def run_training(config: TrainConfig, *, hooks: HookFactory = no_hooks) -> Train
 
     Args:
         config: All settings; with `resume`, those of the resumed run count instead.
-        hooks: Makes the hooks of a method, given the network.
+        hooks: Makes the hooks of a method, given the network, these settings and the run folder.
 
     Returns:
         The result on the main process, None on the others.
@@ -154,7 +155,7 @@ class _Run:
         observers = make_observers(
             config, self.data, ema=ema, loader=val_loader, device=self.device, folder=self.folder.path
         )
-        trainer.hooks = [*hooks(model, config), ema, *observers, checkpoints]
+        trainer.hooks = [*hooks(model, config, self.folder.path), ema, *observers, checkpoints]
         if checkpoint is not None:
             trainer.optimizer.load_state_dict(checkpoint.optimizer or {})
             ema.ema.restore_(checkpoint.ema or {}, checkpoint.ema_updates)

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from models.detector import Detector
-from pruning import trace
 from pruning.channel_ids import IntArray
 from pruning.groups import ChannelGroup, LayerChannels, channel_groups
-from pruning.recording import Recording
+from pruning.norms_after import NormAfter
 from pruning.walk import record
 from utils.errors import PruningError
+from utils.twins import twin_with_numbers, twin_without_numbers
 
 # Two images, so that no batch of one can be mistaken for a channel or a position.
 _BATCH = 2
@@ -50,11 +50,15 @@ class ChannelGraph:
         layers: By module path, in order of execution; a layer that is used twice is here once.
         protected: Id of each channel that must stay, and why.
         parts: Operators that take channels by their number.
+        norms_after: By path of each layer without a bias whose output goes to batch norms alone: those.
+        image_chw: Of the images it was traced on.
     """
 
     layers: Mapping[str, LayerChannels]
     protected: Mapping[int, str]
     parts: tuple[ChannelPart, ...]
+    norms_after: Mapping[str, tuple[NormAfter, ...]]
+    image_chw: tuple[int, int, int]
 
     @classmethod
     def of(cls, model: nn.Module, *, image_chw: tuple[int, int, int] | None = None) -> ChannelGraph:
@@ -68,14 +72,15 @@ class ChannelGraph:
         Raises:
             PruningError: The network as a whole cannot be traced, or not with such images.
         """
-        shape = (_BATCH, *(image_chw or _default_image(model)))
+        image_chw = image_chw or _default_image(model)
+        shape = (_BATCH, *image_chw)
         try:
-            return cls._from(record(trace.twin_without_numbers(model), torch.empty(shape, device="meta")))
+            return cls._traced(twin_without_numbers(model), torch.empty(shape, device="meta"))
         except RuntimeError:
             # Some block asks for numbers.
             pass
         try:
-            return cls._from(record(trace.twin_with_numbers(model), torch.zeros(shape)))
+            return cls._traced(twin_with_numbers(model), torch.zeros(shape))
         except RuntimeError as error:
             size, cause = " x ".join(map(str, shape[1:])), str(error).strip().split("\n")[0]
             raise PruningError(
@@ -83,8 +88,9 @@ class ChannelGraph:
             ) from error
 
     @classmethod
-    def _from(cls, recording: Recording) -> ChannelGraph:
-        """The graph of a finished recording, all ties resolved."""
+    def _traced(cls, twin: nn.Module, images: torch.Tensor) -> ChannelGraph:
+        """The graph of a network that may be run on such images, all ties resolved."""
+        recording, norms_after = record(twin, images)
         labels = recording.ids.labels()
         layers = {
             name: LayerChannels(
@@ -98,7 +104,14 @@ class ChannelGraph:
             )
             for node, part in recording.parts.items()
         )
-        return cls(layers=layers, protected=recording.ids.protected(labels), parts=parts)
+        channels, height, width = images.shape[1:]
+        return cls(
+            layers=layers,
+            protected=recording.ids.protected(labels),
+            parts=parts,
+            norms_after=norms_after,
+            image_chw=(channels, height, width),
+        )
 
     @cached_property
     def prunable_ids(self) -> IntArray:

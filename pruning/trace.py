@@ -1,11 +1,9 @@
-"""The operators of a network, by torch.fx, and copies of it to run them on."""
+"""The operators of a network, by torch.fx."""
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from pruning.operators import module_rule
@@ -53,18 +51,3 @@ def traced(network: nn.Module) -> fx.Graph:
 def _last_node(graph: fx.Graph) -> fx.Node:
     node: fx.Node = next(iter(reversed(graph.nodes)))
     return node
-
-
-def twin_without_numbers(model: nn.Module) -> nn.Module:
-    """A copy of `model` in evaluation mode whose parameters and buffers are on the meta device; copies no data."""
-    memo: dict[int, Any] = {
-        id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
-        for parameter in model.parameters()
-    }
-    memo.update({id(buffer): torch.empty_like(buffer, device="meta") for buffer in model.buffers()})
-    return copy.deepcopy(model, memo).eval()
-
-
-def twin_with_numbers(model: nn.Module) -> nn.Module:
-    """A copy of `model` in evaluation mode, on the CPU, in float32."""
-    return copy.deepcopy(model).cpu().float().eval()

@@ -11,17 +11,21 @@ import torch
 from torch import Tensor, fx, nn
 
 from pruning.channel_ids import IntArray
+from pruning.norms_after import NormAfter, norms_after
 from pruning.operators import operator_name, rule_of
 from pruning.recording import Call, Recording, Tracked, UnknownOperator
 from pruning.trace import traced
 
 
-def record(network: nn.Module, images: Tensor) -> Recording:
+def record(network: nn.Module, images: Tensor) -> tuple[Recording, dict[str, tuple[NormAfter, ...]]]:
     """Trace a network and follow its channels.
 
     Args:
         network: In evaluation mode.
         images: (B, C, H, W) on the device of the network; B is 2 or more.
+
+    Returns:
+        What was noted, and by path of each layer without a bias the batch norms that alone take its output.
 
     Raises:
         PruningError: The network cannot be traced.
@@ -31,7 +35,7 @@ def record(network: nn.Module, images: Tensor) -> Recording:
     with torch.no_grad():
         walk.run(images)
     walk.protect_shared_weights()
-    return walk.recording
+    return walk.recording, walk.norms_after()
 
 
 class _Walk(fx.Interpreter):
@@ -85,6 +89,11 @@ class _Walk(fx.Interpreter):
             if self._uses[id(layer.module.weight)] > 1:
                 for ids in (layer.input_ids, layer.output_ids):
                     self.recording.ids.protect(ids, "its weight is used in more than one place")
+
+    def norms_after(self) -> dict[str, tuple[NormAfter, ...]]:
+        """As `pruning.norms_after` says, for this pass."""
+        layers = self.recording.layers
+        return norms_after(self.graph, layers, module_of=self._module_of, value_of=self.env.__getitem__)
 
     def _module_of(self, node: fx.Node) -> nn.Module | None:
         return self.submodules[str(node.target)] if node.op == "call_module" else None

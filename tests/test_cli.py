@@ -11,6 +11,7 @@ import pytest
 from detect import DetectConfig
 from engine.config import RESUME_LATEST
 from engine.evolve import DEFAULT_TRIALS
+from pruning.finetune import FinetuneConfig
 from train import TrainConfig
 from utils.cli import parse, run_script
 from utils.errors import ConfigError
@@ -25,6 +26,7 @@ TRAIN_FLAGS = """
     --patience --project --quad --rect --resume --save-period --schedule --seed --single-cls --sync-bn --weights
     --workers
 """
+FINETUNE_FLAGS = " ".join(sorted([*TRAIN_FLAGS.split(), "--distill", "--teacher"]))
 VAL_FLAGS = """
     --augment --batch --batch-size --cache-dir --conf --conf-thres --data --device --engine --exist-ok --half --img
     --img-size --imgsz --iou --iou-thres --max-det --name --no-rect --project --save-conf --save-hybrid --save-json
@@ -60,7 +62,12 @@ def parsed(config_type: type[Any], line: str) -> Any:
 
 @pytest.mark.parametrize(
     ("config_type", "frozen"),
-    [(TrainConfig, TRAIN_FLAGS), (ValConfig, VAL_FLAGS), (DetectConfig, DETECT_FLAGS)],
+    [
+        (TrainConfig, TRAIN_FLAGS),
+        (FinetuneConfig, FINETUNE_FLAGS),
+        (ValConfig, VAL_FLAGS),
+        (DetectConfig, DETECT_FLAGS),
+    ],
 )
 def test_flags_are_the_frozen_ones(config_type: type[Any], frozen: str) -> None:
     assert flags_of(config_type) == frozen.split()
@@ -68,7 +75,12 @@ def test_flags_are_the_frozen_ones(config_type: type[Any], frozen: str) -> None:
 
 @pytest.mark.parametrize(
     ("config_type", "frozen"),
-    [(TrainConfig, TRAIN_FLAGS), (ValConfig, VAL_FLAGS), (DetectConfig, DETECT_FLAGS)],
+    [
+        (TrainConfig, TRAIN_FLAGS),
+        (FinetuneConfig, FINETUNE_FLAGS),
+        (ValConfig, VAL_FLAGS),
+        (DetectConfig, DETECT_FLAGS),
+    ],
 )
 def test_help_shows_every_flag(
     config_type: type[Any], frozen: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -95,6 +107,16 @@ def test_train_takes_the_spellings_of_v5() -> None:
     assert switched_off(config, switches + " quad linear_lr") == []
     assert (config.optimizer_name, config.schedule_name) == ("adam", "linear")
     assert (config.label_smoothing, config.save_period) == (0.1, 5)
+
+
+def test_finetuning_takes_what_training_takes() -> None:
+    config = parsed(
+        FinetuneConfig,
+        "--weights pruned_model.pt --adam --epochs 100 --noautoanchor --teacher dense.pt --distill 0.5",
+    )
+    assert (config.weights, config.optimizer_name, config.epochs) == ("pruned_model.pt", "adam", 100)
+    assert (config.noautoanchor, config.teacher, config.distill) == (True, "dense.pt", 0.5)
+    assert parsed(FinetuneConfig, "--resume").resume == "latest"
 
 
 @pytest.mark.parametrize("name", ["--img-size", "--img_size", "--img", "--imgsz"])

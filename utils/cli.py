@@ -75,15 +75,35 @@ def parse(config_type: type[Config], argv: Sequence[str], *, bare: Mapping[str, 
         ConfigError: The YAML cannot be read, or has a key that is no field or a value of the wrong kind.
     """
     arguments, config_file = _split_config(_fill_bare(argv, bare))
-    default = _read_config(config_type, config_file) if config_file else None
+    unchecked = _without_checks(config_type)
+    default = _read_config(unchecked, config_file) if config_file else None
     parsed = tyro.cli(
-        config_type,
-        args=arguments,
+        unchecked,
+        args=_without_redundant(arguments, default or unchecked),
         default=default if default is not None else tyro.MISSING_NONPROP,
         config=(tyro.conf.FlagCreatePairsOff,),
         description=f"{config_type.__doc__}\n\n{_CONFIG_HELP}",
     )
-    return parsed
+    return config_type(**{item.name: getattr(parsed, item.name) for item in fields(config_type)})  # type: ignore[arg-type]
+
+
+def _without_checks(config_type: type[Config]) -> type[Config]:
+    """The dataclass without its own checks: what tyro builds, so that what they find is told in one line of ours."""
+    # tyro reads the help of a field from the source of the class, which module and name lead to.
+    values = {name: getattr(config_type, name) for name in ("__doc__", "__module__", "__qualname__")}
+    values["__post_init__"] = lambda self: None
+    return type(config_type.__name__, (config_type,), values)
+
+
+def _without_redundant(argv: Sequence[str], defaults: Any) -> list[str]:
+    """Arguments without switches that say what holds anyway, such as --st; tyro knows only those that change it."""
+    redundant = set()
+    for item in fields(defaults):
+        value = getattr(defaults, item.name, None)
+        if isinstance(value, bool):
+            flag = item.name.replace("_", "-")
+            redundant.add(f"--{flag}" if value else f"--no-{flag}")
+    return [argument for argument in argv if argument.replace("_", "-") not in redundant]
 
 
 def config_from_values(config_type: type[Config], values: Mapping[str, Any], *, where: str) -> Config:

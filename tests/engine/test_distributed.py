@@ -56,7 +56,7 @@ def train_curve(folder: Path, name: str) -> list[float]:
     config = tiny_config(
         folder, name=name, epochs=10, sync_bn=True, amp="off", hyp=str(hyp), notest=True, nosave=True
     )
-    run_training(config, hooks=lambda model, config: [curve])
+    run_training(config, hooks=lambda model, config, folder: [curve])
     return curve.losses
 
 

@@ -44,18 +44,18 @@ def deviation(
             `may_be_silent`, for channels that nobody reads.
     """
     model = lively(model)
-    dense = _outputs(model, images)
-    _silence_(model, graph, dropped)
-    masked = _outputs(model, images)
+    dense = outputs(model, images)
+    silence_(model, graph, dropped)
+    masked = outputs(model, images)
     assert torch.isfinite(masked).all()
     assert may_be_silent or not torch.allclose(dense, masked, rtol=1e-9, atol=0), (
         "masking these channels changes nothing"
     )
     _scramble_(model, graph, dropped)
-    return float((_outputs(model, images) - masked).abs().max() / masked.abs().max().clamp(min=1e-3))
+    return float((outputs(model, images) - masked).abs().max() / masked.abs().max().clamp(min=1e-3))
 
 
-def _silence_(model: nn.Module, graph: ChannelGraph, dropped: IntArray) -> None:
+def silence_(model: nn.Module, graph: ChannelGraph, dropped: IntArray) -> None:
     """Zero everything that makes or shifts the dropped channels."""
     for layer in graph.layers.values():
         module: Any = model.get_submodule(layer.name)
@@ -75,7 +75,7 @@ def _scramble_(model: nn.Module, graph: ChannelGraph, dropped: IntArray) -> None
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, images: Tensor) -> Tensor:
+def outputs(model: nn.Module, images: Tensor) -> Tensor:
     """All outputs in one vector."""
     return torch.cat([tensor.flatten() for tensor in _tensors(model(images))])
 

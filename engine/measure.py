@@ -1,0 +1,70 @@
+"""Networks measured one after another on the same data: before and after a cut, over many cuts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from engine.eval_session import EvalSession
+from engine.evaluate import EvalSettings, Evaluation
+from engine.predict import Predict, predictor
+from models.detector import Detector
+from models.fuse import fuse
+from utils.datasets.config import load_data_config
+from utils.datasets.index import LabelIndex, build_label_index
+from utils.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """Evaluates detectors on one split.
+
+    Attributes:
+        index: The split.
+        img_size: Longer side of an image in pixels.
+        batch_size: Images per step.
+        device: Where to compute.
+        workers: Processes that load images.
+    """
+
+    index: LabelIndex
+    img_size: int
+    batch_size: int
+    device: torch.device
+    workers: int
+
+    @classmethod
+    def on_split(
+        cls, data: str, split: str, *, img_size: int, batch_size: int, device: torch.device, workers: int
+    ) -> Measure:
+        """Read the data set YAML and index one of its splits."""
+        index = build_label_index(load_data_config(data), split, workers=workers)
+        return cls(index=index, img_size=img_size, batch_size=batch_size, device=device, workers=workers)
+
+    def __call__(self, model: Detector) -> Evaluation:
+        """The COCO numbers of a network, in float32; it stays as it is.
+
+        Raises:
+            ConfigError: It knows another number of classes than the data.
+        """
+        if model.spec.num_classes != len(self.index.names):
+            raise ConfigError(
+                f"the network knows {model.spec.num_classes} classes but the data has {len(self.index.names)}; "
+                "use the data it was trained on"
+            )
+        session = EvalSession(
+            predict=ready_predictor(model, self.device),
+            index=self.index,
+            settings=EvalSettings(channels_last=True),
+            device=self.device,
+            stride=model.max_stride,
+            batch_size=self.batch_size,
+            workers=self.workers,
+        )
+        return session.evaluate_at(self.img_size)
+
+
+def ready_predictor(model: Detector, device: torch.device) -> Predict:
+    """A fused copy of a network in evaluation mode on a device, in the layout that is fast there."""
+    return predictor(fuse(model).to(device=device, memory_format=torch.channels_last))  # type: ignore[call-overload]

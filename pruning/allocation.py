@@ -1,0 +1,161 @@
+"""From importance to the channels that go: thresholds, least widths, rounding, and cost targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from pruning.channel_ids import FloatArray, IntArray
+from pruning.graph import ChannelGraph
+from pruning.rounding import Rounding
+from utils.errors import ConfigError, PruningError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """The highest threshold that leaves every layer a channel, and the share of candidates below it."""
+
+    threshold: float
+    percent: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """Which channels go.
+
+    Attributes:
+        dropped: Ids, sorted (n,).
+        threshold: Channels of lower importance go, but for least widths and rounding.
+        raised: Layers that would have kept fewer than the least number of channels.
+    """
+
+    dropped: IntArray
+    threshold: float
+    raised: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Allocator:
+    """Decides by importance, one threshold for the whole network.
+
+    Channels that the same layers make are decided together: their number is the width these layers put out.
+
+    Attributes:
+        graph: The network's channels.
+        importance: By channel id (num_ids,); NaN where unknown.
+        candidates: Ids that may go (n,).
+        rounding: Of the number of channels that layers share, protected ones counted.
+        min_channels: Fewest that stay of them.
+    """
+
+    graph: ChannelGraph
+    importance: FloatArray
+    candidates: IntArray
+    rounding: Rounding = field(default_factory=Rounding)
+    min_channels: int = 1
+
+    def __post_init__(self) -> None:
+        if not len(self.candidates):
+            raise PruningError("no channel of this network may be pruned; use --shortcuts tied or fewer --protect")
+        if self.min_channels < 1:
+            raise ConfigError(f"--min-channels {self.min_channels}: expected at least 1")
+        unknown = np.isnan(self.importance[self.candidates])
+        if unknown.any():
+            names = [name for name, _ in self.graph.owners(int(self.candidates[unknown][0]))]
+            raise PruningError(
+                f"{unknown.sum()} channels have no importance by this criterion, first in {', '.join(names)}; "
+                "use --criterion kernel_l1, or --protect these layers"
+            )
+        widest = max(total for _, total in self._groups)
+        if self.rounding.unit > widest:
+            raise ConfigError(
+                f"--round {self.rounding.unit} would keep more than there is: the widest layer to prune has {widest} "
+                f"channels; use at most {widest}"
+            )
+
+    @cached_property
+    def _groups(self) -> tuple[tuple[IntArray, int], ...]:
+        """Candidates that share their makers, least important first, and the number of channels of these makers."""
+        groups = []
+        for group in self.graph.groups:
+            ids = group.ids[np.isin(group.ids, self.candidates)]
+            if len(ids):
+                order = np.argsort(self.importance[ids], kind="stable")
+                groups.append((ids[order], len(group.ids)))
+        return tuple(groups)
+
+    @cached_property
+    def limit(self) -> Limit:
+        """How far the threshold can rise before some layer loses all of its channels."""
+        largest = [float(self.importance[ids[-1]]) for ids, total in self._groups if len(ids) == total]
+        values = self.importance[self.candidates]
+        threshold = min(largest, default=float(values.max()))
+        return Limit(threshold=threshold, percent=float((values < threshold).mean()))
+
+    def threshold_at(self, percent: float) -> float:
+        """The importance below which this share of the candidates lies.
+
+        Raises:
+            ConfigError: `percent` is not in [0, 1).
+        """
+        if not 0 <= percent < 1:
+            raise ConfigError(f"--percent {percent}: expected a share from 0 up to, not including, 1, such as 0.5")
+        values = np.sort(self.importance[self.candidates])
+        return float(values[int(percent * len(values))])
+
+    def at(self, threshold: float) -> Allocation:
+        """Drop what lies below the threshold, then mend widths."""
+        dropped, raised = [], []
+        for ids, total in self._groups:
+            below = int(np.searchsorted(self.importance[ids], threshold, side="left"))
+            least = min(self.min_channels, total)
+            width = self.rounding.apply(total - below, total=total, least=least)
+            if total - below < least:
+                raised.append(self.graph.owners(int(ids[0]))[0][0])
+            # Rounded down, more may go than there are candidates: protected channels stay.
+            dropped.append(ids[: min(total - width, len(ids))])
+        gone = np.sort(np.concatenate(dropped))
+        return Allocation(dropped=self._leave_inputs(gone), threshold=threshold, raised=tuple(raised))
+
+    def at_cost(self, cost: Callable[[IntArray], float], target: float, *, what: str) -> Allocation:
+        """The lowest threshold at which the network costs no more than `target`.
+
+        Args:
+            cost: Of the network without these ids.
+            target: In the unit of `cost`.
+            what: "MACs" or "parameters", for messages.
+
+        Raises:
+            PruningError: No threshold reaches it.
+        """
+        values = np.unique(self.importance[self.candidates])
+        steps = [*values.tolist(), float("inf")]
+        smallest = cost(self.at(steps[-1]).dropped)
+        if smallest > target:
+            raise PruningError(
+                f"target of {target:.4g} {what} cannot be reached with these roundings, least widths and protected "
+                f"channels; the nearest is {smallest:.4g}; lower --min-channels or --round, or use --shortcuts tied"
+            )
+        low, high = 0, len(steps) - 1
+        while low < high:
+            middle = (low + high) // 2
+            if cost(self.at(steps[middle]).dropped) <= target:
+                high = middle
+            else:
+                low = middle + 1
+        return self.at(steps[high])
+
+    def _leave_inputs(self, dropped: IntArray) -> IntArray:
+        """Bring back the best channel of a layer that would otherwise read or make none.
+
+        Only where a layer reads a part of another's channels: the whole of them never goes.
+        """
+        for layer in self.graph.layers.values():
+            for ids in (layer.input_ids, layer.output_ids):
+                if len(ids) and np.isin(ids, dropped).all():
+                    best = ids[np.argmax(self.importance[ids])]
+                    dropped = dropped[dropped != best]
+        return dropped

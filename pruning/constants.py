@@ -1,0 +1,157 @@
+"""Constants that cut channels would have sent on, carried into the layers that read them.
+
+A channel whose batch-norm scale is zero is its shift at every position, and after an activation still one number.
+A convolution that reads it adds that number, times its weights, to each of its outputs: a bias. So such a channel can
+be cut without loss, but for the borders of zero-padded convolutions, where the constant ends and the bias does not.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pruning.channel_ids import BoolArray, IntArray
+from pruning.graph import ChannelGraph
+from pruning.groups import LayerChannels
+from pruning.layer_rules import CONV, LINEAR
+from pruning.slicing import kept_positions
+from utils.twins import twin_that_shares
+
+log = logging.getLogger(__name__)
+
+# Two different images: what differs between them is no constant.
+_BATCH = 2
+# Rounding, in units of the last place, within which two numbers are the same.
+_ROUNDING = 64
+
+
+def carry_constants_(tensors: Mapping[str, Tensor], model: nn.Module, graph: ChannelGraph, stays: BoolArray) -> None:
+    """Add to a cut network what its readers lose with the channels that go.
+
+    It goes into the bias of a reader, else into the mean of the batch norms behind it, where nothing else takes its
+    output. What is no constant, such as a gated channel, counts as zero.
+
+    Args:
+        tensors: Those of the cut network by name; changed in place.
+        model: The network before.
+        graph: Its channels.
+        stays: By id, whether the channel is kept (n,).
+    """
+    lost = 0
+    for name, constants in dropped_constants(model, graph, stays).items():
+        lost += int(constants.isnan().sum())
+        shift = _shift_of(model.get_parameter(f"{name}.weight"), constants.nan_to_num())
+        if not shift.any():
+            continue
+        if f"{name}.bias" in tensors:
+            kept = kept_positions(graph.layers[name].output_ids, stays)
+            _add_(tensors[f"{name}.bias"], shift[kept])
+        elif name in graph.norms_after:
+            for norm in graph.norms_after[name]:
+                sources = norm.sources[kept_positions(graph.layers[norm.name].output_ids, stays)]
+                _add_(tensors[f"{norm.name}.running_mean"], -shift[sources] * torch.from_numpy(sources >= 0))
+        else:
+            lost += int((constants != 0).sum())
+    if lost:
+        log.info("%d inputs of layers that are cut were no constant or could not be carried on; they are zero", lost)
+
+
+@torch.no_grad()
+def dropped_constants(model: nn.Module, graph: ChannelGraph, stays: BoolArray) -> dict[str, Tensor]:
+    """What each layer would read of the channels that go, if their scales were zero.
+
+    Args:
+        model: Not touched.
+        graph: Its channels.
+        stays: By id, whether the channel is kept (n,).
+
+    Returns:
+        By path of each convolution and linear layer that reads such: (C_in,) float64 on the CPU, NaN where a channel
+        is no constant, zero where it stays.
+    """
+    twin = twin_that_shares(model)
+    zero_scales_(twin, graph, stays)
+    seen: dict[str, list[Tensor]] = {}
+    positions: dict[str, IntArray] = {}
+    for layer in graph.layers.values():
+        gone = np.flatnonzero(~stays[layer.input_ids])
+        if layer.kind in (CONV, LINEAR) and len(gone):
+            positions[layer.name], seen[layer.name] = gone, []
+            twin.get_submodule(layer.name).register_forward_pre_hook(_listener(gone, seen[layer.name]))
+    twin(_images_for(model, graph.image_chw))
+    return {
+        name: _constants(torch.cat(seen[name]), gone, num_channels=len(graph.layers[name].input_ids))
+        for name, gone in positions.items()
+    }
+
+
+def zero_scales_(twin: nn.Module, graph: ChannelGraph, stays: BoolArray) -> None:
+    """Scale channels that go to zero in every batch norm; without one, where they are made. Shifts stay.
+
+    Args:
+        twin: Its layers are changed, not their tensors, which it may share.
+        graph: Its channels.
+        stays: By id, whether the channel is kept (n,).
+    """
+    layers = [layer for layer in graph.layers.values() if _is_scaled(twin, layer)]
+    has_norm = np.zeros_like(stays)
+    for layer in layers:
+        if layer.is_norm:
+            has_norm[layer.output_ids] = True
+    for layer in layers:
+        unscaled = ~stays if layer.is_norm else ~stays & ~has_norm
+        rows = np.flatnonzero(unscaled[layer.output_ids])
+        if len(rows):
+            module = twin.get_submodule(layer.name)
+            weight = module.get_parameter("weight").detach().clone()
+            weight[torch.from_numpy(rows)] = 0
+            module.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def _is_scaled(twin: nn.Module, layer: LayerChannels) -> bool:
+    """Whether a layer has weights: a batch norm may be without."""
+    return isinstance(twin.get_submodule(layer.name).weight, Tensor)
+
+
+def _listener(gone: IntArray, seen: list[Tensor]) -> Any:
+    """A hook that notes the typical number (B, n) of some input channels of a layer for each image."""
+
+    def note(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        values = args[0][:, torch.from_numpy(gone).to(args[0].device)]
+        # The median over positions: borders that a padding has changed are few.
+        seen.append(values.flatten(2).median(2).values if values.ndim > 2 else values)
+
+    return note
+
+
+def _images_for(model: nn.Module, image_chw: tuple[int, int, int]) -> Tensor:
+    """Noise that a network can take, the same every time; no global random state is touched."""
+    noise = torch.rand(_BATCH, *image_chw, generator=torch.Generator().manual_seed(0))
+    return noise.to(next(parameter for parameter in model.parameters() if parameter.is_floating_point()))
+
+
+def _constants(values: Tensor, gone: IntArray, *, num_channels: int) -> Tensor:
+    """Numbers (B, n) of the images to one (num_channels,) per input channel, NaN where the images disagree."""
+    precision = torch.finfo(values.dtype).eps
+    exact = values.double().cpu()
+    spread, largest = exact.amax(0) - exact.amin(0), exact.abs().amax(0)
+    constants = torch.zeros(num_channels, dtype=torch.float64)
+    # Written so that NaN in the network is no constant either.
+    constants[torch.from_numpy(gone)] = torch.where(spread <= _ROUNDING * precision * largest, exact[0], torch.nan)
+    return constants
+
+
+def _shift_of(weight: Tensor, constants: Tensor) -> Tensor:
+    """What constant inputs (C_in,) add to each output of a layer (C_out,), float64 on the CPU."""
+    summed = weight.detach().flatten(2).sum(2) if weight.ndim > 2 else weight.detach()
+    return summed.double().cpu() @ constants
+
+
+def _add_(tensor: Tensor, values: Tensor) -> None:
+    """Add float64 numbers on the CPU, rounding once."""
+    tensor.copy_(tensor.double() + values.to(tensor.device))

@@ -1,0 +1,181 @@
+"""How much each channel matters, judged by weights alone; higher means keep.
+
+A criterion gives one number per channel id, so channels that several layers share are judged once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pruning.channel_ids import FloatArray, IntArray
+from pruning.graph import ChannelGraph
+from pruning.layer_rules import CONV, DEPTHWISE, LINEAR
+from utils.errors import PruningError
+
+# From a network and its graph to the importance of each id (num_ids,), NaN where nothing tells.
+Criterion = Callable[[nn.Module, ChannelGraph], FloatArray]
+
+# All that can be asked for; taylor alone needs data and is in `pruning/taylor.py`.
+CriterionName = Literal["bn_gamma", "kernel_l1", "kernel_l2", "fpgm", "random", "taylor"]
+CRITERION_NAMES: tuple[str, ...] = get_args(CriterionName)
+
+# Layers whose weights have one filter per output channel; grouped convolutions stay as they are.
+_FILTERED = (CONV, DEPTHWISE, LINEAR)
+
+
+def num_ids(graph: ChannelGraph) -> int:
+    """Length of an array indexed by id: the largest id and one."""
+    lists = [ids for layer in graph.layers.values() for ids in (layer.input_ids, layer.output_ids)]
+    return max((int(ids.max()) for ids in lists if len(ids)), default=-1) + 1
+
+
+def by_id(graph: ChannelGraph, scores: Mapping[str, FloatArray], *, is_mean: bool = True) -> FloatArray:
+    """Scores of layers to scores of channels.
+
+    Args:
+        graph: Of the network.
+        scores: For some layers, by path, the score of each output channel (C_out,).
+        is_mean: Average over the layers that share a channel, rather than add up.
+
+    Returns:
+        (num_ids,), NaN for channels of none of these layers.
+    """
+    size = num_ids(graph)
+    empty = np.empty(0, dtype=np.int64)
+    ids = np.concatenate([empty, *(graph.layers[name].output_ids for name in scores)])
+    totals = np.bincount(ids, weights=np.concatenate([empty, *scores.values()]), minlength=size)
+    counts = np.bincount(ids, minlength=size)
+    found = np.full(size, np.nan)
+    np.divide(totals, counts if is_mean else 1, out=found, where=counts > 0)
+    return found
+
+
+def bn_gamma(model: nn.Module, graph: ChannelGraph) -> FloatArray:
+    """Mean absolute batch-norm scale of each channel over the batch norms it passes.
+
+    Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017. The paper scores
+    each layer alone; the mean over tied layers is ours, for shortcuts.
+
+    Raises:
+        PruningError: No batch norm has scales, or a scale is no number.
+    """
+    modules = dict(model.named_modules())
+    gammas = {
+        name: modules[name].weight.detach()
+        for name, layer in graph.layers.items()
+        if layer.is_norm and modules[name].weight is not None
+    }
+    if not gammas:
+        raise PruningError(f"{type(model).__name__} has no batch norm to rank by; use --criterion kernel_l1")
+    # One transfer for all layers: a GPU is asked once.
+    joined = torch.cat([gamma.double() for gamma in gammas.values()]).abs().cpu().numpy()
+    ends = np.cumsum([len(gamma) for gamma in gammas.values()])[:-1]
+    scores: dict[str, FloatArray] = dict(zip(gammas, np.split(joined, ends), strict=True))
+    check_finite(scores, what="batch-norm scales", remedy="train again with a lower --sr or learning rate")
+    return by_id(graph, scores)
+
+
+def kernel_l1(model: nn.Module, graph: ChannelGraph) -> FloatArray:
+    """Sum of the absolute weights of each filter, relative to the mean of its layer.
+
+    Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017 (arXiv 1608.08710). The paper ranks within layers;
+    dividing by the mean makes layers comparable, and tied layers are averaged.
+
+    Raises:
+        PruningError: A weight is no number.
+    """
+    return _by_filters(model, graph, lambda filters: torch.linalg.vector_norm(filters, ord=1, dim=1))
+
+
+def kernel_l2(model: nn.Module, graph: ChannelGraph) -> FloatArray:
+    """Euclidean norm of each filter, relative to the mean of its layer; otherwise as `kernel_l1`.
+
+    Raises:
+        PruningError: A weight is no number.
+    """
+    return _by_filters(model, graph, lambda filters: torch.linalg.vector_norm(filters, ord=2, dim=1))
+
+
+def fpgm(model: nn.Module, graph: ChannelGraph) -> FloatArray:
+    """Sum of the distances of each filter to all others of its layer, relative to the mean of the layer.
+
+    He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration", CVPR 2019
+    (arXiv 1811.00250): a filter in the middle of the others can be replaced by them. The paper ranks within layers;
+    the division by the mean, and the mean over tied layers, are ours.
+
+    Raises:
+        PruningError: A weight is no number.
+    """
+    return _by_filters(model, graph, _summed_distances)
+
+
+def random_order(model: nn.Module, graph: ChannelGraph, *, seed: int = 0) -> FloatArray:
+    """A number in [0, 1) per channel that a layer makes, the same for the same seed; what others have to beat."""
+    made = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *_filtered_ids(graph).values()]))
+    found = np.full(num_ids(graph), np.nan)
+    found[made] = np.random.default_rng(seed).random(len(made))
+    return found
+
+
+CRITERIA: dict[str, Criterion] = {
+    "bn_gamma": bn_gamma,
+    "kernel_l1": kernel_l1,
+    "kernel_l2": kernel_l2,
+    "fpgm": fpgm,
+    "random": random_order,
+}
+
+
+def check_finite(scores: Mapping[str, FloatArray], *, what: str, remedy: str) -> None:
+    """Raise where a layer's scores are not all numbers.
+
+    Args:
+        scores: By path of the layer.
+        what: They were made from, for the message.
+        remedy: What the user can do.
+
+    Raises:
+        PruningError: Names the first such layer.
+    """
+    for name, values in scores.items():
+        broken = np.flatnonzero(~np.isfinite(values))
+        if len(broken):
+            raise PruningError(
+                f"layer {name}: {what} of {len(broken)} of {len(values)} channels are NaN or infinite "
+                f"(first: channel {broken[0]}); {remedy}"
+            )
+
+
+def _filtered_ids(graph: ChannelGraph) -> dict[str, IntArray]:
+    """Output ids of the layers that have a filter per channel."""
+    return {name: layer.output_ids for name, layer in graph.layers.items() if layer.kind in _FILTERED}
+
+
+def _by_filters(model: nn.Module, graph: ChannelGraph, score: Callable[[Tensor], Tensor]) -> FloatArray:
+    """Score the filters (C_out, weights), float64, of every layer, relative to the layer's mean."""
+    modules = dict(model.named_modules())
+    scores: dict[str, FloatArray] = {
+        name: score(modules[name].weight.detach().flatten(1).double()).cpu().numpy() for name in _filtered_ids(graph)
+    }
+    check_finite(scores, what="weights", remedy="start from an undamaged checkpoint or train with a lower rate")
+    return by_id(graph, {name: _relative_to_mean(values) for name, values in scores.items()})
+
+
+def _relative_to_mean(values: FloatArray) -> FloatArray:
+    mean = values.mean()
+    return values / mean if mean > 0 else values
+
+
+def _summed_distances(filters: Tensor) -> Tensor:
+    """For each of n rows (n, d), the sum of its distances to all rows (n,)."""
+    # |a - b|^2 = |a|^2 + |b|^2 - 2 ab costs one matrix product; the differences themselves would be (n, n, d).
+    products = filters @ filters.T
+    squares = products.diagonal()
+    distances = (squares[:, None] + squares[None, :] - 2 * products).clamp(min=0).sqrt()
+    # Rounding must not give a filter a distance to itself.
+    return distances.fill_diagonal_(0).sum(1)

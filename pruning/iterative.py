@@ -1,0 +1,209 @@
+"""Prune a little, train a little, again and again: Molchanov et al., ICLR 2017 (arXiv 1611.06440).
+
+Each round ranks all channels anew by Taylor expansion, removes the lowest of the whole network, and makes a few
+updates. At the end comes a longer training at a smaller rate. The network is cut in every round, so rounds get
+cheaper; nothing is masked.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+from torch import nn
+
+from pruning.allocation import Allocator
+from pruning.channel_ids import FloatArray, IntArray
+from pruning.cost import ChannelCost
+from pruning.graph import ChannelGraph
+from pruning.shortcuts import Shortcuts, candidate_ids
+from pruning.surgery import cut
+from pruning.taylor import taylor_importance
+from pruning.training_task import BatchT, TrainingTask
+from utils.errors import ConfigError
+
+LOGGER = logging.getLogger(__name__)
+
+Quantity = Literal["channels", "macs", "params"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IterativeSettings:
+    """How far to prune, and in which steps.
+
+    Attributes:
+        ratio: Share of `quantity` to remove, in (0, 1).
+        quantity: What is counted: prunable channels, multiply-adds or parameters.
+        step: Channels removed per round, at least 1; the well-known figure for a large network is 512.
+        rank_batches: Batches each ranking sees.
+        updates: Optimiser steps after each round.
+        lr: Their learning rate.
+        final_updates: Optimiser steps at the end.
+        final_lr: Their learning rate, usually 10 to 100 times smaller.
+        shortcuts: "tied" prunes channels that additions join together, "skip" leaves them.
+        min_channels: Fewest that stay of the channels that the same layers make.
+    """
+
+    ratio: float
+    quantity: Quantity = "channels"
+    step: int = 512
+    rank_batches: int = 8
+    updates: int = 30
+    lr: float = 1e-3
+    final_updates: int = 300
+    final_lr: float = 1e-4
+    shortcuts: Shortcuts = "tied"
+    min_channels: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise ConfigError(f"ratio {self.ratio}: expected a share to remove between 0 and 1, such as 0.5")
+        for name in ("step", "rank_batches"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)}: expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """What a round left behind; with the network, all that going on needs.
+
+    Attributes:
+        number: Rounds so far; 0 before the first.
+        now: Prunable channels, multiply-adds and parameters of the network.
+        dense: The same before the first round.
+        loss: Mean over the updates of the round.
+    """
+
+    number: int
+    now: Mapping[Quantity, float]
+    dense: Mapping[Quantity, float]
+    loss: float
+
+    def as_text(self) -> str:
+        """One line for people."""
+        shares = ", ".join(f"{100 * self.now[name] / dense:.1f} % of {name}" for name, dense in self.dense.items())
+        return f"round {self.number}: {shares} left, loss {self.loss:.4f}"
+
+
+# Told of each round and the network it left, for instance to write a checkpoint.
+RoundCallback = Callable[[Round, nn.Module], None]
+
+
+def prune_iteratively(
+    model: nn.Module,
+    task: TrainingTask[BatchT],
+    *,
+    settings: IterativeSettings,
+    image_chw: tuple[int, int, int],
+    start: Round | None = None,
+    on_round: RoundCallback | None = None,
+) -> tuple[nn.Module, Round]:
+    """Rank, remove, fine-tune until the network is small enough, then fine-tune for longer.
+
+    Args:
+        model: Untouched.
+        task: What it is trained for.
+        settings: How far, in which steps.
+        image_chw: An image the network takes; multiply-adds are counted on it.
+        start: The round that left `model`, to go on after it with the same result as without the break.
+        on_round: Called after every round.
+
+    Returns:
+        The pruned, trained network, and its last round.
+
+    Raises:
+        PruningError: The network cannot become so small; the message says how small it can.
+        TrainingError: The loss is no number any more.
+    """
+    state = start or _before_rounds(model, image_chw)
+    pruned = model
+    while state.now[settings.quantity] > _goal(state, settings):
+        pruned, state = _next_round(pruned, task, state, settings=settings, image_chw=image_chw)
+        LOGGER.info("%s", state.as_text())
+        if on_round is not None:
+            on_round(state, pruned)
+    # The network of the last round may be in the hands of the caller.
+    pruned = copy.deepcopy(pruned)
+    loss = task.train_(pruned, updates=settings.final_updates, lr=settings.final_lr, number=state.number + 1)
+    LOGGER.info("last %d updates at rate %g: loss %.4f", settings.final_updates, settings.final_lr, loss)
+    return pruned, state
+
+
+def _goal(state: Round, settings: IterativeSettings) -> float:
+    return state.dense[settings.quantity] * (1 - settings.ratio)
+
+
+def _before_rounds(model: nn.Module, image_chw: tuple[int, int, int]) -> Round:
+    graph = ChannelGraph.of(model, image_chw=image_chw)
+    dense = _amounts(graph, ChannelCost.of(model, graph, image_chw), np.empty(0, dtype=np.int64))
+    return Round(number=0, now=dense, dense=dense, loss=0.0)
+
+
+def _next_round(
+    model: nn.Module,
+    task: TrainingTask[BatchT],
+    state: Round,
+    *,
+    settings: IterativeSettings,
+    image_chw: tuple[int, int, int],
+) -> tuple[nn.Module, Round]:
+    """A smaller network, trained a little, and what is left of it."""
+    number = state.number + 1
+    graph = ChannelGraph.of(model, image_chw=image_chw)
+    cost = ChannelCost.of(model, graph, image_chw)
+    candidates = candidate_ids(model, graph, settings.shortcuts)
+    batches = islice(task.batches(number), settings.rank_batches)
+    importance = taylor_importance(model, graph, batches, loss_fn=task.loss)
+    allocator = Allocator(
+        graph=graph,
+        importance=_ranks(importance, candidates),
+        candidates=candidates,
+        min_channels=settings.min_channels,
+    )
+
+    def amounts(dropped: IntArray) -> dict[Quantity, float]:
+        return _amounts(graph, cost, dropped)
+
+    dropped = _lowest(allocator, amounts, settings=settings, goal=_goal(state, settings))
+    # Nothing is carried: Taylor expansion estimates what happens when a channel is zero.
+    smaller = cut(model, graph, dropped, carry=False)
+    loss = task.train_(smaller, updates=settings.updates, lr=settings.lr, number=number)
+    return smaller, Round(number=number, now=amounts(dropped), dense=state.dense, loss=loss)
+
+
+def _ranks(importance: FloatArray, candidates: IntArray) -> FloatArray:
+    """The place of each candidate among them; channels that never fire are all 0, and a step takes some of them."""
+    ranks = np.full(len(importance), np.nan)
+    ranks[candidates[np.argsort(importance[candidates], kind="stable")]] = np.arange(len(candidates))
+    return ranks
+
+
+def _lowest(
+    allocator: Allocator,
+    amounts: Callable[[IntArray], Mapping[Quantity, float]],
+    *,
+    settings: IterativeSettings,
+    goal: float,
+) -> IntArray:
+    """The channels of a round: as many as a step, fewer where those reach the goal already."""
+    most = allocator.at(float("inf")).dropped
+    step = min(settings.step, len(most))
+    dropped = allocator.at_cost(lambda ids: -len(ids), -step, what="channels").dropped
+    left, least = amounts(dropped)[settings.quantity], amounts(most)[settings.quantity]
+    if left > goal >= least:
+        return dropped
+    # The last round; or a goal out of reach, which is refused here and not after many rounds.
+    return allocator.at_cost(lambda ids: amounts(ids)[settings.quantity], goal, what=settings.quantity).dropped
+
+
+def _amounts(graph: ChannelGraph, cost: ChannelCost, dropped: IntArray) -> dict[Quantity, float]:
+    return {
+        "channels": float(len(graph.prunable_ids) - len(dropped)),
+        "macs": float(cost.macs(dropped)),
+        "params": float(cost.parameters(dropped)),
+    }

@@ -1,0 +1,186 @@
+"""prune.py from its settings to its result: plan, cut, measure, write."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.eval_report import result_of
+from engine.evaluate import Evaluation
+from engine.measure import Measure
+from models.detector import Detector, build_model
+from models.load import LoadedModel, load_model
+from models.spec import ModelSpec
+from pruning.graph import ChannelGraph
+from pruning.plan import PruningPlan
+from pruning.planning import Planner
+from pruning.prune_config import PruneConfig
+from pruning.report import NetworkSize, SurgeryReport
+from pruning.scan import Scan, scan
+from pruning.surgery import apply_plan
+from utils.checkpoint import Checkpoint, save_checkpoint
+from utils.device import select_device
+from utils.errors import PruningError
+from utils.files import write_text
+from utils.plots.pruning import plot_kept
+from utils.run_folder import RunFolder, plain
+
+LOGGER = logging.getLogger(__name__)
+
+CHECKPOINT_NAME = "pruned_model.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneResult:
+    """A pruned network.
+
+    Attributes:
+        model: In evaluation mode, on the CPU.
+        plan: What was cut.
+        report: Sizes before and after.
+        scan: mAP over percents, where asked for.
+        before, after: Evaluations, where data was given.
+        folder: The run folder; None after a dry run.
+    """
+
+    model: Detector
+    plan: PruningPlan
+    report: SurgeryReport
+    scan: Scan | None = None
+    before: Evaluation | None = None
+    after: Evaluation | None = None
+    folder: Path | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of result.json."""
+        return {
+            "report": self.report.to_dict(),
+            "scan": self.scan and self.scan.to_dict(),
+            "before": self.before and result_of(self.before),
+            "after": self.after and result_of(self.after),
+            "threshold": self.plan.settings.get("threshold"),
+        }
+
+
+def run_pruning(config: PruneConfig) -> PruneResult:
+    """Prune a checkpoint.
+
+    Raises:
+        UserError: Anything about weights, settings or data that does not allow it; nothing is written then.
+    """
+    loaded = load_model(config.weights)
+    model = loaded.model
+    if config.cfg:
+        check_agrees(model, config.cfg, weights=config.weights)
+    measure = _measure(config) if config.scan or (config.data and not config.dry_run) else None
+    plan, found = _plan(model, config, measure)
+    pruned = apply_plan(model, plan, carry=config.constants)
+    assert isinstance(pruned, Detector)
+    report = SurgeryReport(
+        before=NetworkSize.of(model, config.image_chw), after=NetworkSize.of(pruned, config.image_chw)
+    )
+    LOGGER.info("%s", report.as_text())
+    result = PruneResult(model=pruned, plan=plan, report=report, scan=found)
+    if config.dry_run:
+        LOGGER.info("dry run: nothing was written")
+        return result
+    if measure is not None:
+        result = replace(result, before=measure(model), after=measure(pruned))
+        LOGGER.info("%s", _change(result))
+    return _write(result, loaded, config)
+
+
+def check_agrees(model: Detector, cfg: str, *, weights: str) -> None:
+    """Refuse weights whose layers are not those of a model YAML.
+
+    Raises:
+        PruningError: Names the first layer that differs.
+    """
+    with torch.device("meta"):
+        wanted = build_model(ModelSpec.from_yaml(cfg, num_classes=model.spec.num_classes)).state_dict()
+    found = model.state_dict()
+    for name in [*wanted, *found]:
+        if name.endswith(".anchors"):
+            continue
+        shapes = [tuple(state[name].shape) if name in state else None for state in (wanted, found)]
+        if shapes[0] != shapes[1]:
+            there, here = (f"has {shape}" if shape else "lacks it" for shape in shapes)
+            raise PruningError(
+                f"--cfg {cfg} and --weights {weights} disagree at {name}: the YAML {there}, the weights {here}; "
+                "give the YAML of these weights or leave --cfg out"
+            )
+
+
+def _measure(config: PruneConfig) -> Measure:
+    return Measure.on_split(
+        config.data,
+        "val",
+        img_size=config.img_size,
+        batch_size=config.batch_size,
+        device=select_device(config.device),
+        workers=config.workers,
+    )
+
+
+def _plan(model: Detector, config: PruneConfig, measure: Measure | None) -> tuple[PruningPlan, Scan | None]:
+    """The plan, and the scan that led to it."""
+    if config.plan:
+        return PruningPlan.load(Path(config.plan)), None
+    planner, found = Planner.of(model, config), None
+    if config.scan:
+        assert measure is not None
+        found = scan(planner, _scores(measure), tolerance=config.tolerance, carry=config.constants)
+        LOGGER.info("%s", found.as_text())
+        if config.percent is None:
+            planner = replace(planner, config=replace(config, percent=found.recommended))
+    allocation = planner.allocate()
+    LOGGER.info("%s", planner.describe(allocation))
+    return planner.plan(allocation), found
+
+
+def _scores(measure: Measure) -> Callable[[Detector], tuple[float, float]]:
+    def scores(model: Detector) -> tuple[float, float]:
+        metrics = measure(model).metrics
+        return metrics.AP50, metrics.AP
+
+    return scores
+
+
+def _change(result: PruneResult) -> str:
+    assert result.before is not None
+    assert result.after is not None
+    before, after = result.before.metrics, result.after.metrics
+    return (
+        f"before any fine-tuning: mAP50 {before.AP50:.3f} -> {after.AP50:.3f}, mAP {before.AP:.3f} -> {after.AP:.3f}"
+    )
+
+
+def _write(result: PruneResult, loaded: LoadedModel, config: PruneConfig) -> PruneResult:
+    """The run folder: checkpoint, plan, YAML, channel groups, pictures, result.json."""
+    folder = RunFolder.create(project=config.project, name=config.name, exist_ok=config.exist_ok)
+    path, checkpoint = folder.path, folder.path / CHECKPOINT_NAME
+    folder.write_config(config)
+    save_checkpoint(
+        Checkpoint(
+            spec=result.model.spec.to_dict(),
+            names=loaded.names,
+            weights=result.model.state_dict(),
+            config={"pruned_from": config.weights, **plain(config)},
+        ),
+        checkpoint,
+    )
+    result.plan.save(path / "plan.json")
+    result.model.spec.to_yaml(path / "pruned.yaml")
+    write_text(path / "channels.txt", ChannelGraph.of(result.model).as_text() + "\n")
+    if not config.noplots:
+        plot_kept(result.report.widths, path / "kept_channels.png")
+        if result.scan is not None:
+            result.scan.plot(path / "scan.png")
+    folder.write_result({**result.to_dict(), "checkpoint": str(checkpoint), "config": plain(config)})
+    LOGGER.info("pruned checkpoint %s\nresults in %s", checkpoint, path)
+    return replace(result, folder=path)

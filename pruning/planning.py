@@ -1,0 +1,216 @@
+"""From a network and settings to a plan."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from models.detector import Detector
+from pruning.allocation import Allocation, Allocator
+from pruning.bottlenecks import drop_bottlenecks
+from pruning.channel_ids import FloatArray, IntArray
+from pruning.cost import ChannelCost
+from pruning.criteria import CRITERIA, random_order
+from pruning.graph import ChannelGraph
+from pruning.plan import PruningPlan, network_fingerprint
+from pruning.prune_config import ALL, DEFAULT_PERCENT, PruneConfig, parse_target
+from pruning.scales import ScaleStats
+from pruning.shortcuts import candidate_ids, shortcut_bottleneck_names
+from pruning.taylor import detector_taylor
+from utils.errors import PruningError
+from utils.run_folder import plain
+
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Planner:
+    """Everything that plans for one network share.
+
+    Attributes:
+        model: The network after bottlenecks were removed.
+        graph: Its channels.
+        bottlenecks: Those that were removed.
+        fingerprint: Of the network before.
+        allocator: Decides what goes.
+        config: The settings.
+    """
+
+    model: Detector
+    graph: ChannelGraph
+    bottlenecks: tuple[str, ...]
+    fingerprint: str
+    allocator: Allocator
+    config: PruneConfig
+
+    @classmethod
+    def of(cls, model: Detector, config: PruneConfig) -> Planner:
+        """Trace the network and rank its channels.
+
+        Raises:
+            PruningError: Nothing may be pruned, or the criterion cannot rank this network.
+        """
+        bottlenecks = _bottlenecks(model, config.drop_bottlenecks)
+        fingerprint = network_fingerprint(model)
+        if bottlenecks:
+            model = drop_bottlenecks(model, bottlenecks)
+        graph = ChannelGraph.of(model)
+        candidates = np.setdiff1d(candidate_ids(model, graph, config.shortcuts), protected_ids(graph, config.protect))
+        return cls(
+            model=model,
+            graph=graph,
+            bottlenecks=bottlenecks,
+            fingerprint=fingerprint,
+            config=config,
+            allocator=Allocator(
+                graph=graph,
+                importance=_importance(model, graph, candidates, config),
+                candidates=candidates,
+                rounding=config.rounding,
+                min_channels=config.min_channels,
+            ),
+        )
+
+    @property
+    def threshold(self) -> float:
+        """Below which channels go, where a share was asked for."""
+        if self.config.is_mixed:
+            return 0.0  # importance is already what a channel has above its two thresholds
+        percent = self.config.percent
+        if percent is None:
+            percent = 0.0 if self.bottlenecks else DEFAULT_PERCENT
+        return self.allocator.threshold_at(percent)
+
+    def allocate(self) -> Allocation:
+        """What goes, as the settings ask.
+
+        Raises:
+            PruningError: A target cannot be reached; under `strict`, a layer would lose all of its channels.
+        """
+        allocation = self._allocate()
+        if allocation.raised and self.config.strict:
+            limit = self.allocator.limit
+            raise PruningError(
+                f"layers {', '.join(allocation.raised[:3])} would keep fewer than --min-channels "
+                f"{self.config.min_channels}; the highest threshold that leaves every layer one is "
+                f"{limit.threshold:.4g}, --percent {limit.percent:.3f}; lower --percent or leave out --strict"
+            )
+        if allocation.raised:
+            LOGGER.warning(
+                "%d layers would keep fewer than %d channels and keep that many: %s",
+                len(allocation.raised),
+                self.config.min_channels,
+                ", ".join(allocation.raised),
+            )
+        return allocation
+
+    def _allocate(self) -> Allocation:
+        if not self.config.target:
+            return self.allocator.at(self.threshold)
+        target = parse_target(self.config.target)
+        cost = ChannelCost.of(self.model, self.graph, self.config.image_chw)
+        count, what = (cost.macs, "MACs") if target.quantity == "macs" else (cost.parameters, "parameters")
+        now = count(np.empty(0, dtype=np.int64))
+        return self.allocator.at_cost(count, target.absolute(now), what=what)
+
+    def plan(self, allocation: Allocation) -> PruningPlan:
+        """As a file can hold it."""
+        return PruningPlan.of(
+            self.model,
+            self.graph,
+            allocation.dropped,
+            settings={**plain(self.config), "threshold": allocation.threshold},
+            bottlenecks=self.bottlenecks,
+            fingerprint=self.fingerprint,
+        )
+
+    def describe(self, allocation: Allocation) -> str:
+        """Threshold, limit and how near to zero the channels are, in lines for people."""
+        limit, count = self.allocator.limit, len(self.allocator.candidates)
+        lines = [
+            f"{len(allocation.dropped)} of {count} channels go ({len(allocation.dropped) / count:.1%}), threshold "
+            f"{allocation.threshold:.4g}; its limit is {limit.threshold:.4g} (--percent {limit.percent:.3f}), beyond "
+            "it some layer would have none"
+        ]
+        if self.config.criterion == "bn_gamma" and not self.config.is_mixed:
+            stats = ScaleStats.of(self.allocator, aim=self.config.percent or DEFAULT_PERCENT)
+            lines.append(f"scales: {stats.as_text()}")
+            if stats.is_dense:
+                lines.append(
+                    f"warning: this network was not trained sparse: only {stats.below_hundredth:.1%} of scales are "
+                    f"below 1e-2, half of them above {np.median(self._scales()):.3g}; cutting will cost mAP until "
+                    "fine-tuned; train_sparsity.py first"
+                )
+        return "\n".join(lines)
+
+    def _scales(self) -> FloatArray:
+        scales: FloatArray = self.allocator.importance[self.allocator.candidates]
+        return scales
+
+
+def protected_ids(graph: ChannelGraph, patterns: Sequence[str]) -> IntArray:
+    """Channels that layers of these names make.
+
+    Raises:
+        PruningError: A pattern fits no layer.
+    """
+    found = [np.empty(0, dtype=np.int64)]
+    for pattern in patterns:
+        matching = [
+            layer.output_ids
+            for name, layer in graph.layers.items()
+            if fnmatchcase(name, pattern) and not layer.is_norm
+        ]
+        if not matching:
+            names = [name for name, layer in graph.layers.items() if not layer.is_norm]
+            raise PruningError(
+                f"--protect {pattern} matches no layer; layers are such as {', '.join(names[:3])}; use * for any part"
+            )
+        found += matching
+    return np.unique(np.concatenate(found))
+
+
+def _bottlenecks(model: Detector, wanted: Sequence[str]) -> tuple[str, ...]:
+    return shortcut_bottleneck_names(model) if tuple(wanted) == (ALL,) else tuple(wanted)
+
+
+def _importance(model: Detector, graph: ChannelGraph, candidates: IntArray, config: PruneConfig) -> FloatArray:
+    if config.is_mixed:
+        shares = {"bn_gamma": config.bn_percent or 0.0, "kernel_l1": config.conv_percent or 0.0}
+        return _least_margin([(CRITERIA[name](model, graph), share) for name, share in shares.items()], candidates)
+    if config.criterion == "taylor":
+        return detector_taylor(
+            model,
+            graph,
+            data=config.data,
+            img_size=config.img_size,
+            batch_size=config.batch_size,
+            batches=config.taylor_batches,
+            device=config.device,
+        )
+    if config.criterion == "random":
+        return random_order(model, graph, seed=config.seed)
+    return CRITERIA[config.criterion](model, graph)
+
+
+def _least_margin(criteria: Sequence[tuple[FloatArray, float]], candidates: IntArray) -> FloatArray:
+    """Importance that is negative where a channel lies below the threshold of any criterion.
+
+    Args:
+        criteria: Importance by id (num_ids,), and the share of candidates below its threshold.
+        candidates: Ids that may go (n,).
+
+    Returns:
+        (num_ids,): by how many ranks, as a share of all, the worst criterion lies above its threshold.
+    """
+    least = np.full(len(criteria[0][0]), np.nan)
+    for importance, share in criteria:
+        ranks = np.empty(len(candidates))
+        ranks[np.argsort(importance[candidates], kind="stable")] = np.arange(len(candidates))
+        margins = (ranks - int(share * len(candidates))) / len(candidates)
+        least[candidates] = np.fmin(least[candidates], margins)
+    return least

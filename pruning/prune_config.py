@@ -1,0 +1,145 @@
+"""The settings of prune.py, and what their texts mean."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from engine.config import spelled
+from pruning.criteria import CriterionName
+from pruning.rounding import Direction, Rounding
+from pruning.shortcuts import Shortcuts
+from utils.errors import ConfigError
+
+ALL = "all"
+DEFAULT_PERCENT = 0.5
+
+_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """Cut the channels of a trained detector that matter least."""
+
+    weights: str  # checkpoint to prune
+    cfg: str = ""  # architecture YAML that the weights are checked against
+    percent: float | None = None  # share of channels below the threshold, of those that may go; 0.5 by default
+    criterion: CriterionName = "bn_gamma"  # what makes a channel important
+    bn_percent: float | None = None  # prune by scales and by kernels at once: the share that goes by scales
+    conv_percent: float | None = None  # and the share that goes by the L1 norm of kernels
+    drop_bottlenecks: tuple[str, ...] = ()  # shortcut bottlenecks to remove: all, or paths such as model.4.m.0
+    shortcuts: Shortcuts = "skip"  # channels that shortcuts join: skip leaves them alone, tied prunes them together
+    round: str = "pow2"  # widths to keep: pow2, a number to be a multiple of, or none
+    round_direction: Direction = "nearest"  # up, down or nearest
+    min_channels: int = 1  # fewest channels of a layer
+    target: str = ""  # prune until macs=... or params=...: a number with K, M or G, or a percentage of now
+    protect: tuple[str, ...] = ()  # patterns of layer paths that stay whole, such as "model.2*"
+    plan: str = ""  # apply this plan.json instead of making one
+    constants: bool = True  # carry what cut channels still emit into the next layers
+    strict: bool = False  # refuse, rather than mend, a percent that would empty a layer
+    dry_run: bool = False  # show what would be cut and write nothing
+    scan: bool = False  # measure mAP over percents, find the cliff and recommend a percent; needs --data
+    tolerance: float = 0.01  # mAP that the recommended percent may lose before fine-tuning
+    data: str = ""  # data set YAML: measure before and after; needed by scan and taylor
+    img_size: Annotated[int, spelled("--img", "--imgsz")] = 640  # longer side in pixels, for MACs and mAP
+    batch_size: Annotated[int, spelled("--batch")] = 32  # images per step
+    taylor_batches: int = 16  # training batches that Taylor importance is averaged over
+    device: str = ""  # cpu, or the number of a GPU; empty takes a GPU if there is one
+    workers: int = 8  # data loading processes, at most one per core
+    seed: int = 0  # of the random criterion
+    noplots: bool = False  # draw nothing
+    project: str = "runs/prune"  # where run folders are made
+    name: str = "exp"  # name of the run folder
+    exist_ok: bool = False  # use the folder even if it exists
+
+    def __post_init__(self) -> None:
+        for name in ("percent", "bn_percent", "conv_percent"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} {value}: expected a share from 0 up to, not including, 1, such as 0.5")
+        for name, least in (
+            ("img_size", 1),
+            ("batch_size", 1),
+            ("workers", 0),
+            ("min_channels", 1),
+            ("tolerance", 0),
+        ):
+            if getattr(self, name) < least:
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} {getattr(self, name)}: expected at least {least}")
+        self._check_ways()
+        if not self.data and (self.scan or self.criterion == "taylor"):
+            raise ConfigError("--scan and --criterion taylor measure on pictures; give --data")
+        Rounding.parse(self.round, direction=self.round_direction)
+        if self.target:
+            parse_target(self.target)
+
+    def _check_ways(self) -> None:
+        """There is one answer to how much is cut."""
+        ways = {
+            "--percent": self.percent is not None,
+            "--bn-percent/--conv-percent": self.is_mixed,
+            "--target": bool(self.target),
+            "--plan": bool(self.plan),
+        }
+        given = [name for name, is_given in ways.items() if is_given]
+        if len(given) > 1:
+            raise ConfigError(f"{' and '.join(given)} both say how much to cut; leave one out")
+        if self.scan and given and given != ["--percent"]:
+            raise ConfigError(f"--scan looks for a percent and {given[0]} sets another measure; leave one out")
+        if self.plan and self.drop_bottlenecks:
+            raise ConfigError("--plan says which bottlenecks go; leave --drop-bottlenecks out")
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether scales and kernels decide together."""
+        return self.bn_percent is not None or self.conv_percent is not None
+
+    @property
+    def rounding(self) -> Rounding:
+        """Widths to keep."""
+        return Rounding.parse(self.round, direction=self.round_direction)
+
+    @property
+    def image_chw(self) -> tuple[int, int, int]:
+        """Of the image MACs are counted for."""
+        return 3, self.img_size, self.img_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What the pruned network may cost.
+
+    Attributes:
+        quantity: What is counted.
+        amount: In multiply-adds or parameters, or as a share of what the network has now.
+        is_share: Which of the two `amount` is.
+    """
+
+    quantity: Literal["macs", "params"]
+    amount: float
+    is_share: bool
+
+    def absolute(self, now: float) -> float:
+        """The amount, given what the network costs now."""
+        return self.amount * now if self.is_share else self.amount
+
+
+def parse_target(text: str) -> Target:
+    """Read `macs=2.1G`, `params=700K` or `macs=50%`.
+
+    Raises:
+        ConfigError: It is none of these.
+    """
+    quantity, _, amount = text.lower().partition("=")
+    number, unit = amount.rstrip("kmg%"), amount[len(amount.rstrip("kmg%")) :]
+    try:
+        value = float(number) * (0.01 if unit == "%" else _UNITS[unit])
+        is_valid = quantity in ("macs", "params") and math.isfinite(value) and value > 0
+    except (ValueError, KeyError):
+        is_valid = False
+    if not is_valid:
+        raise ConfigError(f"--target {text}: expected such as macs=2.1G, params=700K or macs=50%")
+    return Target(quantity="macs" if quantity == "macs" else "params", amount=value, is_share=unit == "%")

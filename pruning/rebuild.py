@@ -1,0 +1,118 @@
+"""A pruned detector, built from the description of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from models.conv import Conv
+from models.detector import Detector, build_model
+from models.mobilenet import SqueezeExcite
+from models.spec import ModelSpec
+from pruning.channel_ids import BoolArray
+from pruning.graph import ChannelGraph
+from pruning.groups import LayerChannels
+from pruning.layer_rules import DEPTHWISE
+from pruning.slicing import kept_positions
+from utils.errors import ConfigError, PruningError
+
+# Place of the groups among the arguments of a Conv row: channels, kernel, stride, padding, groups.
+_GROUPS = 4
+
+
+def pruned_spec(model: Detector, graph: ChannelGraph, stays: BoolArray) -> ModelSpec:
+    """The description of a detector with the channels that stay.
+
+    Args:
+        model: The network before.
+        graph: Its channels.
+        stays: By id, whether it is kept (n,).
+
+    Raises:
+        PruningError: A depthwise convolution whose groups the layer list gives for several convolutions at once.
+    """
+    widths = dict(model.spec.widths)
+    rows = list(model.spec.layers)
+    for layer in graph.layers.values():
+        kept = len(kept_positions(layer.output_ids, stays))
+        if layer.is_norm or kept == len(layer.output_ids):
+            continue
+        if layer.kind == DEPTHWISE and rows[_row_of(layer)].module != "InvertedResidual":
+            index = _row_of(layer)
+            groups = len(kept_positions(layer.input_ids, stays))
+            rows[index] = replace(rows[index], args=_with_groups(layer, rows[index].args, groups, model=model))
+        key = _width_key(model, layer)
+        if key is not None:
+            widths[key] = kept
+    return replace(model.spec, widths=widths, layers=tuple(rows))
+
+
+def rebuilt(
+    spec: ModelSpec, tensors: Mapping[str, Tensor], *, like: Detector, origin: Callable[[str], str] = str
+) -> Detector:
+    """A detector of `spec` with these tensors, in all else as another one.
+
+    Args:
+        spec: What to build; nothing is initialised.
+        tensors: Every parameter and buffer, which it will own.
+        like: Where training modes, gradients wanted, and constants of batch norms come from.
+        origin: From a path in the new network to the path in `like`.
+
+    Raises:
+        PruningError: `like` is not the network that its own description tells.
+    """
+    try:
+        with torch.device("meta"):
+            detector = build_model(spec)
+        detector.load_state_dict(tensors, strict=True, assign=True)
+    except (ConfigError, RuntimeError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise PruningError(
+            f"the network is not the one its layer list describes ({cause}); prune it before it is fused or changed"
+        ) from error
+    for name, module in detector.named_modules():
+        before = like.get_submodule(origin(name))
+        module.training = before.training
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps, module.momentum = before.eps, before.momentum  # type: ignore[assignment]
+    for name, parameter in detector.named_parameters():
+        parameter.requires_grad_(like.get_parameter(origin(name)).requires_grad)
+    return detector
+
+
+def _row_of(layer: LayerChannels) -> int:
+    """Index in the layer list: model.4.cv1 is part of layer 4."""
+    return int(layer.name.split(".")[1])
+
+
+def _width_key(model: Detector, layer: LayerChannels) -> str | None:
+    """The name under which a spec keeps a convolution's width; None where it follows another's."""
+    path, _, last = layer.name.rpartition(".")
+    parent = model.get_submodule(path)
+    if isinstance(parent, SqueezeExcite) and last == "fc2":
+        return None
+    if not isinstance(parent, Conv):
+        return layer.name
+    is_inside = isinstance(model.get_submodule(path.rpartition(".")[0]), nn.Sequential)
+    return None if layer.kind == DEPTHWISE and not is_inside else path
+
+
+def _with_groups(
+    layer: LayerChannels, args: tuple[object, ...], groups: int, *, model: Detector
+) -> tuple[object, ...]:
+    """Arguments of a row with other groups.
+
+    Raises:
+        PruningError: It is not the row of a plain convolution.
+    """
+    index = _row_of(layer)
+    module = model.spec.layers[index].module
+    if module != "Conv":
+        raise PruningError(
+            f"layer {layer.name}: {module} takes the groups of its convolutions from the layer list, which holds "
+            "one number for all of them; protect this layer"
+        )
+    return (*args[:_GROUPS], groups, *args[_GROUPS + 1 :])

@@ -1,0 +1,136 @@
+"""How far a network can be cut before it needs fine-tuning: mAP right after the cut, over shares of channels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from models.detector import Detector
+from pruning.planning import Planner
+from pruning.surgery import cut
+from utils.errors import PruningError
+from utils.plots.pruning import plot_scan
+
+LOGGER = logging.getLogger(__name__)
+
+# Shares tried first; then halfway between the last good and the first bad one, this often.
+_STEP = 0.1
+_REFINEMENTS = 4
+# Beyond this share of the mAP lost, further cuts say nothing.
+_LOST = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanPoint:
+    """One cut.
+
+    Attributes:
+        percent: Share of channels below the threshold.
+        AP50, AP: mAP right after cutting.
+    """
+
+    percent: float
+    AP50: float
+    AP: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """What the cuts showed.
+
+    Attributes:
+        points: By growing percent, the uncut network first.
+        recommended: The largest percent up to which mAP stays within the tolerance.
+        cliff: Between which two percents mAP falls most steeply.
+        limit: Percent beyond which a layer would be empty.
+    """
+
+    points: tuple[ScanPoint, ...]
+    recommended: float
+    cliff: tuple[float, float]
+    limit: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**asdict(self), "points": [asdict(point) for point in self.points]}
+
+    def as_text(self) -> str:
+        """A line per cut, then what follows from them."""
+        lines = [f"{'percent':>8} {'mAP50':>7} {'mAP':>7}"]
+        lines += [f"{point.percent:8.1%} {point.AP50:7.3f} {point.AP:7.3f}" for point in self.points]
+        low, high = self.cliff
+        lines.append(f"recommended: --percent {self.recommended:.3f}; steepest fall from {low:.1%} to {high:.1%}")
+        return "\n".join(lines)
+
+    def plot(self, path: Path) -> None:
+        """Draw mAP over the share cut."""
+        scores = {"mAP50": [point.AP50 for point in self.points], "mAP": [point.AP for point in self.points]}
+        percents = [point.percent for point in self.points]
+        plot_scan(percents, scores, path, recommended=self.recommended, limit=self.limit)
+
+
+def scan(
+    planner: Planner, measure: Callable[[Detector], tuple[float, float]], *, tolerance: float, carry: bool
+) -> Scan:
+    """Cut at growing shares, each from the whole network, and measure.
+
+    Args:
+        planner: Of the network.
+        measure: Gives mAP50 and mAP of a network.
+        tolerance: mAP the recommended share may lose.
+        carry: Whether constants of cut channels are carried.
+
+    Raises:
+        PruningError: The uncut network finds nothing, so there is no cliff to find.
+    """
+    points: dict[float, ScanPoint] = {}
+
+    def score(percent: float) -> float:
+        if percent not in points:
+            network: Any = planner.model
+            if percent:
+                allocation = planner.allocator.at(planner.allocator.threshold_at(percent))
+                network = cut(planner.model, planner.graph, allocation.dropped, carry=carry)
+            ap50, ap = measure(network)
+            points[percent] = ScanPoint(percent=percent, AP50=ap50, AP=ap)
+            LOGGER.info("cut %.1f %%: mAP50 %.3f mAP %.3f", 100 * percent, ap50, ap)
+        return points[percent].AP
+
+    whole = score(0.0)
+    if whole <= 0:
+        raise PruningError("the network has mAP 0 on this data before any cut; check --data and --img-size")
+    grid = [round(_STEP * number, 3) for number in range(1, round(1 / _STEP))]
+    good, bad = _first_bad(grid, lambda percent: score(percent) >= whole - tolerance)
+    for percent in grid:
+        share_left = points[max(points)].AP / whole
+        if percent > bad and share_left > 1 - _LOST:
+            score(percent)
+    for _ in range(_REFINEMENTS):
+        middle = round((good + bad) / 2, 4)
+        good, bad = (middle, bad) if score(middle) >= whole - tolerance else (good, middle)
+    ordered = tuple(points[percent] for percent in sorted(points))
+    return Scan(points=ordered, recommended=good, cliff=_cliff(ordered), limit=planner.allocator.limit.percent)
+
+
+def _first_bad(grid: Sequence[float], is_good: Callable[[float], bool]) -> tuple[float, float]:
+    """The last good share before the first bad one, and that one; just under 1 where all are good."""
+    good = 0.0
+    for percent in grid:
+        if not is_good(percent):
+            return good, percent
+        good = percent
+    return good, 0.999
+
+
+def _cliff(points: Sequence[ScanPoint]) -> tuple[float, float]:
+    """The neighbours between which mAP falls most per channel."""
+
+    def slope(pair: tuple[ScanPoint, ScanPoint]) -> float:
+        return (pair[0].AP - pair[1].AP) / (pair[1].percent - pair[0].percent)
+
+    low, high = max(pairwise(points), key=slope)
+    return low.percent, high.percent

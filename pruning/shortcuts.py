@@ -1,0 +1,40 @@
+"""Which channels shortcuts hold: the ones the skipping mode leaves alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Literal
+
+import numpy as np
+from torch import nn
+
+from models.blocks import Bottleneck
+from pruning.channel_ids import IntArray
+from pruning.graph import ChannelGraph
+
+Shortcuts = Literal["skip", "tied"]
+
+
+def shortcut_bottleneck_names(model: nn.Module) -> tuple[str, ...]:
+    """Paths of the bottlenecks that add their input to their output, in order."""
+    return tuple(name for name, module in model.named_modules() if isinstance(module, Bottleneck) and module.add)
+
+
+def shortcut_ids(model: nn.Module, graph: ChannelGraph) -> IntArray:
+    """Channels that an addition joins, and both convolutions of the detector's shortcut bottlenecks, sorted (n,)."""
+    makers = Counter(
+        channel
+        for layer in graph.layers.values()
+        if layer.kind in ("conv", "linear", "grouped")
+        for channel in np.unique(layer.output_ids).tolist()
+    )
+    tied = [channel for channel, count in makers.items() if count > 1]
+    inside = [graph.layers[f"{name}.cv1.conv"].output_ids for name in shortcut_bottleneck_names(model)]
+    return np.unique(np.concatenate([np.array(tied, dtype=np.int64), *inside]))
+
+
+def candidate_ids(model: nn.Module, graph: ChannelGraph, shortcuts: Shortcuts) -> IntArray:
+    """Channels that may be pruned, sorted (n,): with "skip" those outside of shortcuts."""
+    if shortcuts == "tied":
+        return graph.prunable_ids
+    return np.setdiff1d(graph.prunable_ids, shortcut_ids(model, graph))

@@ -1,0 +1,161 @@
+"""What a person needs to see of a sparsity training, every epoch: how near to zero, how fast, and what to try."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.hooks import Hook
+from engine.schedule import SCHEDULES
+from engine.trainer import Trainer
+from models.detector import Detector
+from pruning.allocation import Allocator
+from pruning.channel_ids import FloatArray, IntArray
+from pruning.criteria import CRITERIA, Criterion
+from pruning.graph import ChannelGraph
+from pruning.scales import ScaleStats, Verdict, judge
+from pruning.shortcuts import Shortcuts, candidate_ids
+from pruning.sparsity import Sparsity, Strengths, decayed
+from utils.files import write_json
+from utils.plots.pruning import plot_ridge
+
+LOGGER = logging.getLogger(__name__)
+
+_BINS = 80
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """One kind of scale that is drawn to zero.
+
+    Attributes:
+        criterion: That measures it.
+        flag: The setting of its strength.
+        strength: As set.
+    """
+
+    criterion: Criterion
+    flag: str
+    strength: float
+
+
+def watched(sparsity: Sparsity, strengths: Strengths) -> dict[str, Watched]:
+    """What a variant draws to zero, by name: `gamma` for scales, `filter` for kernels."""
+    is_mixed = sparsity == "mixed"
+    kinds = {
+        "gamma": Watched(criterion=CRITERIA["bn_gamma"], flag="srb" if is_mixed else "sr", strength=strengths.scale),
+        "filter": Watched(
+            criterion=CRITERIA["kernel_l1"], flag="src" if is_mixed else "sr", strength=strengths.kernel
+        ),
+    }
+    return {name: kind for name, kind in kinds.items() if kind.strength}
+
+
+class SparsityMonitor(Hook):
+    """Reports shares near zero, what can be pruned now, and a verdict with the strength to try; draws the ridge.
+
+    Numbers go into `TrainState.extra`, so to results.csv and TensorBoard; at the end sparsity.json and
+    <name>_ridge.png are written to the run folder.
+    """
+
+    def __init__(
+        self,
+        model: Detector,
+        kinds: Mapping[str, Watched],
+        *,
+        shortcuts: Shortcuts,
+        aim: float,
+        is_decayed: bool,
+        folder: Path,
+    ) -> None:
+        self.model, self.kinds, self.aim, self.is_decayed, self.folder = model, dict(kinds), aim, is_decayed, folder
+        self.graph = ChannelGraph.of(model)
+        self.candidates: IntArray = candidate_ids(model, self.graph, shortcuts)
+        self.stats: dict[str, list[dict[str, float]]] = {}
+        self.ridges: dict[str, list[list[int]]] = {}
+        self.edges: dict[str, list[float]] = {}
+        self.force: list[float] = []
+
+    def before_training(self, trainer: Trainer) -> None:
+        """Note where the scales start; a resumed run knows."""
+        if not self.force:
+            self.force = [0.0]
+            for name, kind in self.kinds.items():
+                self._note(name, kind)
+
+    def epoch_end(self, trainer: Trainer) -> None:
+        """Measure, judge, report."""
+        self.force.append(sum(self._forces(trainer)[: trainer.state.epoch + 1]))
+        for name, kind in self.kinds.items():
+            stats = self._note(name, kind)
+            numbers = {"below_0.01": stats.below_hundredth, "below_0.001": stats.below_thousandth}
+            numbers |= {"prunable": stats.prunable, "at_aim": stats.at_aim}
+            trainer.state.extra |= {f"sparsity/{name}_{key}": value for key, value in numbers.items()}
+            verdict = self._verdict(name, trainer)
+            LOGGER.info("%s: %s; %s", name, stats.as_text(), verdict_line(verdict, kind))
+
+    def end(self, trainer: Trainer) -> None:
+        """Write sparsity.json and the ridge plots."""
+        if not trainer.process.is_main or len(self.force) < 2:
+            return
+        result: dict[str, Any] = {"aim": self.aim, "force": self.force}
+        for name, kind in self.kinds.items():
+            verdict = self._verdict(name, trainer)
+            result[name] = {
+                "strength": kind.strength,
+                "verdict": verdict.speed,
+                "reason": verdict.reason,
+                "next_strength": kind.strength * verdict.factor,
+                "epochs": self.stats[name],
+            }
+            path = self.folder / f"{name}_ridge.png"
+            plot_ridge(np.array(self.ridges[name]), np.array(self.edges[name]), path, what=f"|{name}|")
+            LOGGER.info("%s over the epochs: %s", name, path)
+        write_json(self.folder / "sparsity.json", result)
+
+    def state(self) -> dict[str, Any]:
+        """The history."""
+        return {"stats": self.stats, "ridges": self.ridges, "edges": self.edges, "force": self.force}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def _note(self, name: str, kind: Watched) -> ScaleStats:
+        """Add the scales of now to the history."""
+        importance = kind.criterion(self.model, self.graph)
+        allocator = Allocator(graph=self.graph, importance=importance, candidates=self.candidates)
+        stats = ScaleStats.of(allocator, aim=self.aim)
+        self.stats.setdefault(name, []).append(stats.to_dict())
+        scales: FloatArray = importance[self.candidates]
+        if name not in self.edges:
+            self.edges[name] = np.linspace(0, float(np.quantile(scales, 0.99)), _BINS + 1).tolist()
+        counts, _ = np.histogram(scales.clip(max=self.edges[name][-1]), bins=self.edges[name])
+        self.ridges.setdefault(name, []).append(counts.tolist())
+        return stats
+
+    def _verdict(self, name: str, trainer: Trainer) -> Verdict:
+        at_aim = [stats["at_aim"] for stats in self.stats[name]]
+        return judge(at_aim, self.force, total_force=sum(self._forces(trainer)), aim=self.aim)
+
+    def _forces(self, trainer: Trainer) -> list[float]:
+        """Learning rate times strength of every epoch of the run, relative to the first of each."""
+        schedule, epochs = trainer.schedule, trainer.settings.epochs
+        rates = [SCHEDULES[schedule.name](epoch / epochs, schedule.hyp.lrf) for epoch in range(epochs)]
+        return [
+            rate * (decayed(1.0, epoch=epoch, epochs=epochs) if self.is_decayed else 1.0)
+            for epoch, rate in enumerate(rates)
+        ]
+
+
+def verdict_line(verdict: Verdict, kind: Watched) -> str:
+    """The verdict as advice."""
+    if verdict.factor == 1:
+        return f"{verdict.speed}: {verdict.reason}"
+    return f"{verdict.speed}: {verdict.reason}; try --{kind.flag} {kind.strength * verdict.factor:.2g}"

@@ -1,0 +1,9 @@
+"""Make a detector small in one command: train sparse, prune and fine-tune, once or in rounds."""
+
+from __future__ import annotations
+
+from pruning.slimming import SlimConfig, run_slimming
+from utils.cli import run_script
+
+if __name__ == "__main__":
+    run_script(run_slimming, SlimConfig)

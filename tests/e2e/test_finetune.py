@@ -1,0 +1,320 @@
+"""Fine-tuning a pruned checkpoint, alone and with a teacher, on a tiny network."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from tiny import TINY_CFG, tiny_config
+from torch import Tensor
+
+from engine.config import RESUME_LATEST, TrainConfig
+from engine.distributed import mean_over_ranks
+from engine.hooks import Hook, Step
+from engine.run_result import TrainResult
+from engine.trainer import Trainer
+from engine.training import run_training
+from models.detector import Detector, build_model
+from models.load import load_model
+from models.spec import ModelSpec
+from pruning.distillation import DistillationHook
+from pruning.finetune import FinetuneConfig, distillation_hooks, find_weights, run_finetuning
+from utils.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from utils.cli import run_script
+from utils.errors import CheckpointError, ConfigError, DataError, PruningError
+from utils.run_folder import plain
+
+NAMES = ("RBC", "WBC", "Platelets")
+DENSE = ModelSpec.from_yaml(TINY_CFG)
+PRUNED = replace(DENSE, widths={"model.0": 5, "model.2": 12, "model.3.cv3": 11, "model.8.cv2": 3})
+
+
+def save(spec: ModelSpec, path: Path, *, names: tuple[str, ...] = NAMES, seed: int = 0) -> str:
+    """A checkpoint that sees something everywhere, so that as a teacher it is confident."""
+    torch.manual_seed(seed)
+    model = build_model(spec)
+    with torch.no_grad():
+        for conv in model.head.m:
+            conv.bias.view(3, -1)[:, 4] = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(Checkpoint(spec=spec.to_dict(), names=names, weights=model.state_dict()), path)
+    return str(path)
+
+
+def finetune_config(folder: Path, **settings: Any) -> FinetuneConfig:
+    """Two epochs from a pruned checkpoint; the anchors are left to fine-tuning to keep."""
+    values = plain(tiny_config(folder)) | {"cfg": "", "noautoanchor": False, "img_size": (64,), "freeze": (0,)}
+    values["weights"] = save(PRUNED, folder / "pruned.pt")
+    return FinetuneConfig(**{**values, **settings})
+
+
+def with_teacher(folder: Path, **settings: Any) -> FinetuneConfig:
+    return finetune_config(folder, teacher=save(DENSE, folder / "dense.pt", seed=1), **settings)
+
+
+def finetuned(config: FinetuneConfig) -> TrainResult:
+    result = run_finetuning(config)
+    assert result is not None
+    return result
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    one, two = load_checkpoint(first).best_weights, load_checkpoint(second).best_weights
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def column(result: TrainResult, name: str) -> list[float]:
+    with (result.folder / "results.csv").open() as file:
+        return [float(row[name]) for row in csv.DictReader(file)]
+
+
+def test_widths_anchors_and_names_are_kept(tmp_path: Path) -> None:
+    odd = replace(PRUNED, anchors=((3.0, 3.0) * 3, (5.0, 5.0) * 3))  # autoanchor would replace these
+    result = finetuned(finetune_config(tmp_path, weights=save(odd, tmp_path / "odd.pt"), epochs=1))
+    checkpoint = load_checkpoint(result.best)
+    assert ModelSpec.from_dict(checkpoint.spec) == odd
+    assert checkpoint.names == NAMES
+    assert load_model(result.last).model.spec == odd
+
+
+def test_teacher_changes_the_weights_and_reports_its_loss(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = with_teacher(tmp_path)
+    alone = finetuned(replace(config, name="alone", teacher=""))
+    with caplog.at_level(logging.INFO):
+        taught = finetuned(replace(config, name="taught"))
+    with pytest.raises(AssertionError):
+        assert_same_weights(alone.last, taught.last)
+    assert "distillation: teacher of 0." in caplog.text
+    assert caplog.text.count("distillation: box ") == 2
+    for name in ("box", "obj", "cls"):
+        values = column(taught, f"distill/{name}_loss")
+        assert len(values) == 2
+        assert all(value > 0 for value in values)
+    assert load_checkpoint(taught.last).spec == load_checkpoint(alone.last).spec
+
+
+def test_student_of_a_longer_run_answers_more_like_its_teacher(tmp_path: Path) -> None:
+    # Of the labels' loss nothing remains beside this strength.
+    result = finetuned(with_teacher(tmp_path, epochs=6, distill=100.0, adam=True, lr0=0.005, notest=True))
+    objectness = column(result, "distill/obj_loss")
+    assert objectness[-1] < 0.7 * objectness[0]
+
+
+def test_strength_zero_is_train_py_to_the_bit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = with_teacher(tmp_path, distill=0.0)
+    zero = finetuned(replace(config, name="zero"))
+    fields = set(TrainConfig.__dataclass_fields__)
+    values = {name: value for name, value in vars(config).items() if name in fields}
+    plainly = run_training(TrainConfig(**{**values, "noautoanchor": True, "name": "plain"}))
+    assert plainly is not None
+    assert_same_weights(zero.last, plainly.last)
+    assert "the teacher is not used" in caplog.text
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing after it runs."""
+
+
+class KillInSecondEpoch(Hook):
+    """Ends the run after some of the epoch's steps."""
+
+    def weights_updated(self, trainer: Trainer) -> None:
+        if trainer.state.epoch == 1:
+            raise Killed
+
+
+def test_resumed_run_with_a_teacher_ends_with_bit_identical_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_teacher(tmp_path)
+    whole = finetuned(replace(config, name="whole"))
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "pruning.finetune.distillation_hooks",
+            lambda *given: [*distillation_hooks(*given), KillInSecondEpoch()],
+        )
+        with pytest.raises(Killed):
+            run_finetuning(replace(config, name="killed"))
+    Path(config.weights).unlink()  # a resumed run needs its own checkpoint and the teacher alone
+    resumed = finetuned(FinetuneConfig(resume=RESUME_LATEST, project=config.project))
+    assert_same_weights(whole.last, resumed.last)
+    assert (whole.folder / "results.csv").read_text() == (resumed.folder / "results.csv").read_text()
+
+
+class Watcher(Hook):
+    """Looks at what a distillation step must leave alone."""
+
+    def __init__(self, hook: DistillationHook) -> None:
+        self.hook = hook
+        self.is_untouched: list[bool] = []
+
+    def before_training(self, trainer: Trainer) -> None:
+        self.hook.before_training(trainer)
+        self.teacher = {name: value.clone() for name, value in self.hook.teacher.state_dict().items()}
+
+    def after_loss(self, trainer: Trainer, step: Step) -> Tensor:
+        random, student = torch.get_rng_state(), {n: b.clone() for n, b in trainer.model.named_buffers()}
+        loss = self.hook.after_loss(trainer, step)
+        same_random = torch.equal(random, torch.get_rng_state())
+        same_student = all(torch.equal(student[name], value) for name, value in trainer.model.named_buffers())
+        self.is_untouched.append(same_random and same_student and bool(loss > step.loss))
+        return loss
+
+    def end(self, trainer: Trainer) -> None:
+        now = self.hook.teacher.state_dict()
+        self.is_untouched.append(all(torch.equal(now[name], value) for name, value in self.teacher.items()))
+
+
+def test_teacher_draws_no_random_numbers_and_touches_no_statistics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watchers: list[Watcher] = []
+
+    def watched(model: Detector, config: TrainConfig, folder: Path) -> list[Hook]:
+        (hook,) = distillation_hooks(model, config, folder)
+        assert isinstance(hook, DistillationHook)
+        watchers.append(Watcher(hook))
+        return [*watchers]
+
+    monkeypatch.setattr("pruning.finetune.distillation_hooks", watched)
+    finetuned(with_teacher(tmp_path, epochs=1, multi_scale=True, amp="bf16"))
+    assert watchers[0].is_untouched == [True, True, True]  # two steps and the end
+
+
+def test_missing_weights_are_taken_from_the_newest_pruning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hyp = str(Path("data/hyp/scratch.yaml").resolve())
+    monkeypatch.chdir(tmp_path)
+    for age, name in ((10, "exp2"), (20, "exp")):
+        path = Path(save(PRUNED, tmp_path / f"runs/prune/{name}/pruned_model.pt"))
+        os.utime(path, (path.stat().st_mtime - age,) * 2)
+    assert find_weights("pruned_model.pt") == Path("runs/prune/exp2/pruned_model.pt")
+    with caplog.at_level(logging.INFO):
+        result = finetuned(finetune_config(tmp_path, weights="pruned_model.pt", hyp=hyp, epochs=1))
+    assert "--weights pruned_model.pt: taking runs/prune/exp2/pruned_model.pt, the newest" in caplog.text
+    assert load_checkpoint(result.best).config["weights"] == "runs/prune/exp2/pruned_model.pt"
+    save(DENSE, tmp_path / "pruned_model.pt")
+    assert find_weights("pruned_model.pt") == Path("pruned_model.pt")
+
+
+def test_dense_checkpoint_is_trained_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    finetuned(finetune_config(tmp_path, weights=save(DENSE, tmp_path / "dense.pt"), epochs=1))
+    assert "nothing was pruned: widths are empty" in caplog.text
+
+
+def test_cfg_of_the_same_network_is_taken(tmp_path: Path) -> None:
+    PRUNED.to_yaml(tmp_path / "pruned.yaml")
+    result = finetuned(finetune_config(tmp_path, cfg=str(tmp_path / "pruned.yaml"), epochs=1))
+    assert load_checkpoint(result.best).spec["widths"] == PRUNED.widths
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"weights": "none.pt"}, CheckpointError, r"none.pt: no such file here or in runs/prune/\*; run prune.py"),
+        ({"weights": "far/none.pt"}, CheckpointError, r"far/none.pt"),
+        ({"weights": ""}, CheckpointError, r"no --weights given; give the checkpoint"),
+        ({"cfg": TINY_CFG}, PruningError, r"model.0.conv.weight: the YAML .*\(8, 3, 3, 3\), .*\(5, 3, 3, 3\)"),
+        ({"cfg": "yolov5n"}, PruningError, r"disagree at model.0.conv"),
+        ({"teacher": "none.pt"}, CheckpointError, r"none.pt"),
+        ({"data": "data/coco.yaml"}, DataError, r"\['person', .*\['RBC', 'WBC', 'Platelets'\]; give the data set"),
+        ({"single_cls": True}, DataError, r"has the classes \['item'\], .* has \['RBC'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line_and_leaves_no_folder(
+    tmp_path: Path, settings: dict[str, Any], error: type[ValueError], message: str
+) -> None:
+    config = finetune_config(tmp_path, **settings)
+    with pytest.raises(error, match=message) as caught:
+        run_finetuning(config)
+    assert "\n" not in str(caught.value)
+    assert not Path(config.project).exists()
+
+
+def test_classes_in_another_order_are_refused(tmp_path: Path) -> None:
+    weights = save(PRUNED, tmp_path / "other.pt", names=("WBC", "RBC", "Platelets"))
+    with pytest.raises(DataError, match=r"\['RBC', 'WBC', 'Platelets'\], .* has \['WBC', 'RBC', 'Platelets'\]"):
+        run_finetuning(finetune_config(tmp_path, weights=weights))
+
+
+def test_teacher_of_other_anchors_is_refused_before_a_folder_is_made(tmp_path: Path) -> None:
+    other = save(replace(DENSE, anchors=((3.0, 3.0) * 3, (5.0, 5.0) * 3)), tmp_path / "other.pt")
+    config = finetune_config(tmp_path, teacher=other)
+    with pytest.raises(ConfigError, match="its anchors are"):
+        run_finetuning(config)
+    assert not Path(config.project).exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"distill": -1.0}, r"--distill -1.0: expected 0 or a positive number, such as 1"),
+        ({"distill": float("nan")}, r"--distill nan: expected 0 or a positive number"),
+        ({"evolve": 3}, r"--evolve is not for fine-tuning; search hyper-parameters with train.py"),
+    ],
+)
+def test_settings_are_checked_when_made(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FinetuneConfig(**settings)
+
+
+def test_script_says_what_is_wrong_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        run_script(run_finetuning, FinetuneConfig, argv=["--adam", "--epochs", "100"])
+    assert caught.value.code == 2
+    line = (
+        "error: --weights pruned_model.pt: no such file here or in runs/prune/*; run prune.py first, or give a path"
+    )
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+class LossCurve(Hook):
+    """The loss of every step, the teacher's part included, mean over processes."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def after_loss(self, trainer: Trainer, step: Step) -> Tensor:
+        self.losses.append(float(mean_over_ranks(step.loss.detach())))
+        return step.loss
+
+
+def curve_of(config: FinetuneConfig) -> list[float]:
+    curve = LossCurve()
+    run_training(config, hooks=lambda *given: [*distillation_hooks(*given), curve])
+    return curve.losses
+
+
+def train_in_process(rank: int, port: int, config: FinetuneConfig, folder: Path) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+    os.environ["MASTER_PORT"] = str(port)
+    torch.set_num_threads(1)
+    torch.save(curve_of(config), folder / f"rank{rank}.pt")
+
+
+def test_two_processes_with_a_teacher_follow_the_loss_curve_of_one(tmp_path: Path) -> None:
+    hyp = tmp_path / "plain.yaml"
+    still = ("mosaic", "hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr")
+    hyp.write_text("\n".join(f"{name}: 0" for name in still))
+    settings = {"sync_bn": True, "amp": "off", "notest": True, "nosave": True, "noautoanchor": True}
+    config = with_teacher(tmp_path, hyp=str(hyp), **settings)
+    single = curve_of(replace(config, name="one"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(train_in_process, args=(port, replace(config, name="two"), tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
+    assert len(single) == 4
+    assert torch.load(tmp_path / "rank0.pt", weights_only=True) == pytest.approx(single, rel=1e-4)

@@ -1,0 +1,178 @@
+"""The loop of ranking, removing and fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import TINY_CFG, tiny_config
+from torch import Tensor, nn
+
+from benchmarks.taylor_oracle import mnist
+from engine.materials import read_data, read_hyp
+from models.classifiers import LeNet5
+from models.detector import Detector, build_model
+from models.spec import ModelSpec
+from pruning.graph import ChannelGraph
+from pruning.iterative import IterativeSettings, Quantity, Round, prune_iteratively
+from pruning.training_task import Labelled, TrainingTask, classifier_task, detector_task
+from utils.complexity import count_macs, count_parameters
+from utils.errors import ConfigError, DataError, PruningError, TrainingError
+
+IMAGE = (1, 28, 28)
+QUICK = IterativeSettings(ratio=0.5, step=50, rank_batches=1, updates=2, lr=0.01, final_updates=2, final_lr=0.001)
+# LeNet5: 6 + 16 + 120 + 84.
+LENET_CHANNELS = 226
+
+
+def noise_task() -> TrainingTask[Labelled]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(32, *IMAGE, generator=generator)
+    return classifier_task(images, torch.arange(32) % 10, batch_size=8)
+
+
+def lenet() -> LeNet5:
+    torch.manual_seed(0)
+    return LeNet5()
+
+
+def state_of(model: nn.Module) -> list[Tensor]:
+    return list(model.state_dict().values())
+
+
+def test_rounds_remove_one_step_each_and_the_last_what_is_missing() -> None:
+    rounds: list[Round] = []
+    pruned, last = prune_iteratively(
+        lenet(), noise_task(), settings=QUICK, image_chw=IMAGE, on_round=lambda state, _: rounds.append(state)
+    )
+    # 226 - 50 - 50 - 13 = 113, half of them.
+    assert [state.now["channels"] for state in rounds] == [176, 126, 113]
+    assert [state.number for state in rounds] == [1, 2, 3]
+    assert last == rounds[-1]
+    assert len(ChannelGraph.of(pruned, image_chw=IMAGE).prunable_ids) == 113
+    assert last.dense["channels"] == LENET_CHANNELS
+
+
+@pytest.mark.parametrize(
+    ("quantity", "channel"),
+    [
+        # Of the first convolution: 28 x 28 positions of 25 weights, and 10 x 10 of 16 filters that read it.
+        ("macs", 28 * 28 * 25 + 10 * 10 * 16 * 25),
+        # Of the second: 6 x 25 weights and a bias, and 25 positions that 120 neurons read.
+        ("params", 6 * 25 + 1 + 25 * 120),
+    ],
+)
+def test_loop_ends_within_a_channel_of_the_target(quantity: Quantity, channel: int) -> None:
+    settings = replace(QUICK, quantity=quantity, ratio=0.4, step=20)
+    model = lenet()
+    pruned, last = prune_iteratively(model, noise_task(), settings=settings, image_chw=IMAGE)
+    dense, small = ({"macs": count_macs(x, IMAGE), "params": count_parameters(x)}[quantity] for x in (model, pruned))
+    assert (last.dense[quantity], last.now[quantity]) == (dense, small)
+    assert 0.6 * dense - channel < small <= 0.6 * dense
+
+
+def test_network_that_was_given_is_untouched() -> None:
+    model = lenet().train()
+    before = [tensor.clone() for tensor in state_of(model)]
+    pruned, _ = prune_iteratively(model, noise_task(), settings=QUICK, image_chw=IMAGE)
+    assert all(torch.equal(*pair) for pair in zip(before, state_of(model), strict=True))
+    assert model.training
+    assert pruned.training
+
+
+def test_going_on_after_a_round_gives_the_same_network() -> None:
+    kept: list[tuple[Round, nn.Module]] = []
+    whole, last = prune_iteratively(
+        lenet(), noise_task(), settings=QUICK, image_chw=IMAGE, on_round=lambda *round_: kept.append(round_)
+    )
+    start, model = kept[0]
+    resumed, again = prune_iteratively(model, noise_task(), settings=QUICK, image_chw=IMAGE, start=start)
+    assert again == last
+    assert all(torch.equal(*pair) for pair in zip(state_of(whole), state_of(resumed), strict=True))
+
+
+def test_no_layer_is_emptied() -> None:
+    settings = replace(QUICK, ratio=0.95, step=500)
+    pruned, _ = prune_iteratively(lenet(), noise_task(), settings=settings, image_chw=IMAGE)
+    graph = ChannelGraph.of(pruned, image_chw=IMAGE)
+    assert min(len(layer.output_ids) for layer in graph.layers.values()) >= 1
+    assert pruned(torch.rand(2, *IMAGE)).shape == (2, 10)
+
+
+def test_target_out_of_reach_is_refused_before_anything_is_trained() -> None:
+    settings = replace(QUICK, ratio=0.99, step=5)
+    rounds: list[Round] = []
+    with pytest.raises(PruningError, match="cannot be reached .* nearest is 4;"):
+        prune_iteratively(
+            lenet(), noise_task(), settings=settings, image_chw=IMAGE, on_round=lambda state, _: rounds.append(state)
+        )
+    assert rounds == []
+
+
+def test_detector_stays_a_detector_with_explicit_widths(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, no_amp=True)
+    data, hyp = read_data(config), read_hyp(config)
+    torch.manual_seed(0)
+    model = build_model(ModelSpec.from_yaml(TINY_CFG, num_classes=3))
+    task = detector_task(model, config=config, data=data, hyp=hyp)
+    settings = replace(QUICK, quantity="macs", ratio=0.3, updates=1)
+    pruned, last = prune_iteratively(model, task, settings=settings, image_chw=(3, 64, 64))
+    assert isinstance(pruned, Detector)
+    assert pruned.spec.widths
+    assert count_macs(pruned, (3, 64, 64)) == last.now["macs"] <= 0.7 * count_macs(model, (3, 64, 64))
+    assert last.loss > 0
+
+
+def test_lenet_without_half_of_its_channels_still_reads_digits(shared: Path) -> None:
+    path = shared / "data/classification/mnist.npz"
+    task = classifier_task(*mnist(path, split="train"))
+    model = lenet()
+    task.train_(model, updates=150, lr=0.05)
+    settings = replace(QUICK, rank_batches=2, updates=20, lr=0.05, final_updates=30, final_lr=0.005)
+    pruned, _ = prune_iteratively(model, task, settings=settings, image_chw=IMAGE)
+    images, labels = mnist(path, split="test")
+    with torch.no_grad():
+        share_right = (pruned(images[:2000]).argmax(1) == labels[:2000]).float().mean()
+    assert share_right > 0.9
+
+
+def test_updates_are_plain_gradient_steps() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 1, bias=False))
+    nn.init.constant_(model[1].weight, 1.0)
+    task: TrainingTask[Tensor] = TrainingTask(
+        batches=lambda number: iter([torch.full((1, 1, 1, 1), 2.0)]), loss=lambda network, x: network(x).sum()
+    )
+    # Gradient 2 at rate .1; Nesterov's first step is 1 + momentum times as long.
+    loss = task.train_(model, updates=1, lr=0.1, momentum=0.5, decay=0.0)
+    assert loss == 2.0
+    assert model[1].weight.item() == pytest.approx(1.0 - 0.1 * 2 * 1.5)
+    assert model[1].weight.grad is None
+
+
+def test_loss_that_is_no_number_ends_the_training() -> None:
+    task: TrainingTask[Tensor] = TrainingTask(
+        batches=lambda number: iter([torch.ones(1, 1, 28, 28)]),
+        loss=lambda network, x: F.mse_loss(network(x), torch.full((1, 10), float("inf"))),
+    )
+    with pytest.raises(TrainingError, match="the loss became inf .*; lower the learning rate"):
+        task.train_(lenet(), updates=1, lr=0.1)
+
+
+def test_batches_depend_on_the_number_alone() -> None:
+    first, again, other = (next(noise_task().batches(number))[1] for number in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("settings", [{"ratio": 0.0}, {"ratio": 1.0}, {"ratio": 0.5, "step": 0}])
+def test_settings_that_prune_nothing_or_everything_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        IterativeSettings(**settings)  # type: ignore[arg-type]
+
+
+def test_less_than_a_batch_of_pictures_is_refused() -> None:
+    with pytest.raises(DataError, match="3 pictures are less than a batch of 8"):
+        classifier_task(torch.rand(3, *IMAGE), torch.arange(3), batch_size=8)

@@ -1,0 +1,95 @@
+"""Pictures of sparsity and pruning: scales over epochs, channels kept, and where the cliff is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from utils.plots.save import save_figure
+
+Array = np.ndarray[Any, Any]
+
+# More epochs than this are thinned out, the first and the last always shown.
+_MAX_RIDGES = 40
+_OVERLAP = 2.5
+
+
+def plot_ridge(counts: Array, edges: Array, path: str | Path, *, what: str) -> None:
+    """One histogram per epoch, the first at the back.
+
+    Args:
+        counts: (epochs + 1, bins) channels per bin, the start of training first.
+        edges: (bins + 1,) of the bins.
+        path: The PNG.
+        what: Is counted; the label of the axis.
+    """
+    rows = np.unique(np.linspace(0, len(counts) - 1, min(len(counts), _MAX_RIDGES)).round().astype(int))
+    centres = (edges[:-1] + edges[1:]) / 2
+    # The square root: at the end nearly all channels are in the first bin.
+    heights = np.sqrt(counts[rows]) / max(1.0, float(np.sqrt(counts[rows]).max())) * _OVERLAP
+    figure = Figure(figsize=(9, 0.16 * len(rows) + 3), layout="constrained")
+    axes = figure.subplots()
+    for place, height in enumerate(heights):
+        # The start at the top and at the back.
+        base = len(rows) - 1 - place
+        color = (0.2 + 0.6 * place / max(1, len(rows) - 1), 0.35, 0.7 - 0.5 * place / max(1, len(rows) - 1))
+        axes.fill_between(centres, base, base + height, color=color, alpha=0.8, zorder=place, linewidth=0)
+        axes.plot(centres, base + height, color="white", linewidth=0.6, zorder=place)
+    shown = np.linspace(0, len(rows) - 1, min(len(rows), 10)).round().astype(int)
+    axes.set_yticks(len(rows) - 1 - shown, ["start" if rows[i] == 0 else str(rows[i]) for i in shown])
+    axes.set(xlabel=f"{what} of the channels that may be pruned", ylabel="after epoch", xlim=(0, edges[-1]))
+    axes.set_title("channels on their way to zero (height: square root of their number)", fontsize=10)
+    save_figure(figure, path)
+
+
+def plot_kept(widths: Mapping[str, tuple[int, int]], path: str | Path) -> None:
+    """A bar per layer: channels before, and those kept.
+
+    Args:
+        widths: By layer, in order: channels before and after.
+        path: The PNG.
+    """
+    figure = Figure(figsize=(max(9, 0.16 * len(widths)), 6), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(widths))
+    before, after = np.array(list(widths.values()), dtype=np.float64).T
+    axes.bar(places, before, color="0.85", label=f"before: {before.sum():.0f}")
+    axes.bar(places, after, color="tab:blue", label=f"kept: {after.sum():.0f}")
+    axes.set_xticks(places, list(widths), rotation=90, fontsize=5 if len(widths) > 40 else 8)
+    axes.set(ylabel="output channels", xlim=(-0.7, len(widths) - 0.3))
+    axes.legend()
+    save_figure(figure, path)
+
+
+def plot_scan(
+    percents: Sequence[float],
+    scores: Mapping[str, Sequence[float]],
+    path: str | Path,
+    *,
+    recommended: float,
+    limit: float,
+) -> None:
+    """mAP right after cutting, over the share of channels cut.
+
+    Args:
+        percents: Shares tried, in [0, 1), growing.
+        scores: By name, one value per share.
+        path: The PNG.
+        recommended: Share to take.
+        limit: Share beyond which a layer would be empty.
+    """
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.subplots()
+    for name, values in scores.items():
+        axes.plot(percents, values, marker="o", markersize=4, label=name)
+    axes.axvline(recommended, color="tab:green", label=f"recommended {recommended:.0%}")
+    axes.axvline(limit, color="tab:red", linestyle="--", label=f"a layer would be empty beyond {limit:.0%}")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.set(xlabel="share of channels cut, before any fine-tuning", ylabel="mAP", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(figure, path)

@@ -1,0 +1,46 @@
+"""Copies of a network to run or trace without touching the network itself."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def twin_without_numbers(model: nn.Module) -> nn.Module:
+    """A copy of `model` in evaluation mode whose parameters and buffers are on the meta device; copies no data."""
+    meta = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors_by_name(model).values()}
+    return twin_with(model, meta).eval()
+
+
+def twin_with_numbers(model: nn.Module) -> nn.Module:
+    """A copy of `model` in evaluation mode, on the CPU, in float32."""
+    return copy.deepcopy(model).cpu().float().eval()
+
+
+def twin_that_shares(model: nn.Module) -> nn.Module:
+    """A copy of `model` in evaluation mode with modules of its own and the very same parameters and buffers."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors_by_name(model).values()}).eval()
+
+
+def twin_with(model: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:
+    """A copy of `model` with other parameters and buffers.
+
+    Args:
+        model: Not touched.
+        tensors: By identity of each of its parameters and buffers, what takes its place.
+    """
+    memo: dict[int, object] = {id(buffer): tensors[id(buffer)] for buffer in model.buffers()}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(tensors[id(parameter)], requires_grad=parameter.requires_grad)
+    return copy.deepcopy(model, memo)
+
+
+def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer, those outside of the state dict too; a shared one under each of its names."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
