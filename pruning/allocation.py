@@ -14,6 +14,11 @@ from pruning.rounding import Rounding
 from utils.errors import ConfigError, PruningError
 
 
+def ranked_ids(candidates: IntArray, importance: FloatArray) -> IntArray:
+    """The candidates (n,) whose importance (num_ids,) is known: a layer without batch norm has no gammas."""
+    return candidates[~np.isnan(importance[candidates])]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limit:
     """The highest threshold that leaves every layer a channel, and the share of candidates below it."""
@@ -46,7 +51,7 @@ class Allocator:
     Attributes:
         graph: The network's channels.
         importance: By channel id (num_ids,); NaN where unknown.
-        candidates: Ids that may go (n,).
+        candidates: Ids that may go (n,), all of known importance; see `ranked_ids`.
         rounding: Of the number of channels that layers share, protected ones counted.
         min_channels: Fewest that stay of them.
     """
@@ -58,18 +63,12 @@ class Allocator:
     min_channels: int = 1
 
     def __post_init__(self) -> None:
+        assert not np.isnan(self.importance[self.candidates]).any(), "candidates of unknown importance"
         if not len(self.candidates):
             raise PruningError("no channel of this network may be pruned; use --shortcuts tied or fewer --protect")
         if self.min_channels < 1:
             raise ConfigError(f"--min-channels {self.min_channels}: expected at least 1")
-        unknown = np.isnan(self.importance[self.candidates])
-        if unknown.any():
-            names = [name for name, _ in self.graph.owners(int(self.candidates[unknown][0]))]
-            raise PruningError(
-                f"{unknown.sum()} channels have no importance by this criterion, first in {', '.join(names)}; "
-                "use --criterion kernel_l1, or --protect these layers"
-            )
-        widest = max(total for _, total in self._groups)
+        widest = max(total for _, _, total in self._groups)
         if self.rounding.unit > widest:
             raise ConfigError(
                 f"--round {self.rounding.unit} would keep more than there is: the widest layer to prune has {widest} "
@@ -77,20 +76,27 @@ class Allocator:
             )
 
     @cached_property
-    def _groups(self) -> tuple[tuple[IntArray, int], ...]:
-        """Candidates that share their makers, least important first, and the number of channels of these makers."""
+    def _order(self) -> IntArray:
+        """Candidates, least important first; equal ones by id."""
+        return self.candidates[np.argsort(self.importance[self.candidates], kind="stable")]
+
+    @cached_property
+    def _groups(self) -> tuple[tuple[IntArray, IntArray, int], ...]:
+        """For candidates that share their makers: ids, places in the order, and channels of these makers."""
+        places = np.full(len(self.importance), -1, dtype=np.int64)
+        places[self._order] = np.arange(len(self._order))
         groups = []
         for group in self.graph.groups:
-            ids = group.ids[np.isin(group.ids, self.candidates)]
-            if len(ids):
-                order = np.argsort(self.importance[ids], kind="stable")
-                groups.append((ids[order], len(group.ids)))
+            own = np.sort(places[group.ids])
+            own = own[own >= 0]
+            if len(own):
+                groups.append((self._order[own], own, len(group.ids)))
         return tuple(groups)
 
     @cached_property
     def limit(self) -> Limit:
         """How far the threshold can rise before some layer loses all of its channels."""
-        largest = [float(self.importance[ids[-1]]) for ids, total in self._groups if len(ids) == total]
+        largest = [float(self.importance[ids[-1]]) for ids, _, total in self._groups if len(ids) == total]
         values = self.importance[self.candidates]
         threshold = min(largest, default=float(values.max()))
         return Limit(threshold=threshold, percent=float((values < threshold).mean()))
@@ -108,9 +114,14 @@ class Allocator:
 
     def at(self, threshold: float) -> Allocation:
         """Drop what lies below the threshold, then mend widths."""
+        values = self.importance[self._order]
+        return self._without(int(np.searchsorted(values, threshold, side="left")), threshold=threshold)
+
+    def _without(self, count: int, *, threshold: float) -> Allocation:
+        """Drop the `count` least important candidates, then mend widths."""
         dropped, raised = [], []
-        for ids, total in self._groups:
-            below = int(np.searchsorted(self.importance[ids], threshold, side="left"))
+        for ids, places, total in self._groups:
+            below = int(np.searchsorted(places, count, side="left"))
             least = min(self.min_channels, total)
             width = self.rounding.apply(total - below, total=total, least=least)
             if total - below < least:
@@ -121,7 +132,7 @@ class Allocator:
         return Allocation(dropped=self._leave_inputs(gone), threshold=threshold, raised=tuple(raised))
 
     def at_cost(self, cost: Callable[[IntArray], float], target: float, *, what: str) -> Allocation:
-        """The lowest threshold at which the network costs no more than `target`.
+        """Drop the fewest channels with which the network costs no more than `target`.
 
         Args:
             cost: Of the network without these ids.
@@ -129,24 +140,24 @@ class Allocator:
             what: "MACs" or "parameters", for messages.
 
         Raises:
-            PruningError: No threshold reaches it.
+            PruningError: Not even the smallest network reaches it.
         """
-        values = np.unique(self.importance[self.candidates])
-        steps = [*values.tolist(), float("inf")]
-        smallest = cost(self.at(steps[-1]).dropped)
+        values = self.importance[self._order]
+        smallest = cost(self._without(len(values), threshold=float("inf")).dropped)
         if smallest > target:
             raise PruningError(
                 f"target of {target:.4g} {what} cannot be reached with these roundings, least widths and protected "
                 f"channels; the nearest is {smallest:.4g}; lower --min-channels or --round, or use --shortcuts tied"
             )
-        low, high = 0, len(steps) - 1
+        low, high = 0, len(values)
         while low < high:
             middle = (low + high) // 2
-            if cost(self.at(steps[middle]).dropped) <= target:
+            if cost(self._without(middle, threshold=0.0).dropped) <= target:
                 high = middle
             else:
                 low = middle + 1
-        return self.at(steps[high])
+        threshold = float(values[high]) if high < len(values) else float("inf")
+        return self._without(high, threshold=threshold)
 
     def _leave_inputs(self, dropped: IntArray) -> IntArray:
         """Bring back the best channel of a layer that would otherwise read or make none.

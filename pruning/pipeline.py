@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from engine.eval_report import result_of
+from engine.eval_session import round_up
 from engine.evaluate import Evaluation
 from engine.measure import Measure
 from models.detector import Detector, build_model
@@ -75,6 +76,7 @@ def run_pruning(config: PruneConfig) -> PruneResult:
     """
     loaded = load_model(config.weights)
     model = loaded.model
+    config = replace(config, img_size=round_up(config.img_size, model.max_stride))
     if config.cfg:
         check_agrees(model, config.cfg, weights=config.weights)
     measure = _measure(config) if config.scan or (config.data and not config.dry_run) else None

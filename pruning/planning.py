@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from models.detector import Detector
-from pruning.allocation import Allocation, Allocator
+from pruning.allocation import Allocation, Allocator, ranked_ids
 from pruning.bottlenecks import drop_bottlenecks
 from pruning.channel_ids import FloatArray, IntArray
 from pruning.cost import ChannelCost
@@ -60,6 +60,18 @@ class Planner:
             model = drop_bottlenecks(model, bottlenecks)
         graph = ChannelGraph.of(model)
         candidates = np.setdiff1d(candidate_ids(model, graph, config.shortcuts), protected_ids(graph, config.protect))
+        importance = _importance(model, graph, candidates, config)
+        ranked = ranked_ids(candidates, importance)
+        if len(ranked) < len(candidates):
+            first, _ = graph.owners(int(np.setdiff1d(candidates, ranked)[0]))[0]
+            LOGGER.warning(
+                "%d of %d channels stay, since %s tells nothing of them: they pass no batch norm, first %s; "
+                "--criterion kernel_l1 ranks all",
+                len(candidates) - len(ranked),
+                len(candidates),
+                config.criterion,
+                first,
+            )
         return cls(
             model=model,
             graph=graph,
@@ -68,8 +80,8 @@ class Planner:
             config=config,
             allocator=Allocator(
                 graph=graph,
-                importance=_importance(model, graph, candidates, config),
-                candidates=candidates,
+                importance=importance,
+                candidates=ranked,
                 rounding=config.rounding,
                 min_channels=config.min_channels,
             ),

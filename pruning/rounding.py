@@ -62,6 +62,6 @@ class Rounding:
         above = [width for width in [*allowed, total] if width >= kept]
         if not below or self.direction == "up":
             return above[0]
-        if self.direction == "down" or not above:
+        if self.direction == "down":
             return below[-1]
         return above[0] if above[0] - kept <= kept - below[-1] else below[-1]

@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from models.blocks import Bottleneck
+from models.mobilenet import SqueezeExcite
 from pruning.channel_ids import IntArray
 from pruning.graph import ChannelGraph
 
@@ -22,10 +23,12 @@ def shortcut_bottleneck_names(model: nn.Module) -> tuple[str, ...]:
 
 def shortcut_ids(model: nn.Module, graph: ChannelGraph) -> IntArray:
     """Channels that an addition joins, and both convolutions of the detector's shortcut bottlenecks, sorted (n,)."""
+    # A gate makes the channels it scales once more, which joins no branches.
+    gates = {f"{name}.fc2" for name, module in model.named_modules() if isinstance(module, SqueezeExcite)}
     makers = Counter(
         channel
         for layer in graph.layers.values()
-        if layer.kind in ("conv", "linear", "grouped")
+        if layer.kind in ("conv", "linear", "grouped") and layer.name not in gates
         for channel in np.unique(layer.output_ids).tolist()
     )
     tied = [channel for channel, count in makers.items() if count > 1]

@@ -43,6 +43,8 @@ class SparsityConfig(TrainConfig):
                 raise ConfigError(f"--{flag} {value}: expected 0 or a positive number, such as 0.001")
         if not 0 < self.aim < 1:
             raise ConfigError(f"--aim {self.aim}: expected a share between 0 and 1, such as 0.5")
+        if self.evolve:
+            raise ConfigError("--evolve is not for sparsity training; search hyper-parameters with train.py")
 
     @property
     def strengths(self) -> Strengths:
@@ -60,6 +62,8 @@ class SparsityConfig(TrainConfig):
 def sparsity_hooks(model: Detector, config: TrainConfig, folder: Path) -> Sequence[Hook]:
     """The hooks of a sparsity training."""
     assert isinstance(config, SparsityConfig)
+    if config.sparsity == "mixed" and config.sr is not None:
+        LOGGER.warning("--sr %g is not used by --sparsity mixed; its strengths are --srb and --src", config.sr)
     penalties = make_penalties(
         model,
         sparsity=config.sparsity,

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine.hooks import Hook
 from engine.trainer import Trainer
@@ -108,7 +109,7 @@ def _norm_penalties(
         if not layer.is_norm or not mask.any():
             continue
         norm = model.get_submodule(layer.name)
-        assert isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(norm, _BatchNorm)
         channels = None if mask.all() else torch.from_numpy(mask)
         for parameter, strength, falls in (
             (norm.weight, strengths.scale, is_decayed),
@@ -145,7 +146,7 @@ def _branch_penalties(model: Detector, branches: Sequence[str], strengths: Stren
     penalties = []
     for layer in branches:
         norm = model.get_submodule(layer)
-        assert isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(norm, _BatchNorm)
         for parameter, strength in ((norm.weight, _BRANCH_FACTOR * strengths.scale), (norm.bias, strengths.shift)):
             penalties.append(
                 Penalty(layer=layer, parameter=parameter, channels=None, strength=strength, is_decayed=False)
@@ -166,7 +167,7 @@ class SparsityHook(Hook):
     def before_training(self, trainer: Trainer) -> None:
         """Let statistics follow the scales."""
         for module in trainer.model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if isinstance(module, _BatchNorm):
                 module.momentum = _NORM_MOMENTUM
 
     @torch.no_grad()

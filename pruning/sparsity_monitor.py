@@ -14,7 +14,7 @@ from engine.hooks import Hook
 from engine.schedule import SCHEDULES
 from engine.trainer import Trainer
 from models.detector import Detector
-from pruning.allocation import Allocator
+from pruning.allocation import Allocator, ranked_ids
 from pruning.channel_ids import FloatArray, IntArray
 from pruning.criteria import CRITERIA, Criterion
 from pruning.graph import ChannelGraph
@@ -130,10 +130,11 @@ class SparsityMonitor(Hook):
     def _note(self, name: str, kind: Watched) -> ScaleStats:
         """Add the scales of now to the history."""
         importance = kind.criterion(self.model, self.graph)
-        allocator = Allocator(graph=self.graph, importance=importance, candidates=self.candidates)
+        candidates = ranked_ids(self.candidates, importance)
+        allocator = Allocator(graph=self.graph, importance=importance, candidates=candidates)
         stats = ScaleStats.of(allocator, aim=self.aim)
         self.stats.setdefault(name, []).append(stats.to_dict())
-        scales: FloatArray = importance[self.candidates]
+        scales: FloatArray = importance[candidates]
         if name not in self.edges:
             self.edges[name] = np.linspace(0, float(np.quantile(scales, 0.99)), _BINS + 1).tolist()
         counts, _ = np.histogram(scales.clip(max=self.edges[name][-1]), bins=self.edges[name])

@@ -27,7 +27,7 @@ def narrow(name: str) -> Detector:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_shipped_network_cut_equals_it_masked(name: str, tmp_path: Path) -> None:
-    pruned, _ = check_cut_of(narrow(name))
+    pruned = check_cut_of(narrow(name))
     # The spec alone rebuilds it, also by way of a YAML.
     pruned.spec.to_yaml(tmp_path / "pruned.yaml")
     again = build_model(ModelSpec.from_yaml(tmp_path / "pruned.yaml"))
@@ -37,8 +37,8 @@ def test_every_shipped_network_cut_equals_it_masked(name: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["yolov5n", "yolov5-panet", "yolov5s-mobilenetv3-small-075"])
 def test_a_cut_network_can_be_cut_again(name: str) -> None:
-    once, _ = check_cut_of(narrow(name))
-    twice, _ = check_cut_of(once)
+    once = check_cut_of(narrow(name))
+    twice = check_cut_of(once)
     sizes = [sum(p.numel() for p in network.parameters()) for network in (narrow(name), once, twice)]
     assert sizes[0] > sizes[1] > sizes[2]
 
@@ -55,7 +55,7 @@ def test_official_checkpoint_cut_equals_it_masked(name: str, shared: Path) -> No
 )  # fmt: skip
 def test_classifier_of_torchvision_keeps_its_class_and_equals_it_masked(name: str) -> None:
     model = getattr(import_torchvision().models, name)(weights=None)
-    pruned, _ = check_cut_of(model)
+    pruned = check_cut_of(model)
     assert type(pruned) is type(model)
 
 
@@ -63,7 +63,7 @@ def test_vgg_cut_equals_it_masked() -> None:
     vgg = import_torchvision().models.vgg16_bn(weights=None)
     # Its linear layers hold 120 million numbers; narrower ones test the same.
     vgg.classifier = nn.Sequential(nn.Linear(512 * 49, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 10))
-    pruned, _ = check_cut_of(vgg)
+    pruned = check_cut_of(vgg)
     assert pruned.classifier[0].in_features == 49 * pruned.features[-4].out_channels
 
 
