@@ -43,7 +43,7 @@ class SpeedConfig:
 
 def measure(config: SpeedConfig) -> None:
     """Time both in turns and write the report; the first round of each counts too and is given apart."""
-    peer = _torch_pruning()
+    peer = import_torch_pruning()
     torch.set_num_threads(1)
     model = build_model(ModelSpec.from_yaml(config.cfg, num_classes=80)).eval()
     scale_randomly_(model)
@@ -71,8 +71,8 @@ def measure(config: SpeedConfig) -> None:
         title=f"From {config.cfg} to its pruned form",
         body=table(["way", "first time, s", "median of the others, s", "parameters left, M"], rows),
         facts={
-            "ratio": f"torch-pruning takes {theirs / ours:.1f} times as long, {first[1] / first[0]:.1f} times the first "
-            "time in a process",
+            "ratio": f"torch-pruning takes {theirs / ours:.1f} times as long; the first time in a process, "
+            f"{first[1] / first[0]:.1f} times",
             "network": f"{config.cfg}, 80 classes, {count_parameters(model) / 1e6:.1f} M parameters, random weights",
             "how": f"one thread, in turns, {config.rounds} rounds; ours includes making the new network with its "
             "spec and carrying constants; torch-pruning works in place, so the copy it needs is not counted",
@@ -117,7 +117,12 @@ def prune_with_torch_pruning(
     return model
 
 
-def _torch_pruning() -> Any:
+def import_torch_pruning() -> Any:
+    """The package, which this project does not require.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
     try:
         import torch_pruning
     except ImportError as error:

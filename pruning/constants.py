@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from pruning.graph import ChannelGraph
 from pruning.groups import LayerChannels
 from pruning.layer_rules import CONV, LINEAR
 from pruning.slicing import kept_positions
+from pruning.stand_in import output_shape
 from utils.twins import twin_that_shares
 
 log = logging.getLogger(__name__)
@@ -75,7 +77,12 @@ def dropped_constants(model: nn.Module, graph: ChannelGraph, stays: BoolArray) -
         is no constant, zero where it stays.
     """
     twin = twin_that_shares(model)
-    zero_scales_(twin, graph, stays)
+    scaled = zero_scales_(twin, graph, stays)
+    noise = torch.Generator().manual_seed(0)
+    for name, module in twin.named_modules():
+        if isinstance(module, nn.Conv2d) and name not in scaled:
+            # What is no constant may be anything, and noise costs less than a convolution.
+            module.forward = partial(_noise_like, module, noise)  # type: ignore[method-assign]
     seen: dict[str, list[Tensor]] = {}
     positions: dict[str, IntArray] = {}
     for layer in graph.layers.values():
@@ -90,14 +97,18 @@ def dropped_constants(model: nn.Module, graph: ChannelGraph, stays: BoolArray) -
     }
 
 
-def zero_scales_(twin: nn.Module, graph: ChannelGraph, stays: BoolArray) -> None:
+def zero_scales_(twin: nn.Module, graph: ChannelGraph, stays: BoolArray) -> set[str]:
     """Scale channels that go to zero in every batch norm; without one, where they are made. Shifts stay.
 
     Args:
         twin: Its layers are changed, not their tensors, which it may share.
         graph: Its channels.
         stays: By id, whether the channel is kept (n,).
+
+    Returns:
+        Paths of the layers that were changed.
     """
+    changed = set()
     layers = [layer for layer in graph.layers.values() if _is_scaled(twin, layer)]
     has_norm = np.zeros_like(stays)
     for layer in layers:
@@ -111,6 +122,14 @@ def zero_scales_(twin: nn.Module, graph: ChannelGraph, stays: BoolArray) -> None
             weight = module.get_parameter("weight").detach().clone()
             weight[torch.from_numpy(rows)] = 0
             module.weight = nn.Parameter(weight, requires_grad=False)
+            changed.add(layer.name)
+    return changed
+
+
+def _noise_like(layer: nn.Conv2d, noise: torch.Generator, images: Tensor) -> Tensor:
+    """Numbers in the place of a convolution's output, different at every position."""
+    shape = output_shape(layer, images)
+    return torch.rand(shape, generator=noise).to(images)
 
 
 def _is_scaled(twin: nn.Module, layer: LayerChannels) -> bool:

@@ -20,7 +20,7 @@ from pruning.groups import ChannelGroup, LayerChannels, channel_groups
 from pruning.norms_after import NormAfter
 from pruning.walk import record
 from utils.errors import PruningError
-from utils.twins import twin_with_numbers, twin_without_numbers
+from utils.twins import twin_that_shares
 
 # Two images, so that no batch of one can be mistaken for a channel or a position.
 _BATCH = 2
@@ -62,7 +62,7 @@ class ChannelGraph:
 
     @classmethod
     def of(cls, model: nn.Module, *, image_chw: tuple[int, int, int] | None = None) -> ChannelGraph:
-        """Trace a network. It is neither changed nor run, unless some block of it branches on data.
+        """Trace a network. It is not changed; its convolutions are run only in blocks that branch on data.
 
         Args:
             model: Takes one batch of images.
@@ -74,13 +74,9 @@ class ChannelGraph:
         """
         image_chw = image_chw or _default_image(model)
         shape = (_BATCH, *image_chw)
+        images = torch.zeros(shape).to(next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0)))
         try:
-            return cls._traced(twin_without_numbers(model), torch.empty(shape, device="meta"))
-        except RuntimeError:
-            # Some block asks for numbers.
-            pass
-        try:
-            return cls._traced(twin_with_numbers(model), torch.zeros(shape))
+            return cls._traced(twin_that_shares(model), images)
         except RuntimeError as error:
             size, cause = " x ".join(map(str, shape[1:])), str(error).strip().split("\n")[0]
             raise PruningError(

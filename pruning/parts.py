@@ -52,10 +52,9 @@ def _renumber_(node: fx.Node, part: ChannelPart, stays: BoolArray) -> None:
         _renumber_slice_(node, part, stays)
         return
     # Chunks of a cut list need not be equal, so they become splits, which name each size.
-    source = node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("tensor"))
     sizes = [len(kept_positions(ids, stays)) for ids in part.output_ids]
     node.target = torch.split if node.op == "call_function" else "split"
-    node.args, node.kwargs = (source, sizes), {"dim": 1}
+    node.args, node.kwargs = (node.all_input_nodes[0], sizes), {"dim": 1}
 
 
 def _renumber_slice_(node: fx.Node, part: ChannelPart, stays: BoolArray) -> None:

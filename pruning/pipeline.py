@@ -34,6 +34,8 @@ from utils.run_folder import RunFolder, plain
 LOGGER = logging.getLogger(__name__)
 
 CHECKPOINT_NAME = "pruned_model.pt"
+# Settings that only matter where a plan is made.
+_PLANNING = ("criterion", "shortcuts", "round", "round_direction", "min_channels", "protect", "strict", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +134,7 @@ def _measure(config: PruneConfig) -> Measure:
 def _plan(model: Detector, config: PruneConfig, measure: Measure | None) -> tuple[PruningPlan, Scan | None]:
     """The plan, and the scan that led to it."""
     if config.plan:
+        _warn_of_ignored(config)
         return PruningPlan.load(Path(config.plan)), None
     planner, found = Planner.of(model, config), None
     if config.scan:
@@ -143,6 +146,15 @@ def _plan(model: Detector, config: PruneConfig, measure: Measure | None) -> tupl
     allocation = planner.allocate()
     LOGGER.info("%s", planner.describe(allocation))
     return planner.plan(allocation), found
+
+
+def _warn_of_ignored(config: PruneConfig) -> None:
+    """Say which settings a given plan leaves without effect."""
+    plain_config = PruneConfig(weights=config.weights)
+    ignored = [name for name in _PLANNING if getattr(config, name) != getattr(plain_config, name)]
+    if ignored:
+        flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
+        LOGGER.warning("--plan says what stays; without effect: %s", flags)
 
 
 def _scores(measure: Measure) -> Callable[[Detector], tuple[float, float]]:

@@ -187,7 +187,12 @@ def protected_ids(graph: ChannelGraph, patterns: Sequence[str]) -> IntArray:
 
 
 def _bottlenecks(model: Detector, wanted: Sequence[str]) -> tuple[str, ...]:
-    return shortcut_bottleneck_names(model) if tuple(wanted) == (ALL,) else tuple(wanted)
+    if tuple(wanted) != (ALL,):
+        return tuple(wanted)
+    names = shortcut_bottleneck_names(model)
+    if not names:
+        raise PruningError("--drop-bottlenecks all: this network has no shortcut bottlenecks; leave it out")
+    return names
 
 
 def _importance(model: Detector, graph: ChannelGraph, candidates: IntArray, config: PruneConfig) -> FloatArray:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from models.conv import Conv
 from models.detector import Detector, build_model
-from models.mobilenet import SqueezeExcite
+from models.layer_table import LayerSpec
+from models.mobilenet import InvertedResidual, SqueezeExcite
 from models.spec import ModelSpec
 from pruning.channel_ids import BoolArray
 from pruning.graph import ChannelGraph
@@ -38,15 +39,15 @@ def pruned_spec(model: Detector, graph: ChannelGraph, stays: BoolArray) -> Model
     rows = list(model.spec.layers)
     for layer in graph.layers.values():
         kept = len(kept_positions(layer.output_ids, stays))
-        if layer.is_norm or kept == len(layer.output_ids):
+        if layer.is_norm or kept == len(layer.output_ids) or _follows(model, layer):
             continue
-        if layer.kind == DEPTHWISE and rows[_row_of(layer)].module != "InvertedResidual":
-            index = _row_of(layer)
+        path = layer.name.rpartition(".")[0]
+        widths[path if isinstance(model.get_submodule(path), Conv) else layer.name] = kept
+        if layer.kind == DEPTHWISE:
+            # model.4.cv1 is part of row 4.
+            index = int(layer.name.split(".")[1])
             groups = len(kept_positions(layer.input_ids, stays))
-            rows[index] = replace(rows[index], args=_with_groups(layer, rows[index].args, groups, model=model))
-        key = _width_key(model, layer)
-        if key is not None:
-            widths[key] = kept
+            rows[index] = _with_groups(rows[index], groups, name=layer.name)
     return replace(model.spec, widths=widths, layers=tuple(rows))
 
 
@@ -83,36 +84,24 @@ def rebuilt(
     return detector
 
 
-def _row_of(layer: LayerChannels) -> int:
-    """Index in the layer list: model.4.cv1 is part of layer 4."""
-    return int(layer.name.split(".")[1])
-
-
-def _width_key(model: Detector, layer: LayerChannels) -> str | None:
-    """The name under which a spec keeps a convolution's width; None where it follows another's."""
+def _follows(model: Detector, layer: LayerChannels) -> bool:
+    """Whether a spec names no width of a convolution because it is always that of another one."""
     path, _, last = layer.name.rpartition(".")
-    parent = model.get_submodule(path)
-    if isinstance(parent, SqueezeExcite) and last == "fc2":
-        return None
-    if not isinstance(parent, Conv):
-        return layer.name
-    is_inside = isinstance(model.get_submodule(path.rpartition(".")[0]), nn.Sequential)
-    return None if layer.kind == DEPTHWISE and not is_inside else path
+    if last == "fc2":
+        return isinstance(model.get_submodule(path), SqueezeExcite)
+    block = model.get_submodule(path.rpartition(".")[0])
+    return layer.kind == DEPTHWISE and isinstance(block, InvertedResidual)
 
 
-def _with_groups(
-    layer: LayerChannels, args: tuple[object, ...], groups: int, *, model: Detector
-) -> tuple[object, ...]:
-    """Arguments of a row with other groups.
+def _with_groups(row: LayerSpec, groups: int, *, name: str) -> LayerSpec:
+    """A row with other groups.
 
     Raises:
         PruningError: It is not the row of a plain convolution.
     """
-    index = _row_of(layer)
-    module = model.spec.layers[index].module
-    if module != "Conv":
+    if row.module != "Conv":
         raise PruningError(
-            f"layer {layer.name}: {module} takes the groups of its convolutions from the layer list, which holds "
-            "one number for all of them; protect this layer"
+            f"layer {name}: {row.module} takes the groups of its convolutions from the layer list, which holds one "
+            "number for all of them; protect this layer"
         )
-    return (*args[:_GROUPS], groups, *args[_GROUPS + 1 :])
+    return replace(row, args=(*row.args[:_GROUPS], groups, *row.args[_GROUPS + 1 :]))

@@ -104,6 +104,8 @@ def judge(at_aim: Sequence[float], force: Sequence[float], *, total_force: float
     """
     spent = force[-1] / total_force if total_force > 0 else 1.0
     start, now = at_aim[0], at_aim[-1]
+    if start < NEAR_ZERO:
+        return Verdict(speed="right", factor=1.0, reason=f"{aim:.0%} of the channels were at zero from the start")
     reached = [used for scale, used in zip(at_aim, force, strict=True) if scale < NEAR_ZERO]
     if reached:
         share = max(reached[0] / total_force, 1e-3) if total_force > 0 else 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +20,8 @@ LOGGER = logging.getLogger(__name__)
 # Shares tried first; then halfway between the last good and the first bad one, this often.
 _STEP = 0.1
 _REFINEMENTS = 4
+# The cliff is found to this width.
+_CLIFF_WIDTH = 0.02
 # Beyond this share of the mAP lost, further cuts say nothing.
 _LOST = 0.8
 
@@ -110,10 +112,22 @@ def scan(
         if percent > bad and share_left > 1 - _LOST:
             score(percent)
     for _ in range(_REFINEMENTS):
-        middle = round((good + bad) / 2, 4)
+        middle = _middle(good, bad)
         good, bad = (middle, bad) if score(middle) >= whole - tolerance else (good, middle)
-    ordered = tuple(points[percent] for percent in sorted(points))
-    return Scan(points=ordered, recommended=good, cliff=_cliff(ordered), limit=planner.allocator.limit.percent)
+    low, high = _cliff(points)
+    while high - low > _CLIFF_WIDTH and points[high].AP < points[low].AP:
+        score(_middle(low, high))
+        low, high = _cliff(points)  # a half of it is at least as steep, so nothing else is
+    return Scan(
+        points=tuple(points[percent] for percent in sorted(points)),
+        recommended=good,
+        cliff=(low, high),
+        limit=planner.allocator.limit.percent,
+    )
+
+
+def _middle(low: float, high: float) -> float:
+    return round((low + high) / 2, 4)
 
 
 def _first_bad(grid: Sequence[float], is_good: Callable[[float], bool]) -> tuple[float, float]:
@@ -126,11 +140,11 @@ def _first_bad(grid: Sequence[float], is_good: Callable[[float], bool]) -> tuple
     return good, 0.999
 
 
-def _cliff(points: Sequence[ScanPoint]) -> tuple[float, float]:
+def _cliff(points: Mapping[float, ScanPoint]) -> tuple[float, float]:
     """The neighbours between which mAP falls most per channel."""
 
-    def slope(pair: tuple[ScanPoint, ScanPoint]) -> float:
-        return (pair[0].AP - pair[1].AP) / (pair[1].percent - pair[0].percent)
+    def slope(pair: tuple[float, float]) -> float:
+        low, high = pair
+        return (points[low].AP - points[high].AP) / (high - low)
 
-    low, high = max(pairwise(points), key=slope)
-    return low.percent, high.percent
+    return max(pairwise(sorted(points)), key=slope)

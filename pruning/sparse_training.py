@@ -30,13 +30,14 @@ class SparsityConfig(TrainConfig):
     srb: float = 5e-4  # strength on batch-norm scales for mixed
     src: float = 1e-5  # strength on convolution weights for mixed
     beta_ratio: float = 10.0  # strength on batch-norm shifts, as a multiple of that on the scales
+    scale_rate: float = 1.0  # learning rate of batch-norm scales, as a multiple; above 1 suits short runs
     decay: bool = True  # the strength falls to a tenth over the run
     shortcuts: Shortcuts = "skip"  # channels that shortcuts join: skip leaves them dense, tied prunes them together
     aim: float = 0.5  # share of channels you mean to cut; the advice of each epoch is for it
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("sr", "srb", "src", "beta_ratio"):
+        for name in ("sr", "srb", "src", "beta_ratio", "scale_rate"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 flag = name.replace("_", "-")
@@ -81,8 +82,9 @@ def sparsity_hooks(model: Detector, config: TrainConfig, folder: Path) -> Sequen
         aim=config.aim,
         is_decayed=config.decay,
         folder=folder,
+        is_plotting=not config.noplots,
     )
-    return SparsityHook(penalties), monitor
+    return SparsityHook(penalties, scale_rate=config.scale_rate), monitor
 
 
 def run_sparsity_training(config: SparsityConfig) -> TrainResult | None:

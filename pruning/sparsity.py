@@ -161,8 +161,8 @@ class SparsityHook(Hook):
     While it trains, batch-norm statistics follow faster; the momentum is no part of a checkpoint.
     """
 
-    def __init__(self, penalties: Sequence[Penalty]) -> None:
-        self.penalties = tuple(penalties)
+    def __init__(self, penalties: Sequence[Penalty], *, scale_rate: float = 1.0) -> None:
+        self.penalties, self.scale_rate = tuple(penalties), scale_rate
 
     def before_training(self, trainer: Trainer) -> None:
         """Let statistics follow the scales."""
@@ -172,7 +172,10 @@ class SparsityHook(Hook):
 
     @torch.no_grad()
     def gradients_ready(self, trainer: Trainer) -> None:
-        """Add the terms of this epoch."""
+        """Add the terms of this epoch; let scales move at their own rate."""
+        for group in trainer.optimizer.param_groups:
+            if group["name"] == "norm":
+                group["lr"] *= self.scale_rate  # the schedule sets it anew at every batch
         by_strength: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
         epoch, epochs = trainer.state.epoch, trainer.settings.epochs
         for penalty in self.penalties:

@@ -59,8 +59,8 @@ def watched(sparsity: Sparsity, strengths: Strengths) -> dict[str, Watched]:
 class SparsityMonitor(Hook):
     """Reports shares near zero, what can be pruned now, and a verdict with the strength to try; draws the ridge.
 
-    Numbers go into `TrainState.extra`, so to results.csv and TensorBoard; at the end sparsity.json and
-    <name>_ridge.png are written to the run folder.
+    Numbers go into `TrainState.extra`, so to results.csv and TensorBoard; at the end sparsity.json and, where it
+    plots, <name>_ridge.png are written to the run folder.
     """
 
     def __init__(
@@ -72,8 +72,10 @@ class SparsityMonitor(Hook):
         aim: float,
         is_decayed: bool,
         folder: Path,
+        is_plotting: bool,
     ) -> None:
-        self.model, self.kinds, self.aim, self.is_decayed, self.folder = model, dict(kinds), aim, is_decayed, folder
+        self.model, self.kinds, self.aim, self.is_decayed = model, dict(kinds), aim, is_decayed
+        self.folder, self.is_plotting = folder, is_plotting
         self.graph = ChannelGraph.of(model)
         self.candidates: IntArray = candidate_ids(model, self.graph, shortcuts)
         self.stats: dict[str, list[dict[str, float]]] = {}
@@ -113,9 +115,8 @@ class SparsityMonitor(Hook):
                 "next_strength": kind.strength * verdict.factor,
                 "epochs": self.stats[name],
             }
-            path = self.folder / f"{name}_ridge.png"
-            plot_ridge(np.array(self.ridges[name]), np.array(self.edges[name]), path, what=f"|{name}|")
-            LOGGER.info("%s over the epochs: %s", name, path)
+            if self.is_plotting:
+                self._plot(name)
         write_json(self.folder / "sparsity.json", result)
 
     def state(self) -> dict[str, Any]:
@@ -140,6 +141,11 @@ class SparsityMonitor(Hook):
         counts, _ = np.histogram(scales.clip(max=self.edges[name][-1]), bins=self.edges[name])
         self.ridges.setdefault(name, []).append(counts.tolist())
         return stats
+
+    def _plot(self, name: str) -> None:
+        path = self.folder / f"{name}_ridge.png"
+        plot_ridge(np.array(self.ridges[name]), np.array(self.edges[name]), path, what=f"|{name}|")
+        LOGGER.info("%s over the epochs: %s", name, path)
 
     def _verdict(self, name: str, trainer: Trainer) -> Verdict:
         at_aim = [stats["at_aim"] for stats in self.stats[name]]

@@ -14,6 +14,7 @@ from pruning.channel_ids import IntArray
 from pruning.norms_after import NormAfter, norms_after
 from pruning.operators import operator_name, rule_of
 from pruning.recording import Call, Recording, Tracked, UnknownOperator
+from pruning.stand_in import output_shape
 from pruning.trace import traced
 
 
@@ -57,7 +58,7 @@ class _Walk(fx.Interpreter):
         if n.target is operator.getitem and not isinstance(args[0], Tracked):
             return args[0][args[1]]
         rule = None if n.op in ("placeholder", "get_attr") else rule_of(n, self._module_of(n))
-        output = getattr(self, n.op)(n.target, _without_ids(args), _without_ids(kwargs))
+        output = self._output(n, _without_ids(args), _without_ids(kwargs))
         if n.op == "placeholder":
             return self._with_fresh_ids(output, "input")
         if n.op == "get_attr":
@@ -80,6 +81,13 @@ class _Walk(fx.Interpreter):
             return _with_ids(output, rule(call))
         except UnknownOperator as unknown:
             return self._give_up(call, f"{_described(call)}: {unknown}")
+
+    def _output(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
+        """What the node gives; for a convolution only zeros of the right shape, since its numbers take long."""
+        module = self._module_of(n)
+        if isinstance(module, nn.Conv2d) and not kwargs:
+            return args[0].new_zeros(output_shape(module, args[0]))
+        return getattr(self, n.op)(n.target, args, kwargs)
 
     def protect_shared_weights(self) -> None:
         """Keep the channels of layers whose weight is also used otherwise: by another layer, or by name."""

@@ -12,6 +12,8 @@ from detect import DetectConfig
 from engine.config import RESUME_LATEST
 from engine.evolve import DEFAULT_TRIALS
 from pruning.finetune import FinetuneConfig
+from pruning.prune_config import PruneConfig
+from pruning.sparse_training import SparsityConfig
 from train import TrainConfig
 from utils.cli import parse, run_script
 from utils.errors import ConfigError
@@ -27,6 +29,21 @@ TRAIN_FLAGS = """
     --workers
 """
 FINETUNE_FLAGS = " ".join(sorted([*TRAIN_FLAGS.split(), "--distill", "--teacher"]))
+SPARSITY_FLAGS = " ".join(
+    sorted(
+        [
+            *TRAIN_FLAGS.split(),
+            *("--aim", "--beta-ratio", "--no-decay", "--no-st", "--scale-rate", "--shortcuts", "--sparsity"),
+            *("--sr", "--srb", "--src"),
+        ]
+    )
+)
+PRUNE_FLAGS = """
+    --batch --batch-size --bn-percent --cfg --conv-percent --criterion --data --device --drop-bottlenecks --dry-run
+    --exist-ok --img --img-size --imgsz --min-channels --name --no-constants --noplots --percent --plan --project
+    --protect --round --round-direction --scan --seed --shortcuts --strict --target --taylor-batches --tolerance
+    --weights --workers
+"""
 VAL_FLAGS = """
     --augment --batch --batch-size --cache-dir --conf --conf-thres --data --device --engine --exist-ok --half --img
     --img-size --imgsz --iou --iou-thres --max-det --name --no-rect --project --save-conf --save-hybrid --save-json
@@ -64,6 +81,8 @@ def parsed(config_type: type[Any], line: str) -> Any:
     ("config_type", "frozen"),
     [
         (TrainConfig, TRAIN_FLAGS),
+        (SparsityConfig, SPARSITY_FLAGS),
+        (PruneConfig, PRUNE_FLAGS),
         (FinetuneConfig, FINETUNE_FLAGS),
         (ValConfig, VAL_FLAGS),
         (DetectConfig, DETECT_FLAGS),
@@ -77,6 +96,8 @@ def test_flags_are_the_frozen_ones(config_type: type[Any], frozen: str) -> None:
     ("config_type", "frozen"),
     [
         (TrainConfig, TRAIN_FLAGS),
+        (SparsityConfig, SPARSITY_FLAGS),
+        (PruneConfig, PRUNE_FLAGS),
         (FinetuneConfig, FINETUNE_FLAGS),
         (ValConfig, VAL_FLAGS),
         (DetectConfig, DETECT_FLAGS),
@@ -107,6 +128,30 @@ def test_train_takes_the_spellings_of_v5() -> None:
     assert switched_off(config, switches + " quad linear_lr") == []
     assert (config.optimizer_name, config.schedule_name) == ("adam", "linear")
     assert (config.label_smoothing, config.save_period) == (0.1, 5)
+
+
+def test_sparsity_training_takes_the_published_commands() -> None:
+    config = parsed(SparsityConfig, "--st --sr 0.0001 --weights yolov5s.pt --adam --epochs 100")
+    assert (config.st, config.sr, config.weights, config.optimizer_name) == (True, 0.0001, "yolov5s.pt", "adam")
+    assert (config.epochs, config.sparsity, config.decay, config.shortcuts) == (100, "bn", True, "skip")
+    mixed = parsed(SparsityConfig, "--st --sparsity mixed --srb 5e-4 --src 1e-5 --no-decay")
+    assert (mixed.sparsity, mixed.srb, mixed.src, mixed.decay) == ("mixed", 5e-4, 1e-5, False)
+    assert not parsed(SparsityConfig, "--no-st").st
+    assert parsed(SparsityConfig, "--resume").resume == "latest"
+
+
+def test_pruning_takes_the_published_commands() -> None:
+    config = parsed(PruneConfig, "--weights runs/train/exp1/weights/last.pt --percent 0.5 --cfg models/yolov5s.yaml")
+    assert (config.weights, config.percent, config.cfg) == (
+        "runs/train/exp1/weights/last.pt",
+        0.5,
+        "models/yolov5s.yaml",
+    )
+    assert (config.criterion, config.round, config.shortcuts, config.constants) == ("bn_gamma", "pow2", "skip", True)
+    mixed = parsed(PruneConfig, "--weights a.pt --bn-percent 0.85 --conv-percent 0.78 --protect model.2* model.9*")
+    assert (mixed.bn_percent, mixed.conv_percent, mixed.protect) == (0.85, 0.78, ("model.2*", "model.9*"))
+    assert parsed(PruneConfig, "--weights a.pt --drop-bottlenecks all --round 8").drop_bottlenecks == ("all",)
+    assert not parsed(PruneConfig, "--weights a.pt --no-constants").constants
 
 
 def test_finetuning_takes_what_training_takes() -> None:

@@ -18,6 +18,9 @@ from detect import DetectConfig, detect
 from engine.config import RESUME_LATEST
 from models.detector import build_model
 from models.spec import ModelSpec
+from pruning.pipeline import run_pruning
+from pruning.prune_config import PruneConfig
+from pruning.sparse_training import SparsityConfig, run_sparsity_training
 from train import TrainConfig, train
 from utils.checkpoint import Checkpoint, save_checkpoint
 from utils.cli import run_script
@@ -28,6 +31,8 @@ SCRIPTS: dict[str, tuple[Callable[[Any], object], type[Any]]] = {
     "train": (train, TrainConfig),
     "val": (val, ValConfig),
     "detect": (detect, DetectConfig),
+    "train_sparsity": (run_sparsity_training, SparsityConfig),
+    "prune": (run_pruning, PruneConfig),
 }
 
 
@@ -87,6 +92,8 @@ class Place:
         common = ["--project", str(self.project), "--device", "cpu", "--img-size", "64"]
         if script == "detect":
             return [*common, "--weights", str(self.weights), "--source", str(self.root / "images/train")]
+        if script == "prune":
+            return [*common, "--weights", str(self.weights), "--noplots"]
         common += ["--data", str(data or self.data), "--workers", "0", "--cache-dir", str(self.root / "cache")]
         if script == "val":
             return [*common, "--weights", str(self.weights), "--batch-size", "2"]

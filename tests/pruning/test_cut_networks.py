@@ -5,24 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from cut_oracle import check_cut_of
+from test_masking import NAMES, narrow
 from torch import nn
 
 from models.classifiers import DenseNetCifar, LeNet5
-from models.detector import Detector, build_model
+from models.detector import build_model
 from models.load import load_model
-from models.spec import MODELS_FOLDER, ModelSpec
-from utils.files import read_yaml
+from models.spec import ModelSpec
 from utils.torchvision_compat import import_torchvision
-
-NAMES = sorted(path.stem for path in MODELS_FOLDER.glob("*.yaml"))
-
-
-def narrow(name: str) -> Detector:
-    """A shipped network at an eighth of its full width: all its layers, few channels."""
-    values = read_yaml(MODELS_FOLDER / f"{name}.yaml", what="model")
-    width = values["width_multiple"] if "mobilenet" in name else 0.125
-    return build_model(ModelSpec.from_yaml_dict({**values, "width_multiple": width}, where=name, num_classes=2))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -30,12 +22,13 @@ def test_every_shipped_network_cut_equals_it_masked(name: str, tmp_path: Path) -
     pruned = check_cut_of(narrow(name))
     # The spec alone rebuilds it, also by way of a YAML.
     pruned.spec.to_yaml(tmp_path / "pruned.yaml")
-    again = build_model(ModelSpec.from_yaml(tmp_path / "pruned.yaml"))
+    with torch.device("meta"):
+        again = build_model(ModelSpec.from_yaml(tmp_path / "pruned.yaml"))
     shapes = {key: tensor.shape for key, tensor in pruned.state_dict().items()}
     assert {key: tensor.shape for key, tensor in again.state_dict().items()} == shapes
 
 
-@pytest.mark.parametrize("name", ["yolov5n", "yolov5-panet", "yolov5s-mobilenetv3-small-075"])
+@pytest.mark.parametrize("name", ["yolov5n", "yolov5s-mobilenetv3-small-075"])
 def test_a_cut_network_can_be_cut_again(name: str) -> None:
     once = check_cut_of(narrow(name))
     twice = check_cut_of(once)

@@ -1,0 +1,212 @@
+"""Dense, sparse, pruned, fine-tuned: the four ways to train sparse, on the bundled blood cells at 320 px.
+
+The small network sees as many epochs in all (sparse and fine-tuning) as the dense one. Stages that are complete in
+the project folder are not run again.
+
+python -m benchmarks.pruning_bccd --weights yolov5s_coco.pt
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import table, write_report
+from engine.config import TrainConfig
+from engine.measure import Measure
+from engine.training import run_training
+from models.load import load_model
+from pruning.finetune import FinetuneConfig, run_finetuning
+from pruning.pipeline import CHECKPOINT_NAME, run_pruning
+from pruning.prune_config import PruneConfig
+from pruning.report import NetworkSize
+from pruning.slimming import train_stage
+from pruning.sparse_training import SparsityConfig, run_sparsity_training
+from utils.cli import run_script
+from utils.device import select_device
+
+DATA = "data/bccd.yaml"
+
+# Per variant: how to train sparse, and how to cut.
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "bn": ({"sparsity": "bn"}, {"percent": 0.65}),
+    "residual": ({"sparsity": "residual"}, {"percent": 0.65, "drop_bottlenecks": ("all",)}),
+    "kernel": ({"sparsity": "kernel", "sr": 1e-4}, {"percent": 0.65, "criterion": "kernel_l1"}),
+    "mixed": ({"sparsity": "mixed", "src": 1e-4}, {"bn_percent": 0.65, "conv_percent": 0.5}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningBenchmark:
+    """Measure the whole line for each variant."""
+
+    weights: str  # COCO weights to start from
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    seeds: tuple[int, ...] = (0,)
+    dense_epochs: int = 70
+    sparse_epochs: int = 40
+    sr: float = 0.01  # of bn, residual and mixed
+    scale_rate: float = 1.0
+    beta_ratio: float = 10.0
+    distill: float = 0.0  # weight of the dense network's answers in fine-tuning
+    img_size: int = 320
+    batch_size: int = 16
+    hyp: str = "data/hyp/cells.yaml"
+    close_mosaic: int = 20
+    project: str = "runs/benchmark/pruning"
+    label: str = field(default="")  # of the report's file name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A network after a stage, measured on both held-out splits."""
+
+    variant: str
+    seed: int
+    stage: str
+    val: tuple[float, float]
+    test: tuple[float, float]
+    size: NetworkSize
+
+
+def measure(config: PruningBenchmark) -> None:
+    """Run what is missing, evaluate everything, write the report."""
+    splits = splits_of(config)
+    rows: list[Row] = []
+    for seed in config.seeds:
+        dense = train_stage(settings_of(config, TrainConfig, seed, "dense", config.weights), run_training)
+        rows.append(row_of("", seed, "dense", dense / "weights/best.pt", splits, config))
+        for variant in config.variants:
+            stages = _slim(config, variant, seed, teacher=dense / "weights/best.pt")
+            rows += [row_of(variant, seed, stage, path, splits, config) for stage, path in stages.items()]
+    label = f"_{config.label}" if config.label else ""
+    path = write_report(
+        f"pruning_bccd{label}",
+        title=f"yolov5s on BCCD, {config.img_size} px: dense, sparse, pruned, fine-tuned",
+        body=_table(rows),
+        facts={
+            "epochs": f"dense {config.dense_epochs}; sparse {config.sparse_epochs} and fine-tuning "
+            f"{config.dense_epochs - config.sparse_epochs}",
+            "sparsity": json.dumps({name: training | cut for name, (training, cut) in VARIANTS.items()}),
+            "strength": f"--sr {config.sr} --scale-rate {config.scale_rate} --beta-ratio {config.beta_ratio}",
+            "distillation": config.distill or "none",
+            "all trainings": f"batch {config.batch_size}, {Path(config.hyp).name}, --close-mosaic "
+            f"{config.close_mosaic} in dense and fine-tuning",
+            "mAP": "of best.pt for dense and fine-tuned, of last.pt for sparse, in float32",
+        },
+    )
+    sys.stdout.write(f"{path.read_text()}written to {path}\n")
+
+
+def splits_of(config: PruningBenchmark) -> dict[str, Measure]:
+    """Both held-out splits."""
+    device = select_device()
+    return {
+        split: Measure.on_split(DATA, split, img_size=config.img_size, batch_size=32, device=device, workers=8)
+        for split in ("val", "test")
+    }
+
+
+def _slim(config: PruningBenchmark, variant: str, seed: int, *, teacher: Path) -> dict[str, Path]:
+    """The checkpoints after sparse training, pruning and fine-tuning."""
+    training, cut = VARIANTS[variant]
+    values = {"sr": config.sr, "srb": config.sr, "scale_rate": config.scale_rate, "beta_ratio": config.beta_ratio}
+    sparse = train_stage(
+        settings_of(
+            config,
+            SparsityConfig,
+            seed,
+            f"{variant}_sparse",
+            config.weights,
+            **{"epochs": config.sparse_epochs, "close_mosaic": 0, "aim": 0.65, **values, **training},
+        ),
+        run_sparsity_training,
+    )
+    last = sparse / "weights/last.pt"
+    pruned = Path(config.project) / f"{variant}_pruned_seed{seed}"
+    if not (pruned / "result.json").exists():
+        run_pruning(
+            PruneConfig(
+                weights=str(last),
+                img_size=config.img_size,
+                project=str(pruned.parent),
+                name=pruned.name,
+                exist_ok=True,
+                **cut,
+            )
+        )
+    small = pruned / CHECKPOINT_NAME
+    tuned = train_stage(
+        settings_of(
+            config,
+            FinetuneConfig,
+            seed,
+            f"{variant}_finetuned",
+            str(small),
+            epochs=config.dense_epochs - config.sparse_epochs,
+            teacher=str(teacher) if config.distill else "",
+            distill=config.distill,
+        ),
+        run_finetuning,
+    )
+    return {"sparse": last, "pruned": small, "fine-tuned": tuned / "weights/best.pt"}
+
+
+def settings_of(config: PruningBenchmark, kind: type[Any], seed: int, name: str, weights: str, **values: Any) -> Any:
+    """The settings of one training of the benchmark; `kind` is their dataclass."""
+    shared: dict[str, Any] = {
+        "weights": weights,
+        "data": DATA,
+        "hyp": config.hyp,
+        "img_size": (config.img_size,),
+        "batch_size": config.batch_size,
+        "nominal_batch": config.batch_size,
+        "epochs": config.dense_epochs,
+        "close_mosaic": config.close_mosaic,
+        "cache_images": True,
+        "seed": seed,
+        "project": config.project,
+        "name": f"{name}_seed{seed}",
+    }
+    return kind(**{**shared, **values})
+
+
+def row_of(
+    variant: str, seed: int, stage: str, path: Path, splits: Mapping[str, Measure], config: PruningBenchmark
+) -> Row:
+    """Measure a checkpoint on both splits."""
+    model = load_model(path).model
+    numbers = {}
+    for name, split in splits.items():
+        metrics = split(model).metrics
+        numbers[name] = metrics.AP50, metrics.AP
+    size = NetworkSize.of(model, (3, config.img_size, config.img_size))
+    return Row(variant=variant, seed=seed, stage=stage, size=size, **numbers)
+
+
+def _table(rows: list[Row]) -> str:
+    dense = rows[0].size
+    header = ["variant", "seed", "stage", "val mAP50", "val mAP", "test mAP50", "test mAP", "parameters, M"]
+    header += ["MACs, G", "float32, MB", "times smaller"]
+    lines = [
+        [
+            row.variant,
+            row.seed,
+            row.stage,
+            *(f"{value:.3f}" for value in (*row.val, *row.test)),
+            f"{row.size.parameters / 1e6:.2f}",
+            f"{row.size.macs / 1e9:.2f}",
+            f"{row.size.megabytes:.2f}",
+            f"{dense.megabytes / row.size.megabytes:.2f}",
+        ]
+        for row in rows
+    ]
+    return table(header, lines)
+
+
+if __name__ == "__main__":
+    run_script(measure, PruningBenchmark)

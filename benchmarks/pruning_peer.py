@@ -1,0 +1,199 @@
+"""Ours against torch-pruning at the same MACs, on the same data, with the same number of epochs.
+
+Every way starts from COCO weights, trains, prunes to the share of MACs and fine-tunes, with as many epochs in all.
+"ours" trains sparse with train_sparsity.py. torch-pruning prunes the same sparse network by batch-norm scales, and a
+densely trained one by magnitude. Fine-tuning is the same for all.
+
+pip install torch-pruning==1.6.1
+python -m benchmarks.pruning_peer --weights yolov5s_coco.pt
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.pruning_bccd import PruningBenchmark, Row, row_of, settings_of, splits_of
+from benchmarks.pruning_speed import import_torch_pruning
+from benchmarks.report import table, write_report
+from engine.config import TrainConfig
+from engine.training import run_training
+from models.conv import Conv
+from models.detector import Detector, build_model
+from models.load import load_model
+from pruning.finetune import FinetuneConfig, run_finetuning
+from pruning.pipeline import CHECKPOINT_NAME, run_pruning
+from pruning.prune_config import PruneConfig
+from pruning.slimming import train_stage
+from pruning.sparse_training import SparsityConfig, run_sparsity_training
+from utils.checkpoint import Checkpoint, save_checkpoint
+from utils.cli import run_script
+from utils.complexity import count_macs
+
+_BISECTIONS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerBenchmark(PruningBenchmark):
+    """Compare at shares of the MACs that stay."""
+
+    shares: tuple[float, ...] = (0.5, 0.25)
+    variants: tuple[str, ...] = ("bn",)
+    label: str = "peer"
+
+
+def measure(config: PeerBenchmark) -> None:
+    """Run what is missing, evaluate everything, write the report."""
+    peer = import_torch_pruning()
+    splits = splits_of(config)
+    rows: list[Row] = []
+    for seed in config.seeds:
+        starts = _starts(config, seed)
+        rows += [row_of(name, seed, "trained", path, splits, config) for name, path in starts.items()]
+        for share in config.shares:
+            for name, prune in _ways(config, seed, share, starts, peer).items():
+                folder = Path(config.project) / f"{name}_{round(100 * share)}_seed{seed}"
+                small = folder / CHECKPOINT_NAME
+                if not small.exists():
+                    prune(folder)
+                tuning = settings_of(config, FinetuneConfig, seed, f"{folder.name}_finetuned", str(small))
+                epochs = config.dense_epochs - config.sparse_epochs
+                tuned = train_stage(replace(tuning, epochs=epochs, name=f"{folder.name}_finetuned"), run_finetuning)
+                stage = f"{share:.0%} of MACs, "
+                rows.append(row_of(name, seed, stage + "pruned", small, splits, config))
+                rows.append(row_of(name, seed, stage + "fine-tuned", tuned / "weights/best.pt", splits, config))
+    path = write_report(
+        "pruning_peer",
+        title=f"yolov5s on BCCD, {config.img_size} px: ours against torch-pruning at equal MACs",
+        body=_table(rows),
+        facts={
+            "torch-pruning": version("torch-pruning"),
+            "epochs before pruning, in all": f"{config.sparse_epochs}, {config.dense_epochs}",
+            "sparse training": f"--sr {config.sr} --scale-rate {config.scale_rate} --beta-ratio {config.beta_ratio}",
+        },
+    )
+    sys.stdout.write(f"{path.read_text()}written to {path}\n")
+
+
+def _starts(config: PeerBenchmark, seed: int) -> dict[str, Path]:
+    """The sparse and the densely trained network, both of `sparse_epochs`."""
+    values = {"epochs": config.sparse_epochs, "close_mosaic": 0}
+    sparse = settings_of(
+        config,
+        SparsityConfig,
+        seed,
+        "bn_sparse",
+        config.weights,
+        **values,
+        sparsity="bn",
+        aim=0.65,
+        sr=config.sr,
+        srb=config.sr,
+        scale_rate=config.scale_rate,
+        beta_ratio=config.beta_ratio,
+    )
+    dense = settings_of(config, TrainConfig, seed, "dense_short", config.weights, **values)
+    return {
+        "sparse": train_stage(sparse, run_sparsity_training) / "weights/last.pt",
+        "dense": train_stage(dense, run_training) / "weights/best.pt",
+    }
+
+
+def _ways(
+    config: PeerBenchmark, seed: int, share: float, starts: dict[str, Path], peer: Any
+) -> dict[str, Callable[[Path], None]]:
+    """How each way prunes into a folder."""
+    importance = peer.importance
+
+    def theirs(start: Path, make: Callable[[], Any]) -> Callable[[Path], None]:
+        return lambda folder: _prune_with_peer(start, folder, share, peer=peer, make=make, config=config)
+
+    return {
+        "ours": lambda folder: _prune_with_ours(starts["sparse"], folder, share, config=config),
+        "torch-pruning BN scale": theirs(starts["sparse"], importance.BNScaleImportance),
+        "torch-pruning magnitude": theirs(starts["dense"], lambda: importance.MagnitudeImportance(p=2)),
+    }
+
+
+def _prune_with_ours(start: Path, folder: Path, share: float, *, config: PeerBenchmark) -> None:
+    run_pruning(
+        PruneConfig(
+            weights=str(start),
+            target=f"macs={100 * share:g}%",
+            shortcuts="tied",
+            round="none",
+            img_size=config.img_size,
+            project=str(folder.parent),
+            name=folder.name,
+            exist_ok=True,
+        )
+    )
+
+
+def _prune_with_peer(
+    start: Path, folder: Path, share: float, *, peer: Any, make: Callable[[], Any], config: PeerBenchmark
+) -> None:
+    """The least pruning ratio of torch-pruning that reaches the share of MACs, by bisection."""
+    loaded = load_model(start)
+    chw = (3, config.img_size, config.img_size)
+    goal, low, high = share * count_macs(loaded.model, chw), 0.0, 1.0
+    best: Detector | None = None
+    for _ in range(_BISECTIONS):
+        ratio = (low + high) / 2
+        model = copy.deepcopy(loaded.model)
+        peer.pruner.MetaPruner(
+            model,
+            torch.zeros(1, *chw),
+            importance=make(),
+            global_pruning=True,
+            pruning_ratio=ratio,
+            ignored_layers=list(model.head.m),
+        ).step()
+        if count_macs(model, chw) <= goal:
+            best, high = model, ratio
+        else:
+            low = ratio
+    assert best is not None
+    small = _as_described(best, loaded.model)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(
+        Checkpoint(spec=small.spec.to_dict(), names=loaded.names, weights=small.state_dict()),
+        folder / CHECKPOINT_NAME,
+    )
+
+
+def _as_described(pruned: Detector, dense: Detector) -> Detector:
+    """What torch-pruning changed in place, built anew from a description of its widths."""
+    widths = {name: block.conv.out_channels for name, block in pruned.named_modules() if isinstance(block, Conv)}
+    model = build_model(replace(dense.spec, widths=widths))
+    model.load_state_dict(pruned.state_dict())
+    return model.eval()
+
+
+def _table(rows: list[Row]) -> str:
+    header = ["way", "seed", "stage", "val mAP50", "val mAP", "test mAP50", "test mAP", "MACs, G", "parameters, M"]
+    return table(
+        header,
+        [
+            [
+                row.variant,
+                row.seed,
+                row.stage,
+                *(f"{value:.3f}" for value in (*row.val, *row.test)),
+                f"{row.size.macs / 1e9:.3f}",
+                f"{row.size.parameters / 1e6:.2f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+if __name__ == "__main__":
+    run_script(measure, PeerBenchmark)

@@ -1,0 +1,238 @@
+"""Sparsity training as a run: what it writes, resuming, strength zero, two processes, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from refusal import make_place, refusal
+from tiny import tiny_config
+from torch import nn
+
+from engine.config import TrainConfig
+from engine.hooks import Hook
+from engine.run_result import TrainResult
+from engine.trainer import Trainer
+from engine.training import run_training
+from models.detector import Detector, build_model
+from models.load import load_model
+from models.spec import ModelSpec
+from pruning.sparse_training import SparsityConfig, run_sparsity_training, sparsity_hooks
+from pruning.sparsity_monitor import SparsityMonitor
+from utils.checkpoint import load_checkpoint
+from utils.errors import ConfigError
+
+
+def sparse_config(folder: Path, **settings: Any) -> SparsityConfig:
+    """Two epochs of the tiny network, with more force than it stands for long."""
+    plain = tiny_config(folder)
+    values = {field.name: getattr(plain, field.name) for field in fields(plain)}
+    return SparsityConfig(**{**values, "sr": 0.3, **settings})
+
+
+def trained(config: SparsityConfig) -> TrainResult:
+    result = run_sparsity_training(config)
+    assert result is not None
+    return result
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    one, two = load_checkpoint(first).best_weights, load_checkpoint(second).best_weights
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def rows_of(result: TrainResult) -> list[dict[str, str]]:
+    with (result.folder / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """A finished run."""
+    # Large shifts would be clipped together with the scales.
+    force = {"sr": 0.3, "beta_ratio": 0.0, "scale_rate": 10.0}
+    return trained(sparse_config(tmp_path_factory.mktemp("sparse"), epochs=3, noplots=False, **force))
+
+
+def test_run_reports_shares_verdict_and_a_ridge(run: TrainResult) -> None:
+    report = json.loads((run.folder / "sparsity.json").read_text())
+    history = report["gamma"]["epochs"]
+    assert len(history) == len(report["force"]) == 4, "the start and three epochs"
+    assert report["force"][0] == 0.0
+    assert report["gamma"]["strength"] == 0.3
+    assert report["gamma"]["verdict"] in ("too slow", "right", "too fast")
+    assert report["gamma"]["next_strength"] > 0
+    assert (run.folder / "gamma_ridge.png").stat().st_size > 1000
+    columns = {f"sparsity/gamma_{name}" for name in ("below_0.01", "below_0.001", "prunable", "at_aim")}
+    assert columns <= rows_of(run)[0].keys()
+    assert [float(row["sparsity/gamma_at_aim"]) for row in rows_of(run)] == pytest.approx(
+        [stats["at_aim"] for stats in history[1:]]
+    )
+
+
+def test_force_follows_rate_and_decay(run: TrainResult) -> None:
+    # Cosine from 1 to .2 in three epochs, times 1, .7 and .4.
+    report = json.loads((run.folder / "sparsity.json").read_text())
+    rates = [1.0, 0.2 + 0.8 * 0.75, 0.2 + 0.8 * 0.25]
+    assert report["force"] == pytest.approx([0.0, 1.0, 1 + 0.7 * rates[1], 1 + 0.7 * rates[1] + 0.4 * rates[2]])
+
+
+def test_scales_fall_and_the_checkpoint_has_the_usual_momentum(run: TrainResult) -> None:
+    history = json.loads((run.folder / "sparsity.json").read_text())["gamma"]["epochs"]
+    assert history[-1]["at_aim"] < 0.9 * history[0]["at_aim"]
+    norms = [module for module in load_model(run.last).model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {0.03}
+
+
+def test_every_epoch_tells_the_verdict(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        trained(sparse_config(tmp_path, sparsity="mixed", srb=1e-6, src=1e-6, epochs=2))
+    lines = [record.getMessage() for record in caplog.records if "of channels below 1e-2" in record.getMessage()]
+    assert [line.split(":")[0] for line in lines] == ["gamma", "filter"] * 2
+    assert "too slow" in lines[-2]
+    assert "; try --srb " in lines[-2]
+    assert "; try --src " in lines[-1]
+
+
+@pytest.mark.parametrize("setting", [{"sr": 0.0}, {"st": False}, {"sparsity": "mixed", "srb": 0.0, "src": 0.0}])
+def test_strength_zero_is_train_py_to_the_bit(
+    tmp_path: Path, setting: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = run_training(tiny_config(tmp_path, epochs=1, name="plain"))
+    zero = trained(sparse_config(tmp_path, epochs=1, name="zero", **setting))
+    assert plain is not None
+    assert_same_weights(plain.last, zero.last)
+    assert "this is plain training" in caplog.text
+    assert not (zero.folder / "sparsity.json").exists()
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing after it runs."""
+
+
+class KillInSecondEpoch(Hook):
+    """Ends the run after some of the epoch's steps."""
+
+    def weights_updated(self, trainer: Trainer) -> None:
+        if trainer.state.epoch == 1:
+            raise Killed
+
+
+def test_resumed_run_ends_with_the_same_weights_and_the_whole_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = sparse_config(tmp_path, sparsity="residual")
+    whole = trained(replace(config, name="whole"))
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "pruning.sparse_training.sparsity_hooks", lambda *given: [*sparsity_hooks(*given), KillInSecondEpoch()]
+        )
+        with pytest.raises(Killed):
+            run_sparsity_training(replace(config, name="killed"))
+    resumed = trained(SparsityConfig(resume="latest", project=config.project))
+    assert resumed.folder.name == "killed"
+    assert_same_weights(whole.last, resumed.last)
+    for name in ("sparsity.json", "results.csv"):
+        assert (whole.folder / name).read_text() == (resumed.folder / name).read_text()
+    assert not (resumed.folder / "gamma_ridge.png").exists(), "--noplots"
+
+
+@pytest.mark.parametrize("settings", [{"sparsity": "kernel"}, {"amp": "bf16", "shortcuts": "tied", "adam": True}])
+def test_every_way_of_sparsity_training_gives_finite_weights(tmp_path: Path, settings: dict[str, Any]) -> None:
+    result = trained(sparse_config(tmp_path, epochs=1, **{"sr": 1e-3, **settings}))
+    assert all(value.isfinite().all() for value in load_checkpoint(result.last).best_weights.values())
+
+
+def test_network_with_layers_without_batch_norm_can_be_watched(tmp_path: Path) -> None:
+    model = build_model(ModelSpec.from_yaml("yolov5s-mobilenetv3-small-075", num_classes=3))
+    _, monitor = sparsity_hooks(model, sparse_config(tmp_path, sr=1e-3), tmp_path)
+    assert isinstance(monitor, SparsityMonitor)
+    unused: Any = None
+    monitor.before_training(unused)
+    assert monitor.stats["gamma"][0]["at_aim"] == 1.0
+
+
+class FinalScales(Hook):
+    """Keeps all scales at the end, one file per process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def end(self, trainer: Trainer) -> None:
+        norms = [module for module in trainer.model.modules() if isinstance(module, nn.BatchNorm2d)]
+        torch.save(torch.cat([norm.weight.detach() for norm in norms]), self.folder / f"{trainer.process.rank}.pt")
+
+
+def train_in_process(rank: int, port: int, config: SparsityConfig, folder: Path) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+    os.environ["MASTER_PORT"] = str(port)
+    torch.set_num_threads(1)
+
+    def hooks(model: Detector, config: TrainConfig, run_folder: Path) -> Sequence[Hook]:
+        return [*sparsity_hooks(model, config, run_folder), FinalScales(folder)]
+
+    run_training(config, hooks=hooks)
+
+
+def test_two_processes_keep_the_same_scales(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = sparse_config(tmp_path, epochs=1, sync_bn=True, amp="off", notest=True, scale_rate=3.0)
+    mp.spawn(train_in_process, args=(port, config, tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert torch.equal(first, second)
+    assert first.mean() < 1
+    assert (tmp_path / "runs/exp/sparsity.json").exists()
+
+
+def test_strength_that_a_variant_does_not_use_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trained(sparse_config(tmp_path, sparsity="mixed", sr=0.001, epochs=1, notest=True))
+    assert "--sr 0.001 is not used by --sparsity mixed; its strengths are --srb and --src" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sr": -1.0}, r"--sr -1.0: expected 0 or a positive number, such as 0.001"),
+        ({"srb": float("nan")}, r"--srb nan: expected 0 or a positive number"),
+        ({"beta_ratio": float("inf")}, r"--beta-ratio inf: expected 0 or a positive number"),
+        ({"scale_rate": -1.0}, r"--scale-rate -1.0: expected 0 or a positive number"),
+        ({"aim": 1.0}, r"--aim 1.0: expected a share between 0 and 1"),
+        ({"evolve": 3}, r"--evolve is not for sparsity training; search hyper-parameters with train.py"),
+    ],
+)
+def test_settings_are_checked_when_made(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SparsityConfig(**settings)
+
+
+def test_script_refuses_in_one_line_and_makes_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = make_place(tmp_path)
+    line = refusal("train_sparsity", [*place.arguments("train_sparsity"), "--sr", "-1"], capsys)
+    assert line == "--sr -1.0: expected 0 or a positive number, such as 0.001"
+    assert not place.project.exists()
+
+
+def test_scale_that_is_no_number_is_refused_with_its_layer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = make_place(tmp_path)
+    content = torch.load(place.weights, weights_only=True)
+    content["weights"]["model.2.bn.weight"][3] = float("nan")
+    torch.save(content, place.weights)
+    arguments = [*place.arguments("train_sparsity"), "--cfg", "", "--weights", str(place.weights)]
+    assert "layer model.2.bn: batch-norm scales of 1 of 16 channels are NaN" in refusal(
+        "train_sparsity", arguments, capsys
+    )

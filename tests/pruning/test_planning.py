@@ -1,0 +1,172 @@
+"""From settings to a plan: mixed thresholds, protection, shortcuts, bottlenecks, and what people are told."""
+
+from __future__ import annotations
+
+import logging
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import TINY_CFG
+from torch import nn
+
+from models.detector import Detector, build_model
+from models.spec import ModelSpec
+from pruning.cost import ChannelCost
+from pruning.criteria import bn_gamma, kernel_l1
+from pruning.graph import ChannelGraph
+from pruning.planning import Planner, protected_ids
+from pruning.prune_config import PruneConfig
+from pruning.shortcuts import candidate_ids
+from utils.errors import PruningError
+
+BOTTLENECKS = ("model.3.m.0", "model.5.m.0")
+
+
+@pytest.fixture(scope="module")
+def model() -> Detector:
+    """The tiny network with scales in [0, 1)."""
+    torch.manual_seed(0)
+    detector = build_model(ModelSpec.from_yaml(TINY_CFG))
+    for module in detector.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0, 1)
+    return detector
+
+
+def planner_of(model: Detector, **settings: Any) -> Planner:
+    return Planner.of(model, PruneConfig(**{"weights": "a.pt", "round": "none", "img_size": 64, **settings}))
+
+
+def test_half_of_the_free_channels_go_by_default(model: Detector) -> None:
+    planner = planner_of(model)
+    allocation = planner.allocate()
+    free = candidate_ids(model, planner.graph, "skip")
+    assert len(free) == 184
+    assert len(allocation.dropped) == 92
+    gammas = bn_gamma(model, planner.graph)
+    assert gammas[allocation.dropped].max() < gammas[np.setdiff1d(free, allocation.dropped)].min()
+
+
+def test_tied_prunes_across_shortcuts_and_skip_does_not(model: Detector) -> None:
+    skipped = planner_of(model, percent=0.5)
+    tied = planner_of(model, percent=0.5, shortcuts="tied")
+    joined = {"model.3.cv1.conv", "model.3.m.0.cv1.conv", "model.3.m.0.cv2.conv"}
+    assert joined.isdisjoint(skipped.plan(skipped.allocate()).keep)
+    keep = tied.plan(tied.allocate()).keep
+    assert joined <= keep.keys()
+    assert keep["model.3.cv1.conv"] == keep["model.3.m.0.cv2.conv"]
+
+
+def test_mixed_drops_what_either_criterion_drops(model: Detector) -> None:
+    planner = planner_of(model, bn_percent=0.3, conv_percent=0.2)
+    dropped = set(planner.allocate().dropped.tolist())
+    free = candidate_ids(model, planner.graph, "skip")
+    expected: set[int] = set()
+    for criterion, share in ((bn_gamma, 0.3), (kernel_l1, 0.2)):
+        worst_first = free[np.argsort(criterion(model, planner.graph)[free])]
+        expected |= set(worst_first[: int(share * len(free))].tolist())
+    assert dropped == expected
+    assert len(dropped) > 0.3 * len(free)
+
+
+def test_mixed_importance_is_the_worse_of_two_margins(model: Detector) -> None:
+    planner = planner_of(model, bn_percent=0.5)
+    free = planner.allocator.candidates
+    ranks = np.argsort(np.argsort(bn_gamma(model, planner.graph)[free]))
+    by_kernel = np.argsort(np.argsort(kernel_l1(model, planner.graph)[free]))
+    margins = np.minimum((ranks - 92) / 184, by_kernel / 184)
+    np.testing.assert_allclose(planner.allocator.importance[free], margins)
+
+
+def test_pattern_protects_what_these_layers_make(model: Detector) -> None:
+    graph = ChannelGraph.of(model)
+    expected = [layer.output_ids for name, layer in graph.layers.items() if fnmatchcase(name, "model.8.*.conv")]
+    np.testing.assert_array_equal(protected_ids(graph, ["model.8.*"]), np.unique(np.concatenate(expected)))
+    planner = planner_of(model, percent=0.9, protect=("model.8.*", "model.0.conv"))
+    assert not any(name.startswith(("model.8.", "model.0.")) for name in planner.plan(planner.allocate()).keep)
+
+
+def test_pattern_that_fits_no_layer_is_refused(model: Detector) -> None:
+    message = r"--protect model.77\* matches no layer; layers are such as model.0.conv, model.1.conv, model.2.conv"
+    with pytest.raises(PruningError, match=message):
+        planner_of(model, protect=("model.8.*", "model.77*"))
+
+
+def test_dropping_bottlenecks_alone_cuts_no_channel(model: Detector) -> None:
+    planner = planner_of(model, drop_bottlenecks=("all",))
+    plan = planner.plan(planner.allocate())
+    assert (plan.bottlenecks, plan.keep) == (BOTTLENECKS, {})
+    # Without its shortcut nothing holds the convolution before the bottleneck any more.
+    beside = planner_of(model, drop_bottlenecks=("model.3.m.0",), percent=0.6)
+    assert beside.plan(beside.allocate()).bottlenecks == ("model.3.m.0",)
+    assert np.isin(beside.graph.layers["model.3.cv1.conv"].output_ids, beside.allocator.candidates).all()
+
+
+@pytest.mark.parametrize(("quantity", "count"), [("macs", "macs"), ("params", "parameters")])
+def test_target_is_reached(model: Detector, quantity: str, count: str) -> None:
+    planner = planner_of(model, target=f"{quantity}=50%", round="pow2")
+    cost = getattr(ChannelCost.of(model, planner.graph, (3, 64, 64)), count)
+    assert 0.3 < cost(planner.allocate().dropped) / cost() <= 0.5
+
+
+def test_percent_beyond_the_limit_warns_and_keeps_one_channel(
+    model: Detector, caplog: pytest.LogCaptureFixture
+) -> None:
+    planner = planner_of(model, percent=0.95)
+    with caplog.at_level(logging.WARNING):
+        plan = planner.plan(planner.allocate())
+    assert min(len(kept) for kept in plan.keep.values()) == 1
+    assert "layers would keep fewer than 1 channels and keep that many: model." in caplog.text
+
+
+def test_percent_beyond_the_limit_is_refused_under_strict(model: Detector) -> None:
+    limit = planner_of(model).allocator.limit
+    message = (
+        rf"the highest threshold that leaves every layer one is {limit.threshold:.4g}, --percent {limit.percent:.3f}"
+    )
+    with pytest.raises(PruningError, match=message):
+        planner_of(model, percent=0.95, strict=True).allocate()
+    assert planner_of(model, percent=limit.percent, strict=True).allocate().raised == ()
+
+
+def test_random_order_follows_the_seed(model: Detector) -> None:
+    first, again, other = (
+        planner_of(model, criterion="random", seed=seed).allocate().dropped.tolist() for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_dense_network_is_called_dense_with_numbers() -> None:
+    dense = build_model(ModelSpec.from_yaml(TINY_CFG))
+    planner = planner_of(dense)
+    text = planner.describe(planner.allocate())
+    assert "was not trained sparse: only 0.0% of scales are below 1e-2, half of them above 1;" in text
+    assert "train_sparsity.py first" in text
+
+
+def test_description_names_threshold_and_limit(model: Detector) -> None:
+    planner = planner_of(model)
+    limit = planner.allocator.limit
+    text = planner.describe(planner.allocate())
+    assert text.startswith(f"92 of 184 channels go (50.0%), threshold {planner.threshold:.4g}; its limit is ")
+    assert f"{limit.threshold:.4g} (--percent {limit.percent:.3f})" in text
+
+
+def test_channels_without_batch_norm_stay_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    mobile = build_model(ModelSpec.from_yaml("yolov5s-mobilenetv3-small-075", num_classes=2))
+    with caplog.at_level(logging.WARNING):
+        by_gamma = planner_of(mobile)
+    assert "456 of 6984 channels stay, since bn_gamma tells nothing of them" in caplog.text
+    assert len(planner_of(mobile, criterion="kernel_l1").allocator.candidates) == 6984
+    assert len(by_gamma.allocator.candidates) == 6984 - 456
+
+
+def test_settings_are_kept_with_the_plan(model: Detector) -> None:
+    planner = planner_of(model, percent=0.25, protect=("model.0.conv",))
+    settings = planner.plan(planner.allocate()).settings
+    assert (settings["percent"], settings["protect"]) == (0.25, ["model.0.conv"])
+    assert settings["threshold"] == planner.threshold

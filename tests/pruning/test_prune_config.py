@@ -1,0 +1,69 @@
+"""Settings of prune.py: what targets mean, and which settings exclude each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pruning.prune_config import PruneConfig, parse_target
+from utils.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "quantity", "absolute"),
+    [
+        ("macs=2.1G", "macs", 2.1e9),
+        ("params=700K", "params", 7e5),
+        ("params=1.5m", "params", 1.5e6),
+        ("MACS=12345", "macs", 12345),
+        ("macs=1e9", "macs", 1e9),
+        ("macs=50%", "macs", 2e9),  # of the 4e9 that the network has
+        ("params=12.5%", "params", 5e8),
+    ],
+)
+def test_target_is_a_number_or_a_share_of_now(text: str, quantity: str, absolute: float) -> None:
+    target = parse_target(text)
+    assert target.quantity == quantity
+    assert target.absolute(4e9) == pytest.approx(absolute)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "macs", "macs=", "=5", "flops=2G", "macs=-1G", "macs=0", "macs=nan", "macs=inf", "macs=2GG", "macs=2T"],
+)
+def test_text_that_is_no_target_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected such as macs=2.1G, params=700K or macs=50%"):
+        parse_target(text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"percent": 1.0}, r"--percent 1.0: expected a share from 0 up to, not including, 1"),
+        ({"percent": -0.1}, r"--percent -0.1: expected"),
+        ({"percent": float("nan")}, r"--percent nan: expected"),
+        ({"bn_percent": 1.5}, r"--bn-percent 1.5: expected"),
+        ({"min_channels": 0}, r"--min-channels 0: expected at least 1"),
+        ({"img_size": 0}, r"--img-size 0: expected at least 1"),
+        ({"tolerance": -0.1}, r"--tolerance -0.1: expected at least 0"),
+        ({"round": "pow3"}, r"--round pow3: expected pow2, none or a number"),
+        ({"target": "macs"}, r"--target macs: expected such as"),
+        ({"percent": 0.5, "target": "macs=50%"}, r"--percent and --target both say how much to cut; leave one out"),
+        ({"percent": 0.5, "conv_percent": 0.5}, r"--percent and --bn-percent/--conv-percent both say"),
+        ({"plan": "plan.json", "percent": 0.5}, r"--percent and --plan both say"),
+        ({"plan": "plan.json", "drop_bottlenecks": ("all",)}, r"leave --drop-bottlenecks out"),
+        ({"scan": True, "data": "d.yaml", "target": "macs=50%"}, r"--scan looks for a percent .* leave one out"),
+        ({"scan": True}, r"--scan and --criterion taylor measure on pictures; give --data"),
+        ({"criterion": "taylor"}, r"give --data"),
+    ],
+)
+def test_settings_are_checked_when_made(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PruneConfig(weights="a.pt", **settings)
+
+
+def test_either_share_makes_pruning_mixed() -> None:
+    assert PruneConfig(weights="a.pt", bn_percent=0.85).is_mixed
+    assert PruneConfig(weights="a.pt", conv_percent=0.78).is_mixed
+    assert not PruneConfig(weights="a.pt", percent=0.5).is_mixed
