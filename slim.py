@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from pruning.slimming import SlimConfig, run_slimming
+from engine.config import RESUME_LATEST
+from pruning.slim_config import SlimConfig
+from pruning.slimming import run_slimming
 from utils.cli import run_script
 
 if __name__ == "__main__":
-    run_script(run_slimming, SlimConfig)
+    run_script(run_slimming, SlimConfig, bare={"--resume": RESUME_LATEST})

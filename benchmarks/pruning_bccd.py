@@ -48,11 +48,11 @@ class PruningBenchmark:
     variants: tuple[str, ...] = tuple(VARIANTS)
     seeds: tuple[int, ...] = (0,)
     dense_epochs: int = 70
-    sparse_epochs: int = 40
-    sr: float = 0.01  # of bn, residual and mixed
-    scale_rate: float = 1.0
-    beta_ratio: float = 10.0
-    distill: float = 0.0  # weight of the dense network's answers in fine-tuning
+    sparse_epochs: int = 20
+    sr: float = 0.005  # of bn, residual and mixed
+    scale_rate: float = 20.0
+    beta_ratio: float = 0.0
+    distill: float = 1.0  # weight of the dense network's answers in fine-tuning
     img_size: int = 320
     batch_size: int = 16
     hyp: str = "data/hyp/cells.yaml"
@@ -92,7 +92,7 @@ def measure(config: PruningBenchmark) -> None:
             "epochs": f"dense {config.dense_epochs}; sparse {config.sparse_epochs} and fine-tuning "
             f"{config.dense_epochs - config.sparse_epochs}",
             "sparsity": json.dumps({name: training | cut for name, (training, cut) in VARIANTS.items()}),
-            "strength": f"--sr {config.sr} --scale-rate {config.scale_rate} --beta-ratio {config.beta_ratio}",
+            "strength": json.dumps(sparsity_of(config)),
             "distillation": config.distill or "none",
             "all trainings": f"batch {config.batch_size}, {Path(config.hyp).name}, --close-mosaic "
             f"{config.close_mosaic} in dense and fine-tuning",
@@ -111,10 +111,23 @@ def splits_of(config: PruningBenchmark) -> dict[str, Measure]:
     }
 
 
+def sparsity_of(config: PruningBenchmark) -> dict[str, Any]:
+    """The settings of sparse training that all variants share."""
+    return {
+        "sr": config.sr,
+        "srb": config.sr,
+        "scale_rate": config.scale_rate,
+        "beta_ratio": config.beta_ratio,
+        "aim": 0.65,
+        "close_mosaic": 0,
+        "notest": True,  # what is pruned is last.pt
+    }
+
+
 def _slim(config: PruningBenchmark, variant: str, seed: int, *, teacher: Path) -> dict[str, Path]:
     """The checkpoints after sparse training, pruning and fine-tuning."""
     training, cut = VARIANTS[variant]
-    values = {"sr": config.sr, "srb": config.sr, "scale_rate": config.scale_rate, "beta_ratio": config.beta_ratio}
+    values = sparsity_of(config)
     sparse = train_stage(
         settings_of(
             config,
@@ -122,7 +135,7 @@ def _slim(config: PruningBenchmark, variant: str, seed: int, *, teacher: Path) -
             seed,
             f"{variant}_sparse",
             config.weights,
-            **{"epochs": config.sparse_epochs, "close_mosaic": 0, "aim": 0.65, **values, **training},
+            **{"epochs": config.sparse_epochs, **values, **training},
         ),
         run_sparsity_training,
     )
@@ -170,6 +183,7 @@ def settings_of(config: PruningBenchmark, kind: type[Any], seed: int, name: str,
         "cache_images": True,
         "seed": seed,
         "project": config.project,
+        "exist_ok": True,
         "name": f"{name}_seed{seed}",
     }
     return kind(**{**shared, **values})

@@ -11,6 +11,7 @@ python -m benchmarks.pruning_peer --weights yolov5s_coco.pt
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.pruning_bccd import PruningBenchmark, Row, row_of, settings_of, splits_of
+from benchmarks.pruning_bccd import PruningBenchmark, Row, row_of, settings_of, sparsity_of, splits_of
 from benchmarks.pruning_speed import import_torch_pruning
 from benchmarks.report import table, write_report
 from engine.config import TrainConfig
@@ -76,7 +77,7 @@ def measure(config: PeerBenchmark) -> None:
         facts={
             "torch-pruning": version("torch-pruning"),
             "epochs before pruning, in all": f"{config.sparse_epochs}, {config.dense_epochs}",
-            "sparse training": f"--sr {config.sr} --scale-rate {config.scale_rate} --beta-ratio {config.beta_ratio}",
+            "sparse training": json.dumps(sparsity_of(config)),
         },
     )
     sys.stdout.write(f"{path.read_text()}written to {path}\n")
@@ -89,15 +90,10 @@ def _starts(config: PeerBenchmark, seed: int) -> dict[str, Path]:
         config,
         SparsityConfig,
         seed,
-        "bn_sparse",
+        "bn_sparse_tied",
         config.weights,
-        **values,
-        sparsity="bn",
-        aim=0.65,
-        sr=config.sr,
-        srb=config.sr,
-        scale_rate=config.scale_rate,
-        beta_ratio=config.beta_ratio,
+        **{**sparsity_of(config), **values},
+        shortcuts="tied",
     )
     dense = settings_of(config, TrainConfig, seed, "dense_short", config.weights, **values)
     return {

@@ -56,17 +56,22 @@ class TrainResult:
         }
 
 
+def best_checkpoint(folder: Path) -> Path:
+    """The best checkpoint of a run; the last one where `--nosave` kept no other."""
+    best = folder / "weights/best.pt"
+    return best if best.exists() else folder / "weights/last.pt"
+
+
 def finish_run(
     folder: RunFolder, state: TrainState, *, config: TrainConfig, loader: Loader, device: torch.device, seconds: float
 ) -> TrainResult:
     """Measure the best checkpoint of the run on `loader` in float32, write its plots and result.json."""
-    weights = folder.path / "weights"
-    best = weights / "best.pt" if (weights / "best.pt").exists() else weights / "last.pt"
+    best = best_checkpoint(folder.path)
     evaluation = _measure(best, folder, config=config, loader=loader, device=device)
     result = TrainResult(
         folder=folder.path,
         best=best,
-        last=weights / "last.pt",
+        last=folder.path / "weights/last.pt",
         best_epoch=state.best_epoch,
         epochs=state.epoch + 1,
         evaluation=evaluation,

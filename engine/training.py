@@ -16,8 +16,9 @@ from engine.config import RESUME_LATEST, TrainConfig
 from engine.distributed import Process, process_group, share, this_process
 from engine.hooks import Hook
 from engine.materials import Data, make_model, make_val_loader, read_data, read_hyp
-from engine.run_result import TrainResult, finish_run
+from engine.run_result import TrainResult, best_checkpoint, finish_run
 from engine.sync_bn import synchronise_batch_norms_
+from engine.trainer import TrainState
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
 from utils.checkpoint import Checkpoint, load_checkpoint
@@ -82,14 +83,15 @@ def _resumed_path(config: TrainConfig) -> Path:
 
 def _continue(path: Path, config: TrainConfig, hooks: HookFactory, *, process: Process) -> TrainResult | None:
     """Go on with the run whose last.pt is `path`, under its own settings."""
-    checkpoint = load_checkpoint(path)
-    if checkpoint.optimizer is None:
+    checkpoint, folder = load_checkpoint(path), RunFolder(path=path.parent.parent)
+    is_trained = checkpoint.optimizer is None
+    if is_trained and ((folder.path / "result.json").exists() or not (folder.path / "hyp.yaml").exists()):
         raise CheckpointError(f"{path}: this run is complete; to train on from it use --weights {path}")
     resumed = replace(config_from_values(type(config), checkpoint.config, where=str(path)), device=config.device)
     device = select_device(config.device, local_rank=process.local_rank)
     run = _Run(resumed, process=process, device=device)
-    LOGGER.info("resuming %s after epoch %d of %d", path.parent.parent, checkpoint.epoch + 1, resumed.epochs)
-    return run.resume(hooks, checkpoint, RunFolder(path=path.parent.parent))
+    LOGGER.info("resuming %s after epoch %d of %d", folder.path, checkpoint.epoch + 1, resumed.epochs)
+    return run.measure(checkpoint, folder) if is_trained else run.resume(hooks, checkpoint, folder)
 
 
 class _Run:
@@ -119,6 +121,16 @@ class _Run:
         model = build_model(ModelSpec.from_dict(checkpoint.spec))
         model.load_state_dict(checkpoint.weights)
         return self._train(model, load_hyp(self.folder.path / "hyp.yaml"), hooks, checkpoint=checkpoint)
+
+    def measure(self, checkpoint: Checkpoint, folder: RunFolder) -> TrainResult | None:
+        """Write the result of a run that was killed between its last epoch and that."""
+        if not self.process.is_main:
+            return None
+        loader = make_val_loader(
+            self.config, build_model(ModelSpec.from_dict(checkpoint.spec)), self.data, device=self.device
+        )
+        state = TrainState(epoch=checkpoint.epoch, best_epoch=load_checkpoint(best_checkpoint(folder.path)).epoch)
+        return finish_run(folder, state, config=self.config, loader=loader, device=self.device, seconds=0.0)
 
     def _train(
         self, model: Detector, hyp: Hyp, hooks: HookFactory, *, checkpoint: Checkpoint | None

@@ -3,16 +3,21 @@
 Each round ranks all channels anew by Taylor expansion, removes the lowest of the whole network, and makes a few
 updates. At the end comes a longer training at a smaller rate. The network is cut in every round, so rounds get
 cheaper; nothing is masked.
+
+Widths are rounded in every round: a layer keeps its width until enough of its channels rank low, and then goes to the
+next allowed one. Rounding at the end alone could only go down, since channels that were cut do not come back.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+import math
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from torch import nn
@@ -20,8 +25,11 @@ from torch import nn
 from pruning.allocation import Allocator
 from pruning.channel_ids import FloatArray, IntArray
 from pruning.cost import ChannelCost
+from pruning.criteria import num_ids
 from pruning.graph import ChannelGraph
-from pruning.shortcuts import Shortcuts, candidate_ids
+from pruning.planning import free_ids
+from pruning.rounding import Rounding
+from pruning.shortcuts import Shortcuts
 from pruning.surgery import cut
 from pruning.taylor import taylor_importance
 from pruning.training_task import BatchT, TrainingTask
@@ -30,6 +38,7 @@ from utils.errors import ConfigError
 LOGGER = logging.getLogger(__name__)
 
 Quantity = Literal["channels", "macs", "params"]
+_WORDS: dict[Quantity, str] = {"channels": "channels", "macs": "MACs", "params": "parameters"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +56,8 @@ class IterativeSettings:
         final_lr: Their learning rate, usually 10 to 100 times smaller.
         shortcuts: "tied" prunes channels that additions join together, "skip" leaves them.
         min_channels: Fewest that stay of the channels that the same layers make.
+        rounding: Of their number.
+        protect: Patterns of paths of layers that stay whole.
     """
 
     ratio: float
@@ -59,6 +70,8 @@ class IterativeSettings:
     final_lr: float = 1e-4
     shortcuts: Shortcuts = "tied"
     min_channels: int = 1
+    rounding: Rounding = field(default_factory=Rounding)
+    protect: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
@@ -77,18 +90,30 @@ class Round:
         now: Prunable channels, multiply-adds and parameters of the network.
         dense: The same before the first round.
         loss: Mean over the updates of the round.
+        kept: By path of each convolution and linear layer, which outputs of the network before the first round stay.
     """
 
     number: int
     now: Mapping[Quantity, float]
     dense: Mapping[Quantity, float]
     loss: float
+    kept: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Round:
+        """Rebuild from the fields as plain data; KeyError or TypeError where they are others."""
+        return cls(**{**values, "kept": {name: tuple(indices) for name, indices in values["kept"].items()}})
 
     def as_text(self) -> str:
         """One line for people."""
-        shares = ", ".join(f"{100 * self.now[name] / dense:.1f} % of {name}" for name, dense in self.dense.items())
+        shares = ", ".join(
+            f"{100 * self.now[name] / whole:.1f} % of {_WORDS[name]}" for name, whole in self.dense.items()
+        )
         return f"round {self.number}: {shares} left, loss {self.loss:.4f}"
 
+
+# What is left of a network without some channels.
+AmountsFn = Callable[[IntArray], Mapping[Quantity, float]]
 
 # Told of each round and the network it left, for instance to write a checkpoint.
 RoundCallback = Callable[[Round, nn.Module], None]
@@ -120,28 +145,44 @@ def prune_iteratively(
         PruningError: The network cannot become so small; the message says how small it can.
         TrainingError: The loss is no number any more.
     """
-    state = start or _before_rounds(model, image_chw)
+    state = start or before_rounds(model, settings=settings, image_chw=image_chw)
     pruned = model
-    while state.now[settings.quantity] > _goal(state, settings):
+    began, first, goal = time.monotonic(), state.now[settings.quantity], _goal(state, settings)
+    while state.now[settings.quantity] > goal:
         pruned, state = _next_round(pruned, task, state, settings=settings, image_chw=image_chw)
-        LOGGER.info("%s", state.as_text())
+        share_done = (first - state.now[settings.quantity]) / (first - goal)
+        minutes = (time.monotonic() - began) / 60 * max(0.0, 1 / share_done - 1)
+        LOGGER.info("%s, %.1f min left", state.as_text(), minutes)
         if on_round is not None:
             on_round(state, pruned)
     # The network of the last round may be in the hands of the caller.
     pruned = copy.deepcopy(pruned)
-    loss = task.train_(pruned, updates=settings.final_updates, lr=settings.final_lr, number=state.number + 1)
-    LOGGER.info("last %d updates at rate %g: loss %.4f", settings.final_updates, settings.final_lr, loss)
+    if settings.final_updates:
+        loss = task.train_(pruned, updates=settings.final_updates, lr=settings.final_lr, number=state.number + 1)
+        LOGGER.info("last %d updates at rate %g: loss %.4f", settings.final_updates, settings.final_lr, loss)
     return pruned, state
 
 
-def _goal(state: Round, settings: IterativeSettings) -> float:
-    return state.dense[settings.quantity] * (1 - settings.ratio)
+def before_rounds(model: nn.Module, *, settings: IterativeSettings, image_chw: tuple[int, int, int]) -> Round:
+    """The state to start from, once it is known that the rounds can reach their goal.
 
-
-def _before_rounds(model: nn.Module, image_chw: tuple[int, int, int]) -> Round:
+    Raises:
+        PruningError: The network cannot become so small; the message says how small it can.
+    """
     graph = ChannelGraph.of(model, image_chw=image_chw)
-    dense = _amounts(graph, ChannelCost.of(model, graph, image_chw), np.empty(0, dtype=np.int64))
-    return Round(number=0, now=dense, dense=dense, loss=0.0)
+    cost = ChannelCost.of(model, graph, image_chw)
+    dense = _amounts(graph, cost, np.empty(0, dtype=np.int64))
+    kept = {layer.name: tuple(range(len(layer.output_ids))) for layer in graph.layers.values() if not layer.is_norm}
+    state = Round(number=0, now=dense, dense=dense, loss=0.0, kept=kept)
+    # How small it can get does not depend on which channels matter.
+    allocator = _allocator(model, graph, np.zeros(num_ids(graph)), settings)
+    _fewest_for_goal(allocator, lambda dropped: _amounts(graph, cost, dropped), settings, _goal(state, settings))
+    return state
+
+
+def _goal(state: Round, settings: IterativeSettings) -> float:
+    """The largest whole amount that is small enough; a share such as 113 / 226 may be off by a rounding error."""
+    return math.floor(state.dense[settings.quantity] * (1 - settings.ratio) + 1e-6)
 
 
 def _next_round(
@@ -156,15 +197,9 @@ def _next_round(
     number = state.number + 1
     graph = ChannelGraph.of(model, image_chw=image_chw)
     cost = ChannelCost.of(model, graph, image_chw)
-    candidates = candidate_ids(model, graph, settings.shortcuts)
     batches = islice(task.batches(number), settings.rank_batches)
     importance = taylor_importance(model, graph, batches, loss_fn=task.loss)
-    allocator = Allocator(
-        graph=graph,
-        importance=_ranks(importance, candidates),
-        candidates=candidates,
-        min_channels=settings.min_channels,
-    )
+    allocator = _allocator(model, graph, importance, settings)
 
     def amounts(dropped: IntArray) -> dict[Quantity, float]:
         return _amounts(graph, cost, dropped)
@@ -173,7 +208,21 @@ def _next_round(
     # Nothing is carried: Taylor expansion estimates what happens when a channel is zero.
     smaller = cut(model, graph, dropped, carry=False)
     loss = task.train_(smaller, updates=settings.updates, lr=settings.lr, number=number)
-    return smaller, Round(number=number, now=amounts(dropped), dense=state.dense, loss=loss)
+    kept = _still_kept(state.kept, graph, dropped)
+    return smaller, Round(number=number, now=amounts(dropped), dense=state.dense, loss=loss, kept=kept)
+
+
+def _allocator(
+    model: nn.Module, graph: ChannelGraph, importance: FloatArray, settings: IterativeSettings
+) -> Allocator:
+    candidates = free_ids(model, graph, shortcuts=settings.shortcuts, protect=settings.protect)
+    return Allocator(
+        graph=graph,
+        importance=_ranks(importance, candidates),
+        candidates=candidates,
+        rounding=settings.rounding,
+        min_channels=settings.min_channels,
+    )
 
 
 def _ranks(importance: FloatArray, candidates: IntArray) -> FloatArray:
@@ -183,22 +232,30 @@ def _ranks(importance: FloatArray, candidates: IntArray) -> FloatArray:
     return ranks
 
 
-def _lowest(
-    allocator: Allocator,
-    amounts: Callable[[IntArray], Mapping[Quantity, float]],
-    *,
-    settings: IterativeSettings,
-    goal: float,
-) -> IntArray:
-    """The channels of a round: as many as a step, fewer where those reach the goal already."""
+def _lowest(allocator: Allocator, amounts: AmountsFn, *, settings: IterativeSettings, goal: float) -> IntArray:
+    """The channels of a round: a step, or as many more as rounding asks; fewer where those reach the goal already."""
     most = allocator.at(float("inf")).dropped
     step = min(settings.step, len(most))
     dropped = allocator.at_cost(lambda ids: -len(ids), -step, what="channels").dropped
     left, least = amounts(dropped)[settings.quantity], amounts(most)[settings.quantity]
     if left > goal >= least:
         return dropped
-    # The last round; or a goal out of reach, which is refused here and not after many rounds.
-    return allocator.at_cost(lambda ids: amounts(ids)[settings.quantity], goal, what=settings.quantity).dropped
+    return _fewest_for_goal(allocator, amounts, settings, goal)
+
+
+def _fewest_for_goal(allocator: Allocator, amounts: AmountsFn, settings: IterativeSettings, goal: float) -> IntArray:
+    quantity = settings.quantity
+    return allocator.at_cost(lambda ids: amounts(ids)[quantity], goal, what=_WORDS[quantity]).dropped
+
+
+def _still_kept(
+    kept: Mapping[str, tuple[int, ...]], graph: ChannelGraph, dropped: IntArray
+) -> dict[str, tuple[int, ...]]:
+    """Of the outputs that were kept so far, those that are after this cut too, by layer."""
+    return {
+        name: tuple(np.array(indices)[~np.isin(graph.layers[name].output_ids, dropped)].tolist())
+        for name, indices in kept.items()
+    }
 
 
 def _amounts(graph: ChannelGraph, cost: ChannelCost, dropped: IntArray) -> dict[Quantity, float]:

@@ -18,6 +18,7 @@ from models.detector import Detector, build_model
 from models.load import LoadedModel, load_model
 from models.spec import ModelSpec
 from pruning.graph import ChannelGraph
+from pruning.iterative_run import ROUND_NAME, SavedRound, prune_in_rounds
 from pruning.plan import PruningPlan
 from pruning.planning import Planner
 from pruning.prune_config import PruneConfig
@@ -48,7 +49,7 @@ class PruneResult:
         report: Sizes before and after.
         scan: mAP over percents, where asked for.
         before, after: Evaluations, where data was given.
-        folder: The run folder; None after a dry run.
+        folder: The run folder; None as long as there is none, and after a dry run.
     """
 
     model: Detector
@@ -76,27 +77,41 @@ def run_pruning(config: PruneConfig) -> PruneResult:
     Raises:
         UserError: Anything about weights, settings or data that does not allow it; nothing is written then.
     """
+    saved = SavedRound.load(Path(config.resume)) if config.resume else None
+    if saved is not None:
+        config = replace(saved.config, device=config.device)
     loaded = load_model(config.weights)
     model = loaded.model
     config = replace(config, img_size=round_up(config.img_size, model.max_stride))
     if config.cfg:
         check_agrees(model, config.cfg, weights=config.weights)
     measure = _measure(config) if config.scan or (config.data and not config.dry_run) else None
-    plan, found = _plan(model, config, measure)
-    pruned = apply_plan(model, plan, carry=config.constants)
-    assert isinstance(pruned, Detector)
-    report = SurgeryReport(
-        before=NetworkSize.of(model, config.image_chw), after=NetworkSize.of(pruned, config.image_chw)
-    )
-    LOGGER.info("%s", report.as_text())
-    result = PruneResult(model=pruned, plan=plan, report=report, scan=found)
+    result = _pruned(loaded, config, saved=saved, measure=measure)
+    LOGGER.info("%s", result.report.as_text())
     if config.dry_run:
         LOGGER.info("dry run: nothing was written")
         return result
     if measure is not None:
-        result = replace(result, before=measure(model), after=measure(pruned))
-        LOGGER.info("%s", _change(result))
+        result = replace(result, before=measure(model), after=measure(result.model))
+        when = "after the last round" if config.iterative else "before any fine-tuning"
+        LOGGER.info("%s: %s", when, _change(result))
     return _write(result, loaded, config)
+
+
+def _pruned(
+    loaded: LoadedModel, config: PruneConfig, *, saved: SavedRound | None, measure: Measure | None
+) -> PruneResult:
+    """The pruned network, in rounds or by one plan."""
+    before = NetworkSize.of(loaded.model, config.image_chw)
+    if config.iterative:
+        rounds = prune_in_rounds(loaded, config, saved=saved)
+        report = SurgeryReport(before=before, after=NetworkSize.of(rounds.model, config.image_chw))
+        return PruneResult(model=rounds.model, plan=rounds.plan, report=report, folder=rounds.folder)
+    plan, found = _plan(loaded.model, config, measure)
+    pruned = apply_plan(loaded.model, plan, carry=config.constants)
+    assert isinstance(pruned, Detector)
+    report = SurgeryReport(before=before, after=NetworkSize.of(pruned, config.image_chw))
+    return PruneResult(model=pruned, plan=plan, report=report, scan=found)
 
 
 def check_agrees(model: Detector, cfg: str, *, weights: str) -> None:
@@ -169,14 +184,15 @@ def _change(result: PruneResult) -> str:
     assert result.before is not None
     assert result.after is not None
     before, after = result.before.metrics, result.after.metrics
-    return (
-        f"before any fine-tuning: mAP50 {before.AP50:.3f} -> {after.AP50:.3f}, mAP {before.AP:.3f} -> {after.AP:.3f}"
-    )
+    return f"mAP50 {before.AP50:.3f} -> {after.AP50:.3f}, mAP {before.AP:.3f} -> {after.AP:.3f}"
 
 
 def _write(result: PruneResult, loaded: LoadedModel, config: PruneConfig) -> PruneResult:
     """The run folder: checkpoint, plan, YAML, channel groups, pictures, result.json."""
-    folder = RunFolder.create(project=config.project, name=config.name, exist_ok=config.exist_ok)
+    if result.folder is not None:
+        folder = RunFolder(path=result.folder)
+    else:
+        folder = RunFolder.create(project=config.project, name=config.name, exist_ok=config.exist_ok)
     path, checkpoint = folder.path, folder.path / CHECKPOINT_NAME
     folder.write_config(config)
     save_checkpoint(
@@ -196,5 +212,6 @@ def _write(result: PruneResult, loaded: LoadedModel, config: PruneConfig) -> Pru
         if result.scan is not None:
             result.scan.plot(path / "scan.png")
     folder.write_result({**result.to_dict(), "checkpoint": str(checkpoint), "config": plain(config)})
+    (path / ROUND_NAME).unlink(missing_ok=True)  # what is complete needs nothing to go on from
     LOGGER.info("pruned checkpoint %s\nresults in %s", checkpoint, path)
     return replace(result, folder=path)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import numpy as np
+from torch import nn
 
 from models.detector import Detector
 from pruning.allocation import Allocation, Allocator, ranked_ids
@@ -17,9 +18,9 @@ from pruning.cost import ChannelCost
 from pruning.criteria import CRITERIA, random_order
 from pruning.graph import ChannelGraph
 from pruning.plan import PruningPlan, network_fingerprint
-from pruning.prune_config import ALL, DEFAULT_PERCENT, PruneConfig, parse_target
+from pruning.prune_config import ALL, DEFAULT_PERCENT, PruneConfig, parse_target, training_config
 from pruning.scales import ScaleStats
-from pruning.shortcuts import candidate_ids, shortcut_bottleneck_names
+from pruning.shortcuts import Shortcuts, candidate_ids, shortcut_bottleneck_names
 from pruning.taylor import detector_taylor
 from utils.errors import PruningError
 from utils.run_folder import plain
@@ -59,7 +60,7 @@ class Planner:
         if bottlenecks:
             model = drop_bottlenecks(model, bottlenecks)
         graph = ChannelGraph.of(model)
-        candidates = np.setdiff1d(candidate_ids(model, graph, config.shortcuts), protected_ids(graph, config.protect))
+        candidates = free_ids(model, graph, shortcuts=config.shortcuts, protect=config.protect)
         importance = _importance(model, graph, candidates, config)
         ranked = ranked_ids(candidates, importance)
         if len(ranked) < len(candidates):
@@ -103,7 +104,7 @@ class Planner:
         Raises:
             PruningError: A target cannot be reached; under `strict`, a layer would lose all of its channels.
         """
-        allocation = self._allocate()
+        allocation = self.decide()
         if allocation.raised and self.config.strict:
             limit = self.allocator.limit
             raise PruningError(
@@ -120,7 +121,8 @@ class Planner:
             )
         return allocation
 
-    def _allocate(self) -> Allocation:
+    def decide(self) -> Allocation:
+        """As `allocate`, but layers that had to be mended are neither told of nor refused."""
         if not self.config.target:
             return self.allocator.at(self.threshold)
         target = parse_target(self.config.target)
@@ -164,6 +166,15 @@ class Planner:
         return scales
 
 
+def free_ids(model: nn.Module, graph: ChannelGraph, *, shortcuts: Shortcuts, protect: Sequence[str]) -> IntArray:
+    """Channels that may go, sorted (n,): all that shortcuts leave free, without those of protected layers.
+
+    Raises:
+        PruningError: A pattern fits no layer.
+    """
+    return np.setdiff1d(candidate_ids(model, graph, shortcuts), protected_ids(graph, protect))
+
+
 def protected_ids(graph: ChannelGraph, patterns: Sequence[str]) -> IntArray:
     """Channels that layers of these names make.
 
@@ -200,15 +211,7 @@ def _importance(model: Detector, graph: ChannelGraph, candidates: IntArray, conf
         shares = {"bn_gamma": config.bn_percent or 0.0, "kernel_l1": config.conv_percent or 0.0}
         return _least_margin([(CRITERIA[name](model, graph), share) for name, share in shares.items()], candidates)
     if config.criterion == "taylor":
-        return detector_taylor(
-            model,
-            graph,
-            data=config.data,
-            img_size=config.img_size,
-            batch_size=config.batch_size,
-            batches=config.taylor_batches,
-            device=config.device,
-        )
+        return detector_taylor(model, graph, config=training_config(config), batches=config.taylor_batches)
     if config.criterion == "random":
         return random_order(model, graph, seed=config.seed)
     return CRITERIA[config.criterion](model, graph)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from engine.config import spelled
+from engine.config import TrainConfig, spelled
 from pruning.criteria import CriterionName
 from pruning.rounding import Direction, Rounding
 from pruning.shortcuts import Shortcuts
@@ -22,7 +22,7 @@ _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 class PruneConfig:
     """Cut the channels of a trained detector that matter least."""
 
-    weights: str  # checkpoint to prune
+    weights: str = ""  # checkpoint to prune
     cfg: str = ""  # architecture YAML that the weights are checked against
     percent: float | None = None  # share of channels below the threshold, of those that may go; 0.5 by default
     criterion: CriterionName = "bn_gamma"  # what makes a channel important
@@ -45,15 +45,23 @@ class PruneConfig:
     img_size: Annotated[int, spelled("--img", "--imgsz")] = 640  # longer side in pixels, for MACs and mAP
     batch_size: Annotated[int, spelled("--batch")] = 32  # images per step
     taylor_batches: int = 16  # training batches that Taylor importance is averaged over
+    hyp: str = "data/hyp/scratch.yaml"  # hyper-parameter YAML: augmentation and loss of these batches
+    iterative: bool = False  # with taylor: rank, cut and train by turns; --percent or --target says how far
+    step: int = 512  # channels that each round of --iterative cuts
+    updates: int = 30  # optimiser steps after each cut
+    lr: float = 1e-3  # their learning rate
+    resume: str = ""  # go on with the killed --iterative run of this folder, under its own settings
     device: str = ""  # cpu, or the number of a GPU; empty takes a GPU if there is one
     workers: int = 8  # data loading processes, at most one per core
-    seed: int = 0  # of the random criterion
+    seed: int = 0  # of the random criterion, and of the pictures and augmentation that taylor sees
     noplots: bool = False  # draw nothing
     project: str = "runs/prune"  # where run folders are made
     name: str = "exp"  # name of the run folder
     exist_ok: bool = False  # use the folder even if it exists
 
     def __post_init__(self) -> None:
+        if not self.weights and not self.resume:
+            raise ConfigError("no --weights given; give the checkpoint to prune, or --resume with a run folder")
         for name in ("percent", "bn_percent", "conv_percent"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
@@ -65,11 +73,15 @@ class PruneConfig:
             ("workers", 0),
             ("min_channels", 1),
             ("tolerance", 0),
+            ("taylor_batches", 1),
+            ("step", 1),
+            ("updates", 0),
         ):
             if getattr(self, name) < least:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} {getattr(self, name)}: expected at least {least}")
         self._check_ways()
+        self._check_iterative()
         if not self.data and (self.scan or self.criterion == "taylor"):
             raise ConfigError("--scan and --criterion taylor measure on pictures; give --data")
         Rounding.parse(self.round, direction=self.round_direction)
@@ -92,6 +104,29 @@ class PruneConfig:
         if self.plan and self.drop_bottlenecks:
             raise ConfigError("--plan says which bottlenecks go; leave --drop-bottlenecks out")
 
+    def _check_iterative(self) -> None:
+        """The loop trains as it goes, so whatever wants to know all beforehand is not for it."""
+        if not self.iterative:
+            given = [name for name in ("step", "updates", "lr") if getattr(self, name) != getattr(PruneConfig, name)]
+            if given:
+                raise ConfigError(f"--{given[0]} is for rounds; add --iterative or leave --{given[0]} out")
+            return
+        if self.criterion != "taylor":
+            raise ConfigError(f"--iterative ranks by Taylor expansion, not {self.criterion}; add --criterion taylor")
+        if not 0 < self.lr < math.inf:
+            raise ConfigError(f"--lr {self.lr}: expected a positive number, such as 0.001")
+        others = {
+            "--plan": bool(self.plan),
+            "--scan": self.scan,
+            "--bn-percent/--conv-percent": self.is_mixed,
+            "--drop-bottlenecks": bool(self.drop_bottlenecks),
+            "--dry-run": self.dry_run,
+            "--strict": self.strict,
+        }
+        for name, is_given in others.items():
+            if is_given:
+                raise ConfigError(f"--iterative decides round by round, without {name}; leave one of them out")
+
     @property
     def is_mixed(self) -> bool:
         """Whether scales and kernels decide together."""
@@ -106,6 +141,19 @@ class PruneConfig:
     def image_chw(self) -> tuple[int, int, int]:
         """Of the image MACs are counted for."""
         return 3, self.img_size, self.img_size
+
+
+def training_config(config: PruneConfig) -> TrainConfig:
+    """The training whose batches and loss importance is measured on, and with which rounds train."""
+    return TrainConfig(
+        data=config.data,
+        hyp=config.hyp,
+        img_size=(config.img_size,),
+        batch_size=config.batch_size,
+        device=config.device,
+        workers=config.workers,
+        seed=config.seed,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,58 +4,36 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from engine.config import TrainConfig
-from engine.distributed import this_process
-from engine.run_result import TrainResult
+from engine.config import RESUME_LATEST, TrainConfig
+from engine.distributed import process_group, share, this_process, wait_for_all
+from engine.eval_session import round_up
+from engine.materials import make_model, read_data, read_hyp
+from engine.run_result import TrainResult, best_checkpoint
 from models.load import load_model
-from pruning.finetune import FinetuneConfig, run_finetuning
+from pruning.distillation import load_teacher
+from pruning.finetune import run_finetuning
 from pruning.pipeline import CHECKPOINT_NAME, run_pruning
-from pruning.prune_config import PruneConfig, parse_target
+from pruning.planning import Planner
+from pruning.prune_config import parse_target
 from pruning.report import NetworkSize
-from pruning.rounding import Direction, Rounding
-from pruning.sparse_training import SparsityConfig, run_sparsity_training
+from pruning.slim_config import SlimConfig
+from pruning.sparse_training import run_sparsity_training
+from utils.cli import config_from_values
+from utils.device import select_device
 from utils.errors import ConfigError
-from utils.run_folder import RunFolder
+from utils.files import read_yaml
+from utils.run_folder import RunFolder, plain
 
 LOGGER = logging.getLogger(__name__)
 
 _Training = TypeVar("_Training", bound=TrainConfig)
-_Fields = TypeVar("_Fields")
 
-
-@dataclass(frozen=True, kw_only=True)
-class SlimConfig(SparsityConfig):
-    """Train sparse, prune and fine-tune, once or in rounds; --epochs is for each sparse training."""
-
-    rounds: int = 1  # times the three stages are run; each cuts a part of what is to go
-    finetune_epochs: int = 100  # passes over the training images in each fine-tuning
-    percent: float | None = None  # share of channels that each round cuts; 0.5 by default
-    target: str = ""  # what the last round must reach: macs=50%, params=700K, ...; rounds cut by equal factors
-    round: str = "pow2"  # widths to keep: pow2, a number to be a multiple of, or none
-    round_direction: Direction = "nearest"  # up, down or nearest
-    min_channels: int = 1  # fewest channels of a layer
-    distill: float = 0.0  # weight of a teacher's answers in fine-tuning; the teacher is the first sparse network
-    teacher: str = ""  # another teacher for it
-    project: str = "runs/slim"  # where run folders are made
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("rounds", "finetune_epochs", "min_channels"):
-            if getattr(self, name) < 1:
-                flag = name.replace("_", "-")
-                raise ConfigError(f"--{flag} {getattr(self, name)}: expected at least 1")
-        if self.evolve:
-            raise ConfigError("--evolve is not for several stages; search hyper-parameters with train.py")
-        Rounding.parse(self.round, direction=self.round_direction)
-        if self.target:
-            parse_target(self.target)
-        if self.target and self.percent is not None:
-            raise ConfigError("--percent and --target both say how much to cut; leave one out")
+SPARSE, PRUNE, FINETUNE = "sparse", "prune", "finetune"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,157 +43,190 @@ class StageResult:
     Attributes:
         stage: Such as "round1/finetune".
         weights: The checkpoint.
-        AP50, AP: On val; None right after a cut.
-        size: Of the network.
+        AP50, AP: On val.
+        parameters: Numbers that train.
+        macs: For one image of the size that is validated.
+        megabytes: In float32, 10^6 bytes.
     """
 
     stage: str
     weights: Path
     AP50: float
     AP: float
-    size: NetworkSize
+    parameters: int
+    macs: int
+    megabytes: float
 
 
 def run_slimming(config: SlimConfig) -> list[StageResult]:
-    """Run all stages; those that an earlier, killed run has finished are not run again under `resume`.
+    """Run all stages.
+
+    Args:
+        config: All settings; with `resume`, those of the resumed run count instead. Its finished stages are not run
+            again.
 
     Returns:
         A row per stage; empty on all but the first process.
+
+    Raises:
+        UserError: Anything about settings, weights or data that does not allow it; most is found before any training.
     """
-    folder = _folder(config)
-    rows: list[StageResult] = []
-    weights = config.weights
-    goals = _goals(config)
-    for number in range(1, config.rounds + 1):
-        place = folder / f"round{number}"
-        sparse = train_stage(_training(config, SparsityConfig, weights, place, "sparse"), run_sparsity_training)
-        # last, not best: what is best by mAP may have been saved before the channels were at zero.
-        sparse_weights = sparse / "weights/last.pt"
-        pruned = _prune_stage(config, sparse_weights, place, target=goals and goals[number - 1])
-        teacher = config.teacher or str(folder / "round1/sparse/weights/last.pt")
-        finetuning = replace(
-            _training(config, FinetuneConfig, str(pruned / CHECKPOINT_NAME), place, "finetune"),
-            epochs=config.finetune_epochs,
-            teacher=teacher if config.distill else "",
-            distill=config.distill,
-        )
-        tuned = train_stage(finetuning, run_finetuning)
-        weights = str(tuned / "weights/best.pt")
-        rows += [_row(config, stage) for stage in (sparse, pruned, tuned)]
-    if this_process().is_main:
-        LOGGER.info("%s", slim_table(rows))
-        RunFolder(path=folder).write_result({"stages": [_plain_row(row) for row in rows], "weights": weights})
-        LOGGER.info("the small network: %s\nresults in %s", weights, folder)
-    return rows
+    process = this_process()
+    if not process.is_main:
+        logging.disable(logging.INFO)
+    device = select_device(config.device, local_rank=process.local_rank)
+    with process_group(process, device):
+        if config.resume:
+            folder = _resumed_folder(config)
+            config = _settings_of(folder, device=config.device)
+            LOGGER.info("resuming %s", folder)
+        else:
+            _check(config)
+            folder = Path(share(str(_new_folder(config)) if process.is_main else ""))
+            LOGGER.info("run folder %s", folder)
+        weights = config.weights
+        for number in range(1, config.rounds + 1):
+            weights = _run_round(config, folder, number=number, weights=weights)
+        return _finish(config, folder, weights=weights) if process.is_main else []
 
 
 def train_stage(config: _Training, run: Callable[[_Training], TrainResult | None]) -> Path:
     """Run a training, or go on with a killed one, or do nothing where it is complete; returns its folder."""
     folder = Path(config.project) / config.name
     last = folder / "weights/last.pt"
-    if (folder / "result.json").exists():
+    # One process looks for all: another might see what the run has written meanwhile.
+    is_complete, is_begun = share(((folder / "result.json").exists(), last.exists()))
+    if is_complete:
         LOGGER.info("%s is complete", folder)
-    elif last.exists():
-        run(replace(config, resume=str(last)))
     else:
-        run(replace(config, exist_ok=True))
+        run(replace(config, resume=str(last)) if is_begun else config)
+    wait_for_all()
     return folder
 
 
-def slim_table(rows: list[StageResult]) -> str:
+def slim_table(rows: Sequence[StageResult]) -> str:
     """A line per stage: mAP and size."""
     lines = [f"{'stage':<18} {'mAP50':>7} {'mAP':>7} {'parameters':>12} {'MACs G':>8} {'MB':>7}"]
     lines += [
-        f"{row.stage:<18} {row.AP50:7.3f} {row.AP:7.3f} {row.size.parameters:12,d} {row.size.macs / 1e9:8.3f} "
-        f"{row.size.megabytes:7.2f}"
+        f"{row.stage:<18} {row.AP50:7.3f} {row.AP:7.3f} {row.parameters:12,d} {row.macs / 1e9:8.3f} "
+        f"{row.megabytes:7.2f}"
         for row in rows
     ]
     return "\n".join(lines)
 
 
-def _folder(config: SlimConfig) -> Path:
-    if config.resume:
-        folder = Path(config.resume)
-        if not folder.is_dir():
-            raise ConfigError(
-                f"--resume {folder}: no such folder; give that of a slimming run, such as runs/slim/exp"
-            )
-        return folder
-    made = RunFolder.create(project=config.project, name=config.name, exist_ok=config.exist_ok)
-    made.write_config(config)
-    LOGGER.info("run folder %s", made.path)
-    return made.path
+def _check(config: SlimConfig) -> None:
+    """Build what the first stage trains and refuse what a later one would, before any training.
+
+    Raises:
+        UserError: The folder holds a run; data, weights or teacher do not fit; the target cannot be reached.
+    """
+    folder = Path(config.project) / config.name
+    if config.exist_ok and any(folder.glob("round*")):
+        raise ConfigError(f"--exist-ok {folder}: it holds a run; --resume {folder} goes on with it, or give a --name")
+    if config.teacher and not config.distill:
+        LOGGER.warning("--teacher %s is not used without --distill, such as --distill 1", config.teacher)
+    data = read_data(config)
+    model = make_model(config, data, hyp=read_hyp(config))
+    pruning = config.pruning(str(folder), folder, target=config.target)  # the network is here, not in a file
+    planner = Planner.of(model, replace(pruning, img_size=round_up(pruning.img_size, model.max_stride)))
+    if config.target:
+        planner.decide()  # refuses what cannot be reached; which layers it will empty is not known before scales fall
+    if config.teacher and config.distill:
+        load_teacher(config.teacher, spec=model.spec, names=data.train.names)
 
 
-def _training(config: SlimConfig, kind: type[_Training], weights: str, project: Path, name: str) -> _Training:
-    """The settings of one training stage: those that it shares with the whole run."""
-    shared = {item.name for item in fields(kind)} & {item.name for item in fields(config)}
-    values = {item: getattr(config, item) for item in shared}
-    own = {"weights": weights, "cfg": "", "project": str(project), "name": name, "exist_ok": True, "resume": ""}
-    return kind(**{**values, **own})
+def _new_folder(config: SlimConfig) -> Path:
+    folder = RunFolder.create(project=config.project, name=config.name, exist_ok=config.exist_ok)
+    folder.write_config(config)
+    return folder.path
 
 
-def _goals(config: SlimConfig) -> list[str]:
-    """The target of each round, as shares of what the network then has; empty where rounds cut by percent."""
-    if not config.target:
-        return []
-    target = parse_target(config.target)
-    model = load_model(config.weights).model
-    size = NetworkSize.of(model, (3, config.img_size[0], config.img_size[0]))
-    now = size.macs if target.quantity == "macs" else size.parameters
-    share = target.absolute(now) / now
-    return [
-        f"{target.quantity}={now * share ** (number / config.rounds):.0f}" for number in range(1, config.rounds + 1)
-    ]
-
-
-def _prune_stage(config: SlimConfig, weights: Path, place: Path, *, target: Any) -> Path:
-    """Cut and measure, once."""
-    folder = place / "prune"
-    if (folder / "result.json").exists() or not this_process().is_main:
-        return folder
-    run_pruning(
-        PruneConfig(
-            weights=str(weights),
-            percent=config.percent,
-            target=target or "",
-            shortcuts=config.shortcuts,
-            round=config.round,
-            round_direction=config.round_direction,
-            min_channels=config.min_channels,
-            data=config.data,
-            img_size=config.img_size[-1],
-            device=config.device,
-            workers=config.workers,
-            project=str(place),
-            name="prune",
-            exist_ok=True,
-        )
-    )
+def _resumed_folder(config: SlimConfig) -> Path:
+    """The run folder that `--resume` means."""
+    if config.resume == RESUME_LATEST:
+        found = sorted(Path(config.project).glob("*/opt.yaml"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise ConfigError(f"--resume: no run in {config.project}; give the folder of one")
+        return found[-1].parent
+    folder = Path(config.resume)
+    if not (folder / "opt.yaml").exists():
+        raise ConfigError(f"--resume {folder}: no folder of a run of slim.py; give one such as runs/slim/exp")
     return folder
 
 
-def _row(config: SlimConfig, folder: Path) -> StageResult:
-    result = json.loads((folder / "result.json").read_text())
-    is_pruned = (folder / CHECKPOINT_NAME).exists()
-    metrics = result["after"] if is_pruned else result["metrics"]
-    weights = folder / (CHECKPOINT_NAME if is_pruned else "weights/best.pt")
+def _settings_of(folder: Path, *, device: str) -> SlimConfig:
+    """Those a run began with, but for the device."""
+    path = folder / "opt.yaml"
+    values = read_yaml(path, what="configuration")
+    return replace(config_from_values(SlimConfig, values, where=str(path)), device=device)
+
+
+def _run_round(config: SlimConfig, folder: Path, *, number: int, weights: str) -> str:
+    """Train `weights` sparse, prune, fine-tune; returns the checkpoint."""
+    LOGGER.info("round %d of %d", number, config.rounds)
+    place, first = folder / f"round{number}", folder / "round1" / SPARSE
+    train_stage(
+        config.sparse_training(weights, place / SPARSE, is_first=number == 1),
+        run_sparsity_training,
+    )
+    # last, not best: what is best by mAP may have been saved before the channels were at zero.
+    dense = first / "weights/last.pt"
+    if this_process().is_main and not (place / PRUNE / "result.json").exists():
+        target = _target_of_round(config, dense, number=number)
+        run_pruning(config.pruning(str(place / SPARSE / "weights/last.pt"), place / PRUNE, target=target))
+    wait_for_all()
+    teacher = config.teacher or str(dense)
+    pruned = str(place / PRUNE / CHECKPOINT_NAME)
+    tuned = train_stage(config.finetuning(pruned, place / FINETUNE, teacher=teacher), run_finetuning)
+    return str(best_checkpoint(tuned))
+
+
+def _target_of_round(config: SlimConfig, dense: Path, *, number: int) -> str:
+    """What one round must reach, in MACs or parameters; empty where rounds cut by percent.
+
+    Args:
+        config: Of the run.
+        dense: The network before any cut.
+        number: Of the round, from 1.
+    """
+    if not config.target:
+        return ""
+    target, model = parse_target(config.target), load_model(dense).model
+    side = round_up(config.img_size[-1], model.max_stride)
+    size = NetworkSize.of(model, (3, side, side))
+    now = size.macs if target.quantity == "macs" else size.parameters
+    share_left = min(1.0, target.absolute(now) / now)
+    return f"{target.quantity}={now * share_left ** (number / config.rounds):.0f}"
+
+
+def _finish(config: SlimConfig, folder: Path, *, weights: str) -> list[StageResult]:
+    """Show and write the table."""
+    rows = [row for number in range(1, config.rounds + 1) for row in _rows_of(folder / f"round{number}")]
+    RunFolder(path=folder).write_result({"stages": [plain(row) for row in rows], "weights": weights})
+    LOGGER.info("%s\nthe small network: %s\nresults in %s", slim_table(rows), weights, folder)
+    return rows
+
+
+def _rows_of(place: Path) -> list[StageResult]:
+    """The three networks of a round, from what its stages have written."""
+    cut = json.loads((place / PRUNE / "result.json").read_text(encoding="utf-8"))
+    tuned = json.loads((place / FINETUNE / "result.json").read_text(encoding="utf-8"))
+    before, after = cut["report"]["before"], cut["report"]["after"]
+    return [
+        _row(place / SPARSE, place / SPARSE / "weights/last.pt", metrics=cut["before"], size=before),
+        _row(place / PRUNE, place / PRUNE / CHECKPOINT_NAME, metrics=cut["after"], size=after),
+        _row(place / FINETUNE, best_checkpoint(place / FINETUNE), metrics=tuned["metrics"], size=after),
+    ]
+
+
+def _row(folder: Path, weights: Path, *, metrics: dict[str, Any], size: dict[str, Any]) -> StageResult:
     return StageResult(
         stage=f"{folder.parent.name}/{folder.name}",
         weights=weights,
         AP50=metrics["AP50"],
         AP=metrics["AP"],
-        size=NetworkSize.of(load_model(weights).model, (3, config.img_size[0], config.img_size[0])),
+        parameters=size["parameters"],
+        macs=size["macs"],
+        megabytes=size["megabytes"],
     )
-
-
-def _plain_row(row: StageResult) -> dict[str, Any]:
-    return {
-        "stage": row.stage,
-        "weights": str(row.weights),
-        "AP50": row.AP50,
-        "AP": row.AP,
-        "parameters": row.size.parameters,
-        "macs": row.size.macs,
-        "megabytes": row.size.megabytes,
-    }

@@ -162,6 +162,7 @@ class SparsityHook(Hook):
     """
 
     def __init__(self, penalties: Sequence[Penalty], *, scale_rate: float = 1.0) -> None:
+        """Take what to draw, and by what factor all batch-norm scales learn faster."""
         self.penalties, self.scale_rate = tuple(penalties), scale_rate
 
     def before_training(self, trainer: Trainer) -> None:
@@ -186,14 +187,13 @@ class SparsityHook(Hook):
                 strength = decayed(strength, epoch=epoch, epochs=epochs)
             gradients, signs = by_strength.setdefault(strength, ([], []))
             gradients.append(penalty.parameter.grad)
-            signs.append(_signs(penalty))
+            signs.append(_signs(penalty.parameter, penalty.channels))
         for strength, (gradients, signs) in by_strength.items():
             torch._foreach_add_(gradients, signs, alpha=strength)
 
 
-def _signs(penalty: Penalty) -> Tensor:
-    signs = penalty.parameter.detach().sign()
-    if penalty.channels is None:
+def _signs(parameter: Tensor, channels: Tensor | None) -> Tensor:
+    signs = parameter.detach().sign()
+    if channels is None:
         return signs
-    channels = penalty.channels.to(signs.device)
-    return signs * channels.view(-1, *[1] * (signs.dim() - 1))
+    return signs * channels.to(signs.device).view(-1, *[1] * (signs.dim() - 1))

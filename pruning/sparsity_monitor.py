@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from engine.hooks import Hook
-from engine.schedule import SCHEDULES
+from engine.schedule import SCHEDULES, Schedule
 from engine.trainer import Trainer
 from models.detector import Detector
 from pruning.allocation import Allocator, ranked_ids
@@ -152,13 +152,21 @@ class SparsityMonitor(Hook):
         return judge(at_aim, self.force, total_force=sum(self._forces(trainer)), aim=self.aim)
 
     def _forces(self, trainer: Trainer) -> list[float]:
-        """Learning rate times strength of every epoch of the run, relative to the first of each."""
-        schedule, epochs = trainer.schedule, trainer.settings.epochs
-        rates = [SCHEDULES[schedule.name](epoch / epochs, schedule.hyp.lrf) for epoch in range(epochs)]
+        """Force of every epoch of the run, relative to the first one's without warm-up."""
+        epochs = trainer.settings.epochs
         return [
-            rate * (decayed(1.0, epoch=epoch, epochs=epochs) if self.is_decayed else 1.0)
-            for epoch, rate in enumerate(rates)
+            _reach(trainer.schedule, epoch) * (decayed(1.0, epoch=epoch, epochs=epochs) if self.is_decayed else 1.0)
+            for epoch in range(epochs)
         ]
+
+
+def _reach(schedule: Schedule, epoch: int) -> float:
+    """How far a constant gradient moves a parameter in an epoch: rate / (1 - momentum), relative to full rate."""
+    hyp, middle = schedule.hyp, (epoch + 0.5) * schedule.batches
+    warm = schedule.warmup_progress(round(middle))
+    momentum = hyp.warmup_momentum + (hyp.momentum - hyp.warmup_momentum) * warm
+    rate = SCHEDULES[schedule.name](middle / (schedule.epochs * schedule.batches), hyp.lrf)
+    return warm * rate * (1 - hyp.momentum) / (1 - momentum)
 
 
 def verdict_line(verdict: Verdict, kind: Watched) -> str:

@@ -19,15 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from engine.config import TrainConfig
-from engine.materials import read_data, read_hyp
 from models.detector import Detector
 from pruning.channel_ids import FloatArray
 from pruning.criteria import by_id, check_finite
 from pruning.graph import ChannelGraph
 from pruning.masking import evaluating
-from pruning.training_task import BatchT, LossFn, detector_task
+from pruning.training_task import BatchT, LossFn, detector_task_of
 from utils.device import select_device
-from utils.errors import ConfigError, DataError, PruningError
+from utils.errors import DataError, PruningError
 
 
 def taylor_importance(
@@ -68,19 +67,14 @@ def taylor_importance(
     return by_id(graph, scores, is_mean=False)
 
 
-def detector_taylor(
-    model: Detector, graph: ChannelGraph, *, data: str, img_size: int, batch_size: int, batches: int, device: str
-) -> FloatArray:
+def detector_taylor(model: Detector, graph: ChannelGraph, *, config: TrainConfig, batches: int) -> FloatArray:
     """Importance by Taylor expansion of a detector, on its training pictures with the usual augmentation.
 
     Args:
-        model: Moved to `device` and back; otherwise unchanged.
+        model: Moved to the device of `config` and back; otherwise unchanged.
         graph: Its channels.
-        data: Data set YAML.
-        img_size: Training size in pixels.
-        batch_size: Pictures per batch.
+        config: Training settings: data set, augmentation, sizes, device.
         batches: How many to average over.
-        device: As `--device`: cpu, the number of a GPU, or empty.
 
     Returns:
         (num_ids,), see `taylor_importance`.
@@ -89,17 +83,10 @@ def detector_taylor(
         ConfigError: Data and network differ in the number of classes.
         DataError: The data set cannot be read.
     """
-    config = TrainConfig(data=data, img_size=(img_size,), batch_size=batch_size, device=device)
-    splits = read_data(config)
-    if len(splits.train.names) != model.spec.num_classes:
-        raise ConfigError(
-            f"--data {data} has {len(splits.train.names)} classes, the network {model.spec.num_classes}; "
-            "give the data set it was trained on"
-        )
     home = next(model.parameters()).device
-    model.to(select_device(device))
+    model.to(select_device(config.device))
     try:
-        task = detector_task(model, config=config, data=splits, hyp=read_hyp(config))
+        task = detector_task_of(model, config)
         return taylor_importance(model, graph, islice(task.batches(0), batches), loss_fn=task.loss)
     finally:
         model.to(home)

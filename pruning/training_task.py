@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from engine.assembly import make_loss
 from engine.config import TrainConfig
 from engine.distributed import Process
-from engine.materials import Data, make_train_loader
+from engine.materials import Data, make_train_loader, read_data, read_hyp
 from engine.optim import build_optimizer
 from models.detector import Detector
 from utils.batch import Batch
 from utils.device import amp_dtype, seed_everything
-from utils.errors import DataError, TrainingError
+from utils.errors import ConfigError, DataError, TrainingError
 from utils.hyp import Hyp
 
 # Longest gradient of all parameters together, as in the Trainer.
@@ -108,6 +108,22 @@ def classifier_task(images: Tensor, labels: Tensor, *, batch_size: int = 64, see
                 yield images[chosen], labels[chosen]
 
     return TrainingTask(batches=batches, loss=lambda model, batch: F.cross_entropy(model(batch[0]).float(), batch[1]))
+
+
+def detector_task_of(model: Detector, config: TrainConfig) -> TrainingTask[Batch]:
+    """`detector_task` with the data set and the hyper-parameters that the settings name.
+
+    Raises:
+        ConfigError: Data and network differ in the number of classes.
+        DataError: The data set cannot be read.
+    """
+    data = read_data(config)
+    if len(data.train.names) != model.spec.num_classes:
+        raise ConfigError(
+            f"--data {config.data} has {len(data.train.names)} classes, the network {model.spec.num_classes}; "
+            "give the data set it was trained on"
+        )
+    return detector_task(model, config=config, data=data, hyp=read_hyp(config))
 
 
 def detector_task(model: Detector, *, config: TrainConfig, data: Data, hyp: Hyp) -> TrainingTask[Batch]:

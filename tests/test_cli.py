@@ -13,6 +13,7 @@ from engine.config import RESUME_LATEST
 from engine.evolve import DEFAULT_TRIALS
 from pruning.finetune import FinetuneConfig
 from pruning.prune_config import PruneConfig
+from pruning.slim_config import SlimConfig
 from pruning.sparse_training import SparsityConfig
 from train import TrainConfig
 from utils.cli import parse, run_script
@@ -38,11 +39,20 @@ SPARSITY_FLAGS = " ".join(
         ]
     )
 )
+SLIM_FLAGS = " ".join(
+    sorted(
+        [
+            *SPARSITY_FLAGS.split(),
+            *("--distill", "--finetune-epochs", "--min-channels", "--percent", "--round", "--round-direction"),
+            *("--rounds", "--target", "--teacher"),
+        ]
+    )
+)
 PRUNE_FLAGS = """
     --batch --batch-size --bn-percent --cfg --conv-percent --criterion --data --device --drop-bottlenecks --dry-run
-    --exist-ok --img --img-size --imgsz --min-channels --name --no-constants --noplots --percent --plan --project
-    --protect --round --round-direction --scan --seed --shortcuts --strict --target --taylor-batches --tolerance
-    --weights --workers
+    --exist-ok --hyp --img --img-size --imgsz --iterative --lr --min-channels --name --no-constants --noplots
+    --percent --plan --project --protect --resume --round --round-direction --scan --seed --shortcuts --step --strict
+    --target --taylor-batches --tolerance --updates --weights --workers
 """
 VAL_FLAGS = """
     --augment --batch --batch-size --cache-dir --conf --conf-thres --data --device --engine --exist-ok --half --img
@@ -84,6 +94,7 @@ def parsed(config_type: type[Any], line: str) -> Any:
         (SparsityConfig, SPARSITY_FLAGS),
         (PruneConfig, PRUNE_FLAGS),
         (FinetuneConfig, FINETUNE_FLAGS),
+        (SlimConfig, SLIM_FLAGS),
         (ValConfig, VAL_FLAGS),
         (DetectConfig, DETECT_FLAGS),
     ],
@@ -99,6 +110,7 @@ def test_flags_are_the_frozen_ones(config_type: type[Any], frozen: str) -> None:
         (SparsityConfig, SPARSITY_FLAGS),
         (PruneConfig, PRUNE_FLAGS),
         (FinetuneConfig, FINETUNE_FLAGS),
+        (SlimConfig, SLIM_FLAGS),
         (ValConfig, VAL_FLAGS),
         (DetectConfig, DETECT_FLAGS),
     ],
@@ -152,6 +164,9 @@ def test_pruning_takes_the_published_commands() -> None:
     assert (mixed.bn_percent, mixed.conv_percent, mixed.protect) == (0.85, 0.78, ("model.2*", "model.9*"))
     assert parsed(PruneConfig, "--weights a.pt --drop-bottlenecks all --round 8").drop_bottlenecks == ("all",)
     assert not parsed(PruneConfig, "--weights a.pt --no-constants").constants
+    rounds = parsed(PruneConfig, "--weights a.pt --data d.yaml --criterion taylor --iterative --step 64 --updates 9")
+    assert (rounds.iterative, rounds.step, rounds.updates, rounds.lr, rounds.percent) == (True, 64, 9, 1e-3, None)
+    assert parsed(PruneConfig, "--resume runs/prune/exp").resume == "runs/prune/exp"
 
 
 def test_finetuning_takes_what_training_takes() -> None:
@@ -162,6 +177,17 @@ def test_finetuning_takes_what_training_takes() -> None:
     assert (config.weights, config.optimizer_name, config.epochs) == ("pruned_model.pt", "adam", 100)
     assert (config.noautoanchor, config.teacher, config.distill) == (True, "dense.pt", 0.5)
     assert parsed(FinetuneConfig, "--resume").resume == "latest"
+
+
+def test_slimming_takes_what_its_stages_take() -> None:
+    config = parsed(
+        SlimConfig,
+        "--weights yolov5s.pt --sr 0.01 --epochs 40 --finetune-epochs 30 --rounds 2 --target macs=50% --round 8 "
+        "--distill 1",
+    )
+    assert (config.sr, config.epochs, config.finetune_epochs, config.rounds) == (0.01, 40, 30, 2)
+    assert (config.target, config.round, config.distill, config.percent) == ("macs=50%", "8", 1.0, None)
+    assert parsed(SlimConfig, "--resume").resume == "latest"
 
 
 @pytest.mark.parametrize("name", ["--img-size", "--img_size", "--img", "--imgsz"])

@@ -20,6 +20,8 @@ from models.detector import build_model
 from models.spec import ModelSpec
 from pruning.pipeline import run_pruning
 from pruning.prune_config import PruneConfig
+from pruning.slim_config import SlimConfig
+from pruning.slimming import run_slimming
 from pruning.sparse_training import SparsityConfig, run_sparsity_training
 from train import TrainConfig, train
 from utils.checkpoint import Checkpoint, save_checkpoint
@@ -33,6 +35,7 @@ SCRIPTS: dict[str, tuple[Callable[[Any], object], type[Any]]] = {
     "detect": (detect, DetectConfig),
     "train_sparsity": (run_sparsity_training, SparsityConfig),
     "prune": (run_pruning, PruneConfig),
+    "slim": (run_slimming, SlimConfig),
 }
 
 

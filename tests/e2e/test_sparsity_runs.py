@@ -82,10 +82,10 @@ def test_run_reports_shares_verdict_and_a_ridge(run: TrainResult) -> None:
 
 
 def test_force_follows_rate_and_decay(run: TrainResult) -> None:
-    # Cosine from 1 to .2 in three epochs, times 1, .7 and .4.
+    # Cosine from 1 to .2 at a sixth, a half and five sixths of the run, times 1, .7 and .4; one batch warms up.
     report = json.loads((run.folder / "sparsity.json").read_text())
-    rates = [1.0, 0.2 + 0.8 * 0.75, 0.2 + 0.8 * 0.25]
-    assert report["force"] == pytest.approx([0.0, 1.0, 1 + 0.7 * rates[1], 1 + 0.7 * rates[1] + 0.4 * rates[2]])
+    first, second, third = 0.2 + 0.4 * (1 + 3**0.5 / 2), 0.7 * (0.2 + 0.4), 0.4 * (0.2 + 0.4 * (1 - 3**0.5 / 2))
+    assert report["force"] == pytest.approx([0.0, first, first + second, first + second + third])
 
 
 def test_scales_fall_and_the_checkpoint_has_the_usual_momentum(run: TrainResult) -> None:

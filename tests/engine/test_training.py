@@ -171,10 +171,34 @@ def test_loss_that_is_not_finite_stops_with_epoch_batch_images_and_rate(tmp_path
     assert all(tensor.isfinite().all() for tensor in kept.weights.values())
 
 
+def test_run_killed_before_its_result_was_written_gets_it_by_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """Stands for kill -9: nothing after it runs."""
+
+    def kill(*args: Any, **settings: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr("engine.training.finish_run", kill)
+        with pytest.raises(Killed):
+            run_training(tiny_config(tmp_path))
+    last = tmp_path / "runs/exp/weights/last.pt"
+    before = last.read_bytes()
+    result = run_training(TrainConfig(resume=str(last), device="cpu"))
+    assert result is not None
+    assert (result.folder / "result.json").exists()
+    assert (result.epochs, result.best_epoch) == (2, load_checkpoint(result.best).epoch)
+    assert last.read_bytes() == before
+    with pytest.raises(CheckpointError, match="this run is complete"):
+        run_training(TrainConfig(resume=str(last)))
+
+
 def test_frozen_layers_keep_their_weights(tmp_path: Path) -> None:
     started: dict[str, Tensor] = {}
 
-    def remember(model: Detector, config: TrainConfig) -> Sequence[Hook]:
+    def remember(model: Detector, config: TrainConfig, folder: Path) -> Sequence[Hook]:
         started.update({name: p.detach().clone() for name, p in model.named_parameters()})
         return ()
 

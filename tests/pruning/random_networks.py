@@ -33,10 +33,13 @@ class Step(nn.Module):
         source = second if kind == "add" else first
         groups = first if kind == "depthwise" else 1
         made = self.widths[0]
-        self.block = nn.Sequential(
-            nn.Conv2d(source, made, 3, padding=1, groups=groups), nn.BatchNorm2d(made), nn.ReLU()
-        )
-        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(first, first, 1), nn.Sigmoid())
+        # Only what is used: copies of many modules take most of the time of a test.
+        if self.kind in ("conv", "depthwise", "add"):
+            self.block = nn.Sequential(
+                nn.Conv2d(source, made, 3, padding=1, groups=groups), nn.BatchNorm2d(made), nn.ReLU()
+            )
+        if self.kind == "gate":
+            self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(first, first, 1), nn.Sigmoid())
 
     def forward(self, x: Tensor, y: Tensor) -> list[Tensor]:
         """Two maps (B, C, H, W) to one or two."""

@@ -53,10 +53,10 @@ def test_classifier_of_torchvision_keeps_its_class_and_equals_it_masked(name: st
 
 
 def test_vgg_cut_equals_it_masked() -> None:
-    vgg = import_torchvision().models.vgg16_bn(weights=None)
+    vgg = import_torchvision().models.vgg16_bn(weights=None, init_weights=False)
     # Its linear layers hold 120 million numbers; narrower ones test the same.
     vgg.classifier = nn.Sequential(nn.Linear(512 * 49, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 10))
-    pruned = check_cut_of(vgg)
+    pruned = check_cut_of(vgg, image_chw=(3, 32, 32))
     assert pruned.classifier[0].in_features == 49 * pruned.features[-4].out_channels
 
 

@@ -18,6 +18,7 @@ from models.detector import Detector, build_model
 from models.spec import ModelSpec
 from pruning.graph import ChannelGraph
 from pruning.iterative import IterativeSettings, Quantity, Round, prune_iteratively
+from pruning.rounding import Direction, Rounding
 from pruning.training_task import Labelled, TrainingTask, classifier_task, detector_task
 from utils.complexity import count_macs, count_parameters
 from utils.errors import ConfigError, DataError, PruningError, TrainingError
@@ -92,6 +93,52 @@ def test_going_on_after_a_round_gives_the_same_network() -> None:
     resumed, again = prune_iteratively(model, noise_task(), settings=QUICK, image_chw=IMAGE, start=start)
     assert again == last
     assert all(torch.equal(*pair) for pair in zip(state_of(whole), state_of(resumed), strict=True))
+
+
+def test_round_says_which_outputs_of_the_first_network_are_left() -> None:
+    # No updates, so every weight that is left is still the one it was.
+    settings = replace(QUICK, updates=0, final_updates=0)
+    model = lenet()
+    pruned, last = prune_iteratively(model, noise_task(), settings=settings, image_chw=IMAGE)
+    assert sum(len(kept) for kept in last.kept.values()) == 113 + 10
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert list(last.kept) == layers
+    for name in layers:
+        kept = torch.tensor(last.kept[name])
+        assert torch.equal(model.get_submodule(name).bias[kept], pruned.get_submodule(name).bias)
+
+
+@pytest.mark.parametrize("direction", ["nearest", "up", "down"])
+def test_widths_are_rounded_in_every_round(direction: Direction) -> None:
+    widths: list[list[int]] = []
+
+    def note(state: Round, model: nn.Module) -> None:
+        widths.append([len(kept) for kept in state.kept.values()])
+
+    rounding = Rounding(unit=0, direction=direction)
+    settings = replace(QUICK, updates=0, final_updates=0, rounding=rounding)
+    prune_iteratively(lenet(), noise_task(), settings=settings, image_chw=IMAGE, on_round=note)
+    # LeNet5 makes 6, 16, 120 and 84 channels, and 10 answers: whole, or a power of two.
+    allowed = [{6, 4, 2, 1}, {16, 8, 4, 2, 1}, {120, 64, 32, 16}, {84, 64, 32, 16}, {10}]
+    assert len(widths) > 1
+    assert all(width in choice for row in widths for width, choice in zip(row, allowed, strict=True))
+    assert sum(widths[-1]) <= 113 + 10
+
+
+def test_protected_layers_stay_whole() -> None:
+    settings = replace(QUICK, updates=0, protect=("features.3",), ratio=0.7)
+    _, last = prune_iteratively(lenet(), noise_task(), settings=settings, image_chw=IMAGE)
+    assert len(last.kept["features.3"]) == 16
+    assert sum(len(kept) for kept in last.kept.values()) == 67 + 10
+
+
+@pytest.mark.parametrize("count", [42, 118, 217])
+def test_share_that_floats_cannot_hold_is_met_to_the_channel(count: int) -> None:
+    # Without a grain of tolerance one channel more would go.
+    assert LENET_CHANNELS * (1 - count / LENET_CHANNELS) < LENET_CHANNELS - count
+    settings = replace(QUICK, updates=0, final_updates=0, ratio=count / LENET_CHANNELS, step=500)
+    _, last = prune_iteratively(lenet(), noise_task(), settings=settings, image_chw=IMAGE)
+    assert last.now["channels"] == LENET_CHANNELS - count
 
 
 def test_no_layer_is_emptied() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pruning.prune_config import PruneConfig, parse_target
+from pruning.prune_config import PruneConfig, parse_target, training_config
 from utils.errors import ConfigError
 
 
@@ -67,3 +67,47 @@ def test_either_share_makes_pruning_mixed() -> None:
     assert PruneConfig(weights="a.pt", bn_percent=0.85).is_mixed
     assert PruneConfig(weights="a.pt", conv_percent=0.78).is_mixed
     assert not PruneConfig(weights="a.pt", percent=0.5).is_mixed
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"criterion": "bn_gamma"}, r"--iterative ranks by Taylor expansion, not bn_gamma; add --criterion taylor"),
+        ({"data": ""}, r"--criterion taylor measure on pictures; give --data"),
+        ({"plan": "p.json"}, r"--iterative decides round by round, without --plan; leave one of them out"),
+        ({"scan": True}, r"without --scan; leave one"),
+        ({"bn_percent": 0.5}, r"without --bn-percent/--conv-percent; leave one"),
+        ({"drop_bottlenecks": ("all",)}, r"without --drop-bottlenecks; leave one"),
+        ({"dry_run": True}, r"without --dry-run; leave one"),
+        ({"strict": True}, r"without --strict; leave one"),
+        ({"step": 0}, r"--step 0: expected at least 1"),
+        ({"updates": -1}, r"--updates -1: expected at least 0"),
+        ({"taylor_batches": 0}, r"--taylor-batches 0: expected at least 1"),
+        ({"lr": 0.0}, r"--lr 0.0: expected a positive number, such as 0.001"),
+        ({"lr": float("nan")}, r"--lr nan: expected a positive number"),
+        ({"percent": 0.5, "target": "macs=50%"}, r"--percent and --target both say how much to cut"),
+    ],
+)
+def test_settings_of_rounds_are_checked_when_made(settings: dict[str, Any], message: str) -> None:
+    values = {"weights": "a.pt", "data": "d.yaml", "criterion": "taylor", "iterative": True, **settings}
+    with pytest.raises(ConfigError, match=message):
+        PruneConfig(**values)
+
+
+@pytest.mark.parametrize("name", ["step", "updates", "lr"])
+def test_settings_of_rounds_without_rounds_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"--{name} is for rounds; add --iterative or leave --{name} out"):
+        PruneConfig(weights="a.pt", **{name: 3})  # type: ignore[arg-type]
+
+
+def test_weights_are_needed_unless_a_run_goes_on() -> None:
+    assert PruneConfig(resume="runs/prune/exp").weights == ""
+    with pytest.raises(ConfigError, match="no --weights given; give the checkpoint to prune, or --resume"):
+        PruneConfig(percent=0.5)
+
+
+def test_taylor_sees_the_pictures_that_training_sees() -> None:
+    config = PruneConfig(weights="a.pt", data="d.yaml", hyp="h.yaml", img_size=320, batch_size=8, workers=2, seed=3)
+    training = training_config(config)
+    assert (training.data, training.hyp, training.img_size) == ("d.yaml", "h.yaml", (320,))
+    assert (training.batch_size, training.workers, training.seed) == (8, 2, 3)

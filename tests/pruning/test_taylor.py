@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import TINY_CFG, tiny_data
+from tiny import TINY_CFG, tiny_config
 from torch import Tensor, nn
 
 from benchmarks.taylor_oracle import mnist, spearman
@@ -190,22 +190,19 @@ def test_channel_of_a_dense_network_is_measured_at_every_norm_it_passes() -> Non
 
 
 def test_detector_taylor_scores_every_channel_and_repeats_itself(tmp_path: Path) -> None:
-    data = str(tiny_data(tmp_path))
+    config = tiny_config(tmp_path)
     torch.manual_seed(0)
     model = build_model(ModelSpec.from_yaml(TINY_CFG, num_classes=3))
     graph = ChannelGraph.of(model)
-    first, again = (
-        detector_taylor(model, graph, data=data, img_size=64, batch_size=4, batches=3, device="cpu") for _ in range(2)
-    )
+    first, again = (detector_taylor(model, graph, config=config, batches=3) for _ in range(2))
     assert (first[graph.prunable_ids] > 0).all()
     np.testing.assert_array_equal(first, again)
 
 
 def test_detector_of_other_classes_than_the_data_is_refused(tmp_path: Path) -> None:
-    data = str(tiny_data(tmp_path))
     model = build_model(ModelSpec.from_yaml(TINY_CFG, num_classes=2))
     with pytest.raises(ConfigError, match="has 3 classes, the network 2"):
-        detector_taylor(model, ChannelGraph.of(model), data=data, img_size=64, batch_size=4, batches=1, device="cpu")
+        detector_taylor(model, ChannelGraph.of(model), config=tiny_config(tmp_path), batches=1)
 
 
 def test_taylor_ranks_channels_of_a_network_trained_on_mnist_as_the_oracle_does(shared: Path) -> None:

@@ -1,0 +1,214 @@
+"""slim.py: rounds of sparsity training, pruning and fine-tuning, killed and resumed, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import socket
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from refusal import make_place, refusal
+from tiny import tiny_config
+
+from engine.config import RESUME_LATEST
+from engine.hooks import Hook
+from engine.trainer import Trainer
+from models.load import load_model
+from pruning.finetune import distillation_hooks
+from pruning.slim_config import SlimConfig
+from pruning.slimming import StageResult, run_slimming
+from utils.checkpoint import load_checkpoint
+from utils.complexity import count_macs, count_parameters
+
+STAGES = [f"round{number}/{stage}" for number in (1, 2) for stage in ("sparse", "prune", "finetune")]
+# The dense network has 15688 parameters.
+DENSE = 15688
+
+
+def slim_config(folder: Path, **settings: Any) -> SlimConfig:
+    """Two rounds of the tiny network to two fifths of its parameters."""
+    plain = tiny_config(folder)
+    values = {field.name: getattr(plain, field.name) for field in fields(plain)}
+    own = {"epochs": 1, "finetune_epochs": 2, "rounds": 2, "target": "params=40%", "round": "none", "distill": 1.0}
+    return SlimConfig(**{**values, **own, "sr": 0.3, **settings})
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    one, two = load_checkpoint(first).best_weights, load_checkpoint(second).best_weights
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("slim")
+
+
+@pytest.fixture(scope="module")
+def rows(place: Path) -> list[StageResult]:
+    """A finished run in runs/exp."""
+    return run_slimming(slim_config(place))
+
+
+def test_every_round_makes_the_network_smaller_by_the_same_factor(rows: list[StageResult]) -> None:
+    assert [row.stage for row in rows] == STAGES
+    parameters = [row.parameters for row in rows]
+    assert parameters[0] == DENSE
+    assert parameters[1] == parameters[2] == parameters[3] <= 0.4**0.5 * DENSE + 1
+    assert parameters[4] == parameters[5] <= 0.4 * DENSE
+    # Not much smaller either: the widest channel here has some 200 parameters.
+    assert parameters[1] > 0.4**0.5 * DENSE - 250
+    assert parameters[4] > 0.4 * DENSE - 250
+    assert rows[4].macs < rows[1].macs < rows[0].macs
+    assert rows[4].megabytes < rows[1].megabytes < rows[0].megabytes
+
+
+def test_table_and_result_say_what_the_networks_are(rows: list[StageResult], place: Path) -> None:
+    for row in rows:
+        model = load_model(row.weights).model
+        assert (count_parameters(model), count_macs(model, (3, 64, 64))) == (row.parameters, row.macs)
+    written = json.loads((place / "runs/exp/result.json").read_text())
+    assert [stage["stage"] for stage in written["stages"]] == STAGES
+    assert written["stages"][4]["parameters"] == rows[4].parameters
+    assert written["weights"] == written["stages"][-1]["weights"] == str(rows[-1].weights)
+    cut = json.loads((place / "runs/exp/round2/prune/result.json").read_text())
+    tuned = json.loads((place / "runs/exp/round2/finetune/result.json").read_text())
+    assert [row.AP for row in rows[3:]] == [cut["before"]["AP"], cut["after"]["AP"], tuned["metrics"]["AP"]]
+
+
+def test_first_sparse_network_teaches_every_fine_tuning(rows: list[StageResult], place: Path) -> None:
+    folder = place / "runs/exp"
+    for number in (1, 2):
+        config = load_checkpoint(folder / f"round{number}/finetune/weights/last.pt").config
+        assert (config["teacher"], config["distill"]) == (str(folder / "round1/sparse/weights/last.pt"), 1.0)
+        assert "distill/obj_loss" in (folder / f"round{number}/finetune/results.csv").read_text()
+
+
+def test_later_rounds_keep_anchors_and_names_and_start_from_the_round_before(
+    rows: list[StageResult], place: Path
+) -> None:
+    first, last = (load_model(rows[index].weights) for index in (0, -1))
+    assert last.model.spec.anchors == first.model.spec.anchors
+    assert last.names == first.names
+    config = load_checkpoint(place / "runs/exp/round2/sparse/weights/last.pt").config
+    assert config["weights"] == str(place / "runs/exp/round1/finetune/weights/best.pt")
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing after it runs."""
+
+
+class KillInSecondEpoch(Hook):
+    """Ends the run after some of the epoch's steps."""
+
+    def weights_updated(self, trainer: Trainer) -> None:
+        if trainer.state.epoch == 1:
+            raise Killed
+
+
+def written_at(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_resumed_run_repeats_no_stage_and_ends_with_the_same_weights(
+    rows: list[StageResult], place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = place / "runs/killed"
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "pruning.finetune.distillation_hooks", lambda *given: [*distillation_hooks(*given), KillInSecondEpoch()]
+        )
+        with pytest.raises(Killed):
+            run_slimming(slim_config(place, name="killed"))
+    assert not (folder / "result.json").exists()
+    finished = written_at(folder / "round1/sparse") | written_at(folder / "round1/prune")
+    with caplog.at_level(logging.INFO):
+        resumed = run_slimming(SlimConfig(resume=str(folder)))  # all other settings are those of the run
+    assert f"{folder / 'round1/sparse'} is complete" in caplog.text
+    assert f"resuming {folder / 'round1/finetune'} after epoch 1 of 2" in caplog.text
+    assert written_at(folder / "round1/sparse") | written_at(folder / "round1/prune") == finished
+    assert [(row.stage, row.AP, row.macs) for row in resumed] == [(row.stage, row.AP, row.macs) for row in rows]
+    for whole, again in zip(rows, resumed, strict=True):
+        assert_same_weights(whole.weights, again.weights)
+
+
+def test_complete_run_is_only_told_again(
+    rows: list[StageResult], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(config: Any) -> None:
+        raise AssertionError(f"{config.name} is run again")
+
+    shutil.copytree(place / "runs/exp", place / "again/runs/exp")
+    monkeypatch.setattr("pruning.slimming.run_pruning", run)
+    monkeypatch.setattr("pruning.slimming.run_sparsity_training", run)
+    monkeypatch.setattr("pruning.slimming.run_finetuning", run)
+    found = run_slimming(SlimConfig(resume=RESUME_LATEST, project=str(place / "again/runs")))
+    assert [(row.stage, row.AP) for row in found] == [(row.stage, row.AP) for row in rows]
+
+
+def test_round_without_target_cuts_a_share_and_rounds_widths(tmp_path: Path) -> None:
+    settings = {"target": "", "percent": 0.5, "round": "pow2", "distill": 0.0, "finetune_epochs": 1, "rounds": 1}
+    dense, cut, tuned = run_slimming(slim_config(tmp_path, sparsity="kernel", sr=1e-4, nosave=True, **settings))
+    assert cut.parameters < dense.parameters
+    assert {width.bit_count() for width in load_model(tuned.weights).model.spec.widths.values()} == {1}
+    assert load_checkpoint(tuned.weights).config["teacher"] == ""
+
+
+def slim_in_process(rank: int, port: int, config: SlimConfig) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+    os.environ["MASTER_PORT"] = str(port)
+    torch.set_num_threads(1)
+    assert len(run_slimming(config)) == (3 if rank == 0 else 0)
+
+
+def test_two_processes_share_one_run_folder(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = slim_config(tmp_path, rounds=1, finetune_epochs=1, amp="off", distill=0.0)
+    mp.spawn(slim_in_process, args=(port, config), nprocs=2)  # type: ignore[no-untyped-call]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["exp"]
+    written = json.loads((tmp_path / "runs/exp/result.json").read_text())
+    assert written["stages"][-1]["parameters"] <= 0.4 * DENSE
+
+
+def test_run_folder_that_holds_a_run_is_not_used_again(rows: list[StageResult], place: Path) -> None:
+    config = slim_config(place, exist_ok=True)
+    before = written_at(place / "runs/exp")
+    with pytest.raises(ValueError, match=r"--exist-ok .*exp: it holds a run; --resume .*exp goes on with it"):
+        run_slimming(config)
+    assert written_at(place / "runs/exp") == before
+
+
+def test_teacher_without_distillation_is_a_warning(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ValueError, match="cannot be reached"):
+        run_slimming(replace(slim_config(place), teacher="t.pt", distill=0.0, target="params=1", name="none"))
+    assert "--teacher t.pt is not used without --distill, such as --distill 1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--rounds", "0"], "--rounds 0: expected at least 1"),
+        (["--target", "params=100"], "target of 100 parameters cannot be reached with these roundings"),
+        (["--round", "64"], "--round 64 would keep more than there is: the widest layer to prune has 32 channels"),
+        (["--distill", "1", "--teacher", "none.pt"], "none.pt"),
+        (["--weights", "none.pt"], "none.pt"),
+        (["--resume"], "--resume: no run in"),
+        (["--resume", "nowhere"], "--resume nowhere: no folder of a run of slim.py; give one such as runs/slim/exp"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_mistake_is_told_in_one_line_before_anything_is_trained(
+    tmp_path: Path, arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = make_place(tmp_path)
+    assert line in refusal("slim", [*here.arguments("slim"), *arguments], capsys)
+    assert not here.project.exists()
