@@ -1,8 +1,8 @@
 """Ours against torch-pruning at the same MACs, on the same data, with the same number of epochs.
 
 Every way starts from COCO weights, trains, prunes to the share of MACs and fine-tunes, with as many epochs in all.
-"ours" trains sparse with train_sparsity.py. torch-pruning prunes the same sparse network by batch-norm scales, and a
-densely trained one by magnitude. Fine-tuning is the same for all.
+Ours trains with train_sparsity.py. torch-pruning trains with the regulariser of its pruner for batch-norm scales, and
+densely for its pruner by magnitude. Fine-tuning is the same for all, without a teacher.
 
 pip install torch-pruning==1.6.1
 python -m benchmarks.pruning_peer --weights yolov5s_coco.pt
@@ -25,6 +25,9 @@ from benchmarks.pruning_bccd import PruningBenchmark, Row, row_of, settings_of, 
 from benchmarks.pruning_speed import import_torch_pruning
 from benchmarks.report import table, write_report
 from engine.config import TrainConfig
+from engine.hooks import Hook
+from engine.run_result import TrainResult
+from engine.trainer import Trainer
 from engine.training import run_training
 from models.conv import Conv
 from models.detector import Detector, build_model
@@ -48,6 +51,8 @@ class PeerBenchmark(PruningBenchmark):
     shares: tuple[float, ...] = (0.5, 0.25)
     variants: tuple[str, ...] = ("bn",)
     label: str = "peer"
+    distill: float = 0.0
+    peer_reg: float = 1e-3  # strength of torch-pruning's regulariser, whose own default is 1e-5
 
 
 def measure(config: PeerBenchmark) -> None:
@@ -56,11 +61,11 @@ def measure(config: PeerBenchmark) -> None:
     splits = splits_of(config)
     rows: list[Row] = []
     for seed in config.seeds:
-        starts = _starts(config, seed)
+        starts = _starts(config, seed, peer)
         rows += [row_of(name, seed, "trained", path, splits, config) for name, path in starts.items()]
         for share in config.shares:
             for name, prune in _ways(config, seed, share, starts, peer).items():
-                folder = Path(config.project) / f"{name}_{round(100 * share)}_seed{seed}"
+                folder = Path(config.project) / f"{name.replace(' ', '_')}_{round(100 * share)}_seed{seed}"
                 small = folder / CHECKPOINT_NAME
                 if not small.exists():
                     prune(folder)
@@ -76,6 +81,7 @@ def measure(config: PeerBenchmark) -> None:
         body=_table(rows),
         facts={
             "torch-pruning": version("torch-pruning"),
+            "strength of its regulariser": config.peer_reg,
             "epochs before pruning, in all": f"{config.sparse_epochs}, {config.dense_epochs}",
             "sparse training": json.dumps(sparsity_of(config)),
         },
@@ -83,8 +89,8 @@ def measure(config: PeerBenchmark) -> None:
     sys.stdout.write(f"{path.read_text()}written to {path}\n")
 
 
-def _starts(config: PeerBenchmark, seed: int) -> dict[str, Path]:
-    """The sparse and the densely trained network, both of `sparse_epochs`."""
+def _starts(config: PeerBenchmark, seed: int, peer: Any) -> dict[str, Path]:
+    """What each way prunes, trained for `sparse_epochs`."""
     values = {"epochs": config.sparse_epochs, "close_mosaic": 0}
     sparse = settings_of(
         config,
@@ -96,10 +102,35 @@ def _starts(config: PeerBenchmark, seed: int) -> dict[str, Path]:
         shortcuts="tied",
     )
     dense = settings_of(config, TrainConfig, seed, "dense_short", config.weights, **values)
+    regularised = settings_of(config, TrainConfig, seed, "peer_regularised", config.weights, **values)
+
+    def run_regularised(settings: TrainConfig) -> TrainResult | None:
+        return run_training(
+            settings, hooks=lambda model, _, __: [PeerRegulariser(peer, model, config.peer_reg, config.img_size)]
+        )
+
     return {
-        "sparse": train_stage(sparse, run_sparsity_training) / "weights/last.pt",
-        "dense": train_stage(dense, run_training) / "weights/best.pt",
+        "ours": train_stage(sparse, run_sparsity_training) / "weights/last.pt",
+        "torch-pruning BN scale": train_stage(regularised, run_regularised) / "weights/last.pt",
+        "torch-pruning magnitude": train_stage(dense, run_training) / "weights/last.pt",
     }
+
+
+class PeerRegulariser(Hook):
+    """torch-pruning's sparsity training, at the seam where it belongs."""
+
+    def __init__(self, peer: Any, model: Detector, reg: float, img_size: int) -> None:
+        self.reg = reg
+        self.pruner = peer.pruner.BNScalePruner(
+            model,
+            torch.zeros(1, 3, img_size, img_size),
+            importance=peer.importance.BNScaleImportance(),
+            ignored_layers=list(model.head.m),
+        )
+
+    def gradients_ready(self, trainer: Trainer) -> None:
+        """Let it add its term."""
+        self.pruner.regularize(trainer.model, reg=self.reg)
 
 
 def _ways(
@@ -112,9 +143,11 @@ def _ways(
         return lambda folder: _prune_with_peer(start, folder, share, peer=peer, make=make, config=config)
 
     return {
-        "ours": lambda folder: _prune_with_ours(starts["sparse"], folder, share, config=config),
-        "torch-pruning BN scale": theirs(starts["sparse"], importance.BNScaleImportance),
-        "torch-pruning magnitude": theirs(starts["dense"], lambda: importance.MagnitudeImportance(p=2)),
+        "ours": lambda folder: _prune_with_ours(starts["ours"], folder, share, config=config),
+        "torch-pruning BN scale": theirs(starts["torch-pruning BN scale"], importance.BNScaleImportance),
+        "torch-pruning magnitude": theirs(
+            starts["torch-pruning magnitude"], lambda: importance.MagnitudeImportance(p=2)
+        ),
     }
 
 

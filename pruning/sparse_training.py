@@ -77,7 +77,7 @@ def sparsity_hooks(model: Detector, config: TrainConfig, folder: Path) -> Sequen
         return ()
     monitor = SparsityMonitor(
         model,
-        watched(config.sparsity, config.strengths),
+        watched(config.sparsity, config.strengths, scale_rate=config.scale_rate),
         shortcuts=config.shortcuts,
         aim=config.aim,
         is_decayed=config.decay,

@@ -27,6 +27,9 @@ from utils.plots.pruning import plot_ridge
 LOGGER = logging.getLogger(__name__)
 
 _BINS = 80
+# Scales that learn faster are told apart by the loss; a stronger term alone draws all of them alike. On BCCD, with
+# half of the scales below .45, mAP was .45 at 5 times the rate and .56 at 20 times and a quarter of the strength.
+_GOOD_RATE = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +40,32 @@ class Watched:
         criterion: That measures it.
         flag: The setting of its strength.
         strength: As set.
+        rate: Factor of its learning rate, where that can be set.
     """
 
     criterion: Criterion
     flag: str
     strength: float
+    rate: float | None = None
+
+    def advised(self, factor: float) -> dict[str, float]:
+        """Settings, by flag, with which the force is `factor` times as large."""
+        if self.rate is None or factor <= 1:
+            return {self.flag: self.strength * factor}
+        rate = min(max(self.rate, _GOOD_RATE), self.rate * factor)
+        return {"scale-rate": rate, self.flag: self.strength * factor * self.rate / rate}
 
 
-def watched(sparsity: Sparsity, strengths: Strengths) -> dict[str, Watched]:
+def watched(sparsity: Sparsity, strengths: Strengths, *, scale_rate: float) -> dict[str, Watched]:
     """What a variant draws to zero, by name: `gamma` for scales, `filter` for kernels."""
     is_mixed = sparsity == "mixed"
     kinds = {
-        "gamma": Watched(criterion=CRITERIA["bn_gamma"], flag="srb" if is_mixed else "sr", strength=strengths.scale),
+        "gamma": Watched(
+            criterion=CRITERIA["bn_gamma"],
+            flag="srb" if is_mixed else "sr",
+            strength=strengths.scale,
+            rate=scale_rate,
+        ),
         "filter": Watched(
             criterion=CRITERIA["kernel_l1"], flag="src" if is_mixed else "sr", strength=strengths.kernel
         ),
@@ -112,7 +129,7 @@ class SparsityMonitor(Hook):
                 "strength": kind.strength,
                 "verdict": verdict.speed,
                 "reason": verdict.reason,
-                "next_strength": kind.strength * verdict.factor,
+                "next": kind.advised(verdict.factor),
                 "epochs": self.stats[name],
             }
             if self.is_plotting:
@@ -171,6 +188,7 @@ def _reach(schedule: Schedule, epoch: int) -> float:
 
 def verdict_line(verdict: Verdict, kind: Watched) -> str:
     """The verdict as advice."""
+    line = f"{verdict.speed}: {verdict.reason}"
     if verdict.factor == 1:
-        return f"{verdict.speed}: {verdict.reason}"
-    return f"{verdict.speed}: {verdict.reason}; try --{kind.flag} {kind.strength * verdict.factor:.2g}"
+        return line
+    return f"{line}; try " + " ".join(f"--{flag} {value:.2g}" for flag, value in kind.advised(verdict.factor).items())

@@ -72,7 +72,7 @@ def test_run_reports_shares_verdict_and_a_ridge(run: TrainResult) -> None:
     assert report["force"][0] == 0.0
     assert report["gamma"]["strength"] == 0.3
     assert report["gamma"]["verdict"] in ("too slow", "right", "too fast")
-    assert report["gamma"]["next_strength"] > 0
+    assert report["gamma"]["next"]["sr"] > 0
     assert (run.folder / "gamma_ridge.png").stat().st_size > 1000
     columns = {f"sparsity/gamma_{name}" for name in ("below_0.01", "below_0.001", "prunable", "at_aim")}
     assert columns <= rows_of(run)[0].keys()

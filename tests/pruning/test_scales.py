@@ -11,6 +11,7 @@ from pruning.allocation import Allocator
 from pruning.criteria import bn_gamma
 from pruning.graph import ChannelGraph
 from pruning.scales import ScaleStats, Verdict, judge
+from pruning.sparsity_monitor import Watched
 
 
 def stats_of(first: list[float], second: list[float], *, aim: float = 0.5) -> ScaleStats:
@@ -96,3 +97,20 @@ def test_scale_at_zero_long_before_the_end_asks_for_less_force() -> None:
 
 def test_training_without_force_is_judged_at_once() -> None:
     assert judge([1.0, 1.0], [0.0, 0.0], total_force=0.0, aim=0.5).speed == "too slow"
+
+
+@pytest.mark.parametrize(
+    ("rate", "factor", "advised"),
+    [
+        (1.0, 10.0, {"scale-rate": 10.0, "sr": 0.001}),
+        (1.0, 40.0, {"scale-rate": 20.0, "sr": 0.002}),
+        (30.0, 2.0, {"scale-rate": 30.0, "sr": 0.002}),
+        (20.0, 0.5, {"sr": 0.0005}),
+        (None, 10.0, {"sr": 0.01}),
+    ],
+)
+def test_advice_raises_the_rate_of_scales_before_the_strength(
+    rate: float | None, factor: float, advised: dict[str, float]
+) -> None:
+    kind = Watched(criterion=bn_gamma, flag="sr", strength=0.001, rate=rate)
+    assert kind.advised(factor) == pytest.approx(advised)
