@@ -163,6 +163,7 @@ def _slim(config: PruningBenchmark, variant: str, seed: int, *, teacher: Path) -
             epochs=config.dense_epochs - config.sparse_epochs,
             teacher=str(teacher) if config.distill else "",
             distill=config.distill,
+            scale_rate=config.scale_rate,
         ),
         run_finetuning,
     )

@@ -69,9 +69,7 @@ def measure(config: PeerBenchmark) -> None:
                 small = folder / CHECKPOINT_NAME
                 if not small.exists():
                     prune(folder)
-                tuning = settings_of(config, FinetuneConfig, seed, f"{folder.name}_finetuned", str(small))
-                epochs = config.dense_epochs - config.sparse_epochs
-                tuned = train_stage(replace(tuning, epochs=epochs, name=f"{folder.name}_finetuned"), run_finetuning)
+                tuned = train_stage(_tuning(config, folder, seed=seed), run_finetuning)
                 stage = f"{share:.0%} of MACs, "
                 rows.append(row_of(name, seed, stage + "pruned", small, splits, config))
                 rows.append(row_of(name, seed, stage + "fine-tuned", tuned / "weights/best.pt", splits, config))
@@ -87,6 +85,21 @@ def measure(config: PeerBenchmark) -> None:
         },
     )
     sys.stdout.write(f"{path.read_text()}written to {path}\n")
+
+
+def _tuning(config: PeerBenchmark, pruned: Path, *, seed: int) -> FinetuneConfig:
+    """Fine-tuning of what lies in a folder, the same for every way."""
+    settings = settings_of(
+        config,
+        FinetuneConfig,
+        seed,
+        f"{pruned.name}_finetuned",
+        str(pruned / CHECKPOINT_NAME),
+        epochs=config.dense_epochs - config.sparse_epochs,
+        scale_rate=config.scale_rate,
+    )
+    assert isinstance(settings, FinetuneConfig)
+    return settings
 
 
 def _starts(config: PeerBenchmark, seed: int, peer: Any) -> dict[str, Path]:

@@ -17,6 +17,7 @@ from models.detector import Detector, build_model
 from models.weights import WeightsFile, read_weights
 from pruning.distillation import DistillationHook, load_teacher
 from pruning.pipeline import check_agrees
+from pruning.scale_rate import ScaleRateHook
 from utils.datasets.config import load_data_config
 from utils.errors import CheckpointError, ConfigError, DataError
 
@@ -38,11 +39,14 @@ class FinetuneConfig(TrainConfig):
     project: str = "runs/finetune"  # where run folders are made
     teacher: str = ""  # dense checkpoint whose answers are learnt beside the labels (knowledge distillation)
     distill: float = 1.0  # weight of the teacher's answers; 0 is plain fine-tuning
+    scale_rate: float = 1.0  # learning rate of batch-norm scales, as a multiple: sparse training left them small
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.distill < float("inf"):
             raise ConfigError(f"--distill {self.distill}: expected 0 or a positive number, such as 1")
+        if not 0 < self.scale_rate < float("inf"):
+            raise ConfigError(f"--scale-rate {self.scale_rate}: expected a positive number, such as 1 or 20")
         if self.evolve:
             raise ConfigError("--evolve is not for fine-tuning; search hyper-parameters with train.py --weights")
 
@@ -62,19 +66,21 @@ def run_finetuning(config: FinetuneConfig) -> TrainResult | None:
         PruningError: `cfg` is another network than the weights.
         DataError: The data set has other classes than the weights.
     """
-    return run_training(config if config.resume else _checked(config), hooks=distillation_hooks)
+    return run_training(config if config.resume else _checked(config), hooks=finetuning_hooks)
 
 
-def distillation_hooks(model: Detector, config: TrainConfig, folder: Path) -> Sequence[Hook]:
-    """The teacher's hook, where there is a teacher."""
+def finetuning_hooks(model: Detector, config: TrainConfig, folder: Path) -> Sequence[Hook]:
+    """Faster scales and a teacher, where asked for."""
     assert isinstance(config, FinetuneConfig)
-    if not config.teacher:
-        return ()
-    if config.distill == 0:
+    hooks: list[Hook] = []
+    if config.scale_rate != 1:
+        hooks.append(ScaleRateHook(config.scale_rate))
+    if config.teacher and config.distill == 0:
         LOGGER.warning("--distill 0: the teacher is not used, this is plain fine-tuning")
-        return ()
-    teacher = load_teacher(config.teacher, spec=model.spec, names=_class_names(config))
-    return (DistillationHook(teacher, strength=config.distill),)
+    elif config.teacher:
+        teacher = load_teacher(config.teacher, spec=model.spec, names=_class_names(config))
+        hooks.append(DistillationHook(teacher, strength=config.distill))
+    return hooks
 
 
 def find_weights(name: str) -> Path:

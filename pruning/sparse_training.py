@@ -12,6 +12,7 @@ from engine.hooks import Hook
 from engine.run_result import TrainResult
 from engine.training import run_training
 from models.detector import Detector
+from pruning.scale_rate import ScaleRateHook
 from pruning.shortcuts import Shortcuts
 from pruning.sparsity import Sparsity, SparsityHook, Strengths, make_penalties
 from pruning.sparsity_monitor import SparsityMonitor, watched
@@ -84,7 +85,7 @@ def sparsity_hooks(model: Detector, config: TrainConfig, folder: Path) -> Sequen
         folder=folder,
         is_plotting=not config.noplots,
     )
-    return SparsityHook(penalties, scale_rate=config.scale_rate), monitor
+    return ScaleRateHook(config.scale_rate), SparsityHook(penalties), monitor
 
 
 def run_sparsity_training(config: SparsityConfig) -> TrainResult | None:

@@ -26,9 +26,6 @@ Sparsity = Literal["bn", "residual", "kernel", "mixed"]
 
 # A decaying strength ends at a tenth of its start.
 _DECAY = 0.9
-# Scales that fall make the statistics of all layers after them fall, and 0.03 of v5.0 follows too slowly: measured on
-# BCCD, mAP .02 with lagging statistics was .47 with those of the same weights. They settle within 5 steps with this.
-_NORM_MOMENTUM = 0.2
 # The branch of a shortcut is drawn to zero with more force than the rest.
 _BRANCH_FACTOR = 2.0
 
@@ -158,25 +155,14 @@ class SparsityHook(Hook):
     """Adds strength x sign to the gradients, once they are unscaled and reduced.
 
     Earlier, mixed precision's unscaling would divide the term away; later, the optimiser would not see it.
-    While it trains, batch-norm statistics follow faster; the momentum is no part of a checkpoint.
     """
 
-    def __init__(self, penalties: Sequence[Penalty], *, scale_rate: float = 1.0) -> None:
-        """Take what to draw, and by what factor all batch-norm scales learn faster."""
-        self.penalties, self.scale_rate = tuple(penalties), scale_rate
-
-    def before_training(self, trainer: Trainer) -> None:
-        """Let statistics follow the scales."""
-        for module in trainer.model.modules():
-            if isinstance(module, _BatchNorm):
-                module.momentum = _NORM_MOMENTUM
+    def __init__(self, penalties: Sequence[Penalty]) -> None:
+        self.penalties = tuple(penalties)
 
     @torch.no_grad()
     def gradients_ready(self, trainer: Trainer) -> None:
-        """Add the terms of this epoch; let scales move at their own rate."""
-        for group in trainer.optimizer.param_groups:
-            if group["name"] == "norm":
-                group["lr"] *= self.scale_rate  # the schedule sets it anew at every batch
+        """Add the terms of this epoch."""
         by_strength: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
         epoch, epochs = trainer.state.epoch, trainer.settings.epochs
         for penalty in self.penalties:

@@ -29,7 +29,7 @@ TRAIN_FLAGS = """
     --patience --project --quad --rect --resume --save-period --schedule --seed --single-cls --sync-bn --weights
     --workers
 """
-FINETUNE_FLAGS = " ".join(sorted([*TRAIN_FLAGS.split(), "--distill", "--teacher"]))
+FINETUNE_FLAGS = " ".join(sorted([*TRAIN_FLAGS.split(), "--distill", "--scale-rate", "--teacher"]))
 SPARSITY_FLAGS = " ".join(
     sorted(
         [

@@ -26,7 +26,7 @@ from models.detector import Detector, build_model
 from models.load import load_model
 from models.spec import ModelSpec
 from pruning.distillation import DistillationHook
-from pruning.finetune import FinetuneConfig, distillation_hooks, find_weights, run_finetuning
+from pruning.finetune import FinetuneConfig, find_weights, finetuning_hooks, run_finetuning
 from utils.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from utils.cli import run_script
 from utils.errors import CheckpointError, ConfigError, DataError, PruningError
@@ -139,8 +139,8 @@ def test_resumed_run_with_a_teacher_ends_with_bit_identical_weights(
     whole = finetuned(replace(config, name="whole"))
     with monkeypatch.context() as patched:
         patched.setattr(
-            "pruning.finetune.distillation_hooks",
-            lambda *given: [*distillation_hooks(*given), KillInSecondEpoch()],
+            "pruning.finetune.finetuning_hooks",
+            lambda *given: [*finetuning_hooks(*given), KillInSecondEpoch()],
         )
         with pytest.raises(Killed):
             run_finetuning(replace(config, name="killed"))
@@ -180,12 +180,12 @@ def test_teacher_draws_no_random_numbers_and_touches_no_statistics(
     watchers: list[Watcher] = []
 
     def watched(model: Detector, config: TrainConfig, folder: Path) -> list[Hook]:
-        (hook,) = distillation_hooks(model, config, folder)
+        (hook,) = finetuning_hooks(model, config, folder)
         assert isinstance(hook, DistillationHook)
         watchers.append(Watcher(hook))
         return [*watchers]
 
-    monkeypatch.setattr("pruning.finetune.distillation_hooks", watched)
+    monkeypatch.setattr("pruning.finetune.finetuning_hooks", watched)
     finetuned(with_teacher(tmp_path, epochs=1, multi_scale=True, amp="bf16"))
     assert watchers[0].is_untouched == [True, True, True]  # two steps and the end
 
@@ -294,7 +294,7 @@ class LossCurve(Hook):
 
 def curve_of(config: FinetuneConfig) -> list[float]:
     curve = LossCurve()
-    run_training(config, hooks=lambda *given: [*distillation_hooks(*given), curve])
+    run_training(config, hooks=lambda *given: [*finetuning_hooks(*given), curve])
     return curve.losses
 
 

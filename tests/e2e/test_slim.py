@@ -21,7 +21,7 @@ from engine.config import RESUME_LATEST
 from engine.hooks import Hook
 from engine.trainer import Trainer
 from models.load import load_model
-from pruning.finetune import distillation_hooks
+from pruning.finetune import finetuning_hooks
 from pruning.slim_config import SlimConfig
 from pruning.slimming import StageResult, run_slimming
 from utils.checkpoint import load_checkpoint
@@ -123,7 +123,7 @@ def test_resumed_run_repeats_no_stage_and_ends_with_the_same_weights(
     folder = place / "runs/killed"
     with monkeypatch.context() as patched:
         patched.setattr(
-            "pruning.finetune.distillation_hooks", lambda *given: [*distillation_hooks(*given), KillInSecondEpoch()]
+            "pruning.finetune.finetuning_hooks", lambda *given: [*finetuning_hooks(*given), KillInSecondEpoch()]
         )
         with pytest.raises(Killed):
             run_slimming(slim_config(place, name="killed"))

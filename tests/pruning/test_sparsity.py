@@ -20,6 +20,7 @@ from engine.trainer import Trainer
 from engine.training import run_training
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
+from pruning.scale_rate import ScaleRateHook
 from pruning.shortcuts import Shortcuts
 from pruning.sparsity import Penalty, Sparsity, SparsityHook, Strengths, decayed, make_penalties
 
@@ -178,7 +179,7 @@ def test_frozen_layers_stay_frozen() -> None:
 
 def test_scales_can_move_at_a_rate_of_their_own() -> None:
     trainer = trainer_at(0)
-    SparsityHook([], scale_rate=4.0).gradients_ready(trainer)
+    ScaleRateHook(4.0).gradients_ready(trainer)
     assert {group["name"]: group["lr"] for group in trainer.optimizer.param_groups} == {
         "norm": 2.0,
         "weight": 0.5,
