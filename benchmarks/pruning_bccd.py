@@ -77,23 +77,27 @@ def measure(config: PruningBenchmark) -> None:
     """Run what is missing, evaluate everything, write the report."""
     splits = splits_of(config)
     rows: list[Row] = []
+    scans: list[list[object]] = []
     for seed in config.seeds:
         dense = train_stage(settings_of(config, TrainConfig, seed, "dense", config.weights), run_training)
         rows.append(row_of("", seed, "dense", dense / "weights/best.pt", splits, config))
         for variant in config.variants:
             stages = _slim(config, variant, seed, teacher=dense / "weights/best.pt")
             rows += [row_of(variant, seed, stage, path, splits, config) for stage, path in stages.items()]
+            if not VARIANTS[variant][1].keys() & {"bn_percent", "conv_percent"}:
+                scans.append([variant, seed, *_scan(config, variant, seed, stages["sparse"])])
     label = f"_{config.label}" if config.label else ""
     path = write_report(
         f"pruning_bccd{label}",
         title=f"yolov5s on BCCD, {config.img_size} px: dense, sparse, pruned, fine-tuned",
-        body=_table(rows),
+        body=f"{_table(rows)}\n\nRight after cutting, at the percent that `prune.py --scan` recommends, on val:\n\n"
+        + table(["variant", "seed", "recommended percent", "mAP sparse", "mAP cut"], scans),
         facts={
             "epochs": f"dense {config.dense_epochs}; sparse {config.sparse_epochs} and fine-tuning "
             f"{config.dense_epochs - config.sparse_epochs}",
             "sparsity": json.dumps({name: training | cut for name, (training, cut) in VARIANTS.items()}),
             "strength": json.dumps(sparsity_of(config)),
-            "distillation": config.distill or "none",
+            "fine-tuning": f"--distill {config.distill} (teacher: dense) --scale-rate {config.scale_rate}",
             "all trainings": f"batch {config.batch_size}, {Path(config.hyp).name}, --close-mosaic "
             f"{config.close_mosaic} in dense and fine-tuning",
             "mAP": "of best.pt for dense and fine-tuned, of last.pt for sparse, in float32",
@@ -168,6 +172,27 @@ def _slim(config: PruningBenchmark, variant: str, seed: int, *, teacher: Path) -
         run_finetuning,
     )
     return {"sparse": last, "pruned": small, "fine-tuned": tuned / "weights/best.pt"}
+
+
+def _scan(config: PruningBenchmark, variant: str, seed: int, sparse: Path) -> list[str]:
+    """What a scan recommends, and mAP before and after that cut."""
+    folder = Path(config.project) / f"{variant}_scan_seed{seed}"
+    cut = {name: value for name, value in VARIANTS[variant][1].items() if name != "percent"}
+    if not (folder / "result.json").exists():
+        run_pruning(
+            PruneConfig(
+                weights=str(sparse),
+                scan=True,
+                data=DATA,
+                img_size=config.img_size,
+                project=str(folder.parent),
+                name=folder.name,
+                exist_ok=True,
+                **cut,
+            )
+        )
+    result = json.loads((folder / "result.json").read_text())
+    return [f"{result['scan']['recommended']:.3f}"] + [f"{result[when]['AP']:.3f}" for when in ("before", "after")]
 
 
 def settings_of(config: PruningBenchmark, kind: type[Any], seed: int, name: str, weights: str, **values: Any) -> Any:

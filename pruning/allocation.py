@@ -160,13 +160,14 @@ class Allocator:
         return self._without(high, threshold=threshold)
 
     def _leave_inputs(self, dropped: IntArray) -> IntArray:
-        """Bring back the best channel of a layer that would otherwise read or make none.
+        """Bring back the best channel of a layer, or of a slice, that would otherwise be left with none.
 
-        Only where a layer reads a part of another's channels: the whole of them never goes.
+        Only where something reads a part of a layer's channels: the whole of them never goes.
         """
-        for layer in self.graph.layers.values():
-            for ids in (layer.input_ids, layer.output_ids):
-                if len(ids) and np.isin(ids, dropped).all():
-                    best = ids[np.argmax(self.importance[ids])]
-                    dropped = dropped[dropped != best]
+        needed = [ids for layer in self.graph.layers.values() for ids in (layer.input_ids, layer.output_ids)]
+        needed += [ids for part in self.graph.parts for ids in part.output_ids]
+        for ids in needed:
+            if len(ids) and np.isin(ids, dropped).all():
+                best = ids[np.argmax(self.importance[ids])]
+                dropped = dropped[dropped != best]
         return dropped

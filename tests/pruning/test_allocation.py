@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_networks import Program, RandomNetwork, programs
-from torch import nn
+from torch import Tensor, nn
 
 from pruning.allocation import Allocator, ranked_ids
 from pruning.channel_ids import FloatArray, IntArray
@@ -216,3 +216,22 @@ def test_cost_target_is_reached_wherever_it_can_be(program: Program, seed: int, 
     scores = np.sort(allocator.importance[allocator.candidates])
     fewer = scores[scores < allocation.threshold]
     assert not len(fewer) or cost.macs(allocator.at(fewer[-1]).dropped) > target
+
+
+def test_both_halves_of_a_split_keep_a_channel() -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(1, 4, 1)
+            self.left, self.right = nn.Conv2d(2, 1, 1), nn.Conv2d(2, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = torch.split(self.first(x), [2, 2], 1)
+            return self.left(left) + self.right(right)
+
+    graph = ChannelGraph.of(Halves(), image_chw=(1, 4, 4))
+    ids = graph.layers["first"].output_ids
+    importance = np.full(int(max(graph.layers["left"].output_ids.max(), ids.max())) + 1, np.nan)
+    importance[ids] = [1.0, 2.0, 8.0, 9.0]
+    allocation = Allocator(graph=graph, importance=importance, candidates=ids).at(8.5)
+    assert sorted(allocation.dropped.tolist()) == sorted([ids[0], ids[2]])
