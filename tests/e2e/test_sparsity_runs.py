@@ -101,7 +101,8 @@ def test_every_epoch_tells_the_verdict(tmp_path: Path, caplog: pytest.LogCapture
     lines = [record.getMessage() for record in caplog.records if "of channels below 1e-2" in record.getMessage()]
     assert [line.split(":")[0] for line in lines] == ["gamma", "filter"] * 2
     assert "too slow" in lines[-2]
-    assert "; try --srb " in lines[-2]
+    assert "; try --scale-rate " in lines[-2]
+    assert " --srb " in lines[-2]
     assert "; try --src " in lines[-1]
 
 
@@ -156,7 +157,7 @@ def test_every_way_of_sparsity_training_gives_finite_weights(tmp_path: Path, set
 
 def test_network_with_layers_without_batch_norm_can_be_watched(tmp_path: Path) -> None:
     model = build_model(ModelSpec.from_yaml("yolov5s-mobilenetv3-small-075", num_classes=3))
-    _, monitor = sparsity_hooks(model, sparse_config(tmp_path, sr=1e-3), tmp_path)
+    *_, monitor = sparsity_hooks(model, sparse_config(tmp_path, sr=1e-3), tmp_path)
     assert isinstance(monitor, SparsityMonitor)
     unused: Any = None
     monitor.before_training(unused)
