@@ -23,7 +23,7 @@ from models.detector import Detector, build_model
 from models.spec import ModelSpec
 from pruning.planning import Planner
 from pruning.prune_config import PruneConfig
-from pruning.surgery import apply_plan
+from pruning.surgery import cut
 from utils.cli import run_script
 from utils.complexity import count_parameters
 from utils.errors import ConfigError
@@ -48,7 +48,7 @@ def measure(config: SpeedConfig) -> None:
     model = build_model(ModelSpec.from_yaml(config.cfg, num_classes=80)).eval()
     scale_randomly_(model)
     ways: dict[str, Callable[[Detector], Detector]] = {
-        "ours: ChannelGraph, Planner, apply_plan": lambda network: _ours(network, config),
+        "ours: ChannelGraph, Planner, cut": lambda network: _ours(network, config),
         f"torch-pruning {version('torch-pruning')}: BNScalePruner": lambda network: _theirs(network, config, peer),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -92,7 +92,9 @@ def scale_randomly_(model: Detector) -> None:
 
 def _ours(model: Detector, config: SpeedConfig) -> Detector:
     planner = Planner.of(model, PruneConfig(weights="in memory", percent=config.percent, shortcuts="tied"))
-    pruned = apply_plan(model, planner.plan(planner.allocate()))
+    allocation = planner.allocate()
+    planner.plan(allocation)
+    pruned = cut(planner.model, planner.graph, allocation.dropped)
     assert isinstance(pruned, Detector)
     return pruned
 

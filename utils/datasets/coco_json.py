@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +171,9 @@ def _row(
         raise DataError(f"{which} has the unknown category_id {category_id!r}; remove it or add the category")
     is_box = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
     if not is_box or not all(abs(v) <= _LARGEST for v in box):  # false for NaN, too
-        raise DataError(f"{which} has the bbox {box!r}, expected four finite numbers (left, top, width, height)")
+        raise DataError(
+            f"{which} has the bbox {reprlib.repr(box)}, expected four finite numbers (left, top, width, height)"
+        )
     height, width = sizes[image_id]
     left, top, w, h = box
     row = [class_of[category_id], (left + w / 2) / width, (top + h / 2) / height, w / width, h / height]
