@@ -169,9 +169,10 @@ def test_protected_layers_tied_shortcuts_and_least_widths_are_honoured(place: Pl
     widths = run_pruning(PruneConfig(**settings_of(place, target="params=45%", step=60, **limits))).report.widths
     assert widths["model.4.conv"] == (32, 32)
     assert min(after for _, after in widths.values()) >= 3
-    # What an addition joins stays equally wide, and was cut.
-    joined = [widths[f"model.5.{name}.conv"][1] for name in ("cv1", "m.0.cv2")]
-    assert joined[0] == joined[1] < 16
+    # What an addition joins stays equally wide, and may be cut.
+    joined = [[widths[f"model.{c3}.{name}.conv"] for name in ("cv1", "m.0.cv2")] for c3 in (3, 5)]
+    assert all(first == second for first, second in joined)
+    assert any(after < before for (before, after), _ in joined)
 
 
 def arguments(place: Place, *extra: str) -> list[str]:
