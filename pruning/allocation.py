@@ -19,6 +19,13 @@ def ranked_ids(candidates: IntArray, importance: FloatArray) -> IntArray:
     return candidates[~np.isnan(importance[candidates])]
 
 
+def ranks_among(candidates: IntArray, importance: FloatArray) -> FloatArray:
+    """The place of each candidate (n,) among them, least important first, equal ones by id: (num_ids,), else NaN."""
+    ranks = np.full(len(importance), np.nan)
+    ranks[candidates[np.argsort(importance[candidates], kind="stable")]] = np.arange(len(candidates))
+    return ranks
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limit:
     """The highest threshold that leaves every layer a channel, and the share of candidates below it."""
@@ -81,6 +88,12 @@ class Allocator:
         return self.candidates[np.argsort(self.importance[self.candidates], kind="stable")]
 
     @cached_property
+    def _values(self) -> FloatArray:
+        """Importance of the candidates in that order."""
+        values: FloatArray = self.importance[self._order]
+        return values
+
+    @cached_property
     def _groups(self) -> tuple[tuple[IntArray, IntArray, int], ...]:
         """For candidates that share their makers: ids, places in the order, and channels of these makers."""
         places = np.full(len(self.importance), -1, dtype=np.int64)
@@ -109,13 +122,11 @@ class Allocator:
         """
         if not 0 <= percent < 1:
             raise ConfigError(f"--percent {percent}: expected a share from 0 up to, not including, 1, such as 0.5")
-        values = np.sort(self.importance[self.candidates])
-        return float(values[int(percent * len(values))])
+        return float(self._values[int(percent * len(self._values))])
 
     def at(self, threshold: float) -> Allocation:
         """Drop what lies below the threshold, then mend widths."""
-        values = self.importance[self._order]
-        return self._without(int(np.searchsorted(values, threshold, side="left")), threshold=threshold)
+        return self._without(int(np.searchsorted(self._values, threshold, side="left")), threshold=threshold)
 
     def _without(self, count: int, *, threshold: float) -> Allocation:
         """Drop the `count` least important candidates, then mend widths."""
@@ -142,7 +153,7 @@ class Allocator:
         Raises:
             PruningError: Not even the smallest network reaches it.
         """
-        values = self.importance[self._order]
+        values = self._values
         smallest = cost(self._without(len(values), threshold=float("inf")).dropped)
         if smallest > target:
             raise PruningError(

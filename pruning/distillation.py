@@ -18,6 +18,7 @@ from models.detector import Detector
 from models.fuse import fuse
 from models.load import load_model
 from models.spec import ModelSpec
+from utils.complexity import count_parameters
 from utils.errors import ConfigError
 
 LOGGER = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ class DistillationHook(Hook):
         self.teacher = self.teacher.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = DistillationLoss(trainer.loss, device=device)
         self._sums = self._sums.to(device)
-        sizes = [sum(p.numel() for p in model.parameters()) / 1e6 for model in (self.teacher, trainer.model)]
+        sizes = [count_parameters(model) / 1e6 for model in (self.teacher, trainer.model)]
         LOGGER.info(
             "distillation: teacher of %.2f M parameters, student of %.2f M, strength %g", *sizes, self.strength
         )

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
-from pruning.allocation import Allocator
+from pruning.allocation import Allocator, ranks_among
 from pruning.channel_ids import FloatArray, IntArray
 from pruning.cost import ChannelCost
 from pruning.criteria import num_ids
@@ -218,18 +218,12 @@ def _allocator(
     candidates = free_ids(model, graph, shortcuts=settings.shortcuts, protect=settings.protect)
     return Allocator(
         graph=graph,
-        importance=_ranks(importance, candidates),
+        # Channels that never fire are all 0, and a step takes some of them.
+        importance=ranks_among(candidates, importance),
         candidates=candidates,
         rounding=settings.rounding,
         min_channels=settings.min_channels,
     )
-
-
-def _ranks(importance: FloatArray, candidates: IntArray) -> FloatArray:
-    """The place of each candidate among them; channels that never fire are all 0, and a step takes some of them."""
-    ranks = np.full(len(importance), np.nan)
-    ranks[candidates[np.argsort(importance[candidates], kind="stable")]] = np.arange(len(candidates))
-    return ranks
 
 
 def _lowest(allocator: Allocator, amounts: AmountsFn, *, settings: IterativeSettings, goal: float) -> IntArray:

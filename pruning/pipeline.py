@@ -17,6 +17,7 @@ from engine.measure import Measure
 from models.detector import Detector, build_model
 from models.load import LoadedModel, load_model
 from models.spec import ModelSpec
+from pruning.allocation import Allocation
 from pruning.graph import ChannelGraph
 from pruning.iterative_run import ROUND_NAME, SavedRound, prune_in_rounds
 from pruning.plan import PruningPlan
@@ -24,7 +25,7 @@ from pruning.planning import Planner
 from pruning.prune_config import PruneConfig
 from pruning.report import NetworkSize, SurgeryReport
 from pruning.scan import Scan, scan
-from pruning.surgery import apply_plan
+from pruning.surgery import apply_plan, cut
 from utils.checkpoint import Checkpoint, save_checkpoint
 from utils.device import select_device
 from utils.errors import PruningError
@@ -107,8 +108,16 @@ def _pruned(
         rounds = prune_in_rounds(loaded, config, saved=saved)
         report = SurgeryReport(before=before, after=NetworkSize.of(rounds.model, config.image_chw))
         return PruneResult(model=rounds.model, plan=rounds.plan, report=report, folder=rounds.folder)
-    plan, found = _plan(loaded.model, config, measure)
-    pruned = apply_plan(loaded.model, plan, carry=config.constants)
+    found: Scan | None = None
+    if config.plan:
+        _warn_of_ignored(config)
+        plan = PruningPlan.load(Path(config.plan))
+        pruned = apply_plan(loaded.model, plan, carry=config.constants)
+    else:
+        planner, allocation, found = _allocate(loaded.model, config, measure)
+        plan = planner.plan(allocation)
+        # The planner has removed bottlenecks and traced the network: no need to do it again.
+        pruned = cut(planner.model, planner.graph, allocation.dropped, carry=config.constants)
     assert isinstance(pruned, Detector)
     report = SurgeryReport(before=before, after=NetworkSize.of(pruned, config.image_chw))
     return PruneResult(model=pruned, plan=plan, report=report, scan=found)
@@ -146,11 +155,10 @@ def _measure(config: PruneConfig) -> Measure:
     )
 
 
-def _plan(model: Detector, config: PruneConfig, measure: Measure | None) -> tuple[PruningPlan, Scan | None]:
-    """The plan, and the scan that led to it."""
-    if config.plan:
-        _warn_of_ignored(config)
-        return PruningPlan.load(Path(config.plan)), None
+def _allocate(
+    model: Detector, config: PruneConfig, measure: Measure | None
+) -> tuple[Planner, Allocation, Scan | None]:
+    """What goes, who decided it, and the scan that led to it."""
     planner, found = Planner.of(model, config), None
     if config.scan:
         assert measure is not None
@@ -160,7 +168,7 @@ def _plan(model: Detector, config: PruneConfig, measure: Measure | None) -> tupl
             planner = replace(planner, config=replace(config, percent=found.recommended))
     allocation = planner.allocate()
     LOGGER.info("%s", planner.describe(allocation))
-    return planner.plan(allocation), found
+    return planner, allocation, found
 
 
 def _warn_of_ignored(config: PruneConfig) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from models.detector import Detector
-from pruning.allocation import Allocation, Allocator, ranked_ids
+from pruning.allocation import Allocation, Allocator, ranked_ids, ranks_among
 from pruning.bottlenecks import drop_bottlenecks
 from pruning.channel_ids import FloatArray, IntArray
 from pruning.cost import ChannelCost
@@ -229,8 +229,7 @@ def _least_margin(criteria: Sequence[tuple[FloatArray, float]], candidates: IntA
     """
     least = np.full(len(criteria[0][0]), np.nan)
     for importance, share in criteria:
-        ranks = np.empty(len(candidates))
-        ranks[np.argsort(importance[candidates], kind="stable")] = np.arange(len(candidates))
+        ranks = ranks_among(candidates, importance)[candidates]
         margins = (ranks - int(share * len(candidates))) / len(candidates)
         least[candidates] = np.fmin(least[candidates], margins)
     return least

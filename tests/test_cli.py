@@ -66,6 +66,17 @@ DETECT_FLAGS = """
 """
 
 
+FROZEN = [
+    (TrainConfig, TRAIN_FLAGS),
+    (SparsityConfig, SPARSITY_FLAGS),
+    (PruneConfig, PRUNE_FLAGS),
+    (FinetuneConfig, FINETUNE_FLAGS),
+    (SlimConfig, SLIM_FLAGS),
+    (ValConfig, VAL_FLAGS),
+    (DetectConfig, DETECT_FLAGS),
+]
+
+
 def flags_of(config_type: type[Any]) -> list[str]:
     """Every spelling of every flag of a configuration."""
     hints = get_type_hints(config_type, include_extras=True)
@@ -87,34 +98,12 @@ def parsed(config_type: type[Any], line: str) -> Any:
     return parse(config_type, line.split(), bare=BARE)
 
 
-@pytest.mark.parametrize(
-    ("config_type", "frozen"),
-    [
-        (TrainConfig, TRAIN_FLAGS),
-        (SparsityConfig, SPARSITY_FLAGS),
-        (PruneConfig, PRUNE_FLAGS),
-        (FinetuneConfig, FINETUNE_FLAGS),
-        (SlimConfig, SLIM_FLAGS),
-        (ValConfig, VAL_FLAGS),
-        (DetectConfig, DETECT_FLAGS),
-    ],
-)
+@pytest.mark.parametrize(("config_type", "frozen"), FROZEN)
 def test_flags_are_the_frozen_ones(config_type: type[Any], frozen: str) -> None:
     assert flags_of(config_type) == frozen.split()
 
 
-@pytest.mark.parametrize(
-    ("config_type", "frozen"),
-    [
-        (TrainConfig, TRAIN_FLAGS),
-        (SparsityConfig, SPARSITY_FLAGS),
-        (PruneConfig, PRUNE_FLAGS),
-        (FinetuneConfig, FINETUNE_FLAGS),
-        (SlimConfig, SLIM_FLAGS),
-        (ValConfig, VAL_FLAGS),
-        (DetectConfig, DETECT_FLAGS),
-    ],
-)
+@pytest.mark.parametrize(("config_type", "frozen"), FROZEN)
 def test_help_shows_every_flag(
     config_type: type[Any], frozen: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
