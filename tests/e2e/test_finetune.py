@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
+from interruption import KillAfter, Killed, assert_same_weights
 from tiny import TINY_CFG, tiny_config
 from torch import Tensor
 
@@ -66,12 +67,6 @@ def finetuned(config: FinetuneConfig) -> TrainResult:
     return result
 
 
-def assert_same_weights(first: Path, second: Path) -> None:
-    one, two = load_checkpoint(first).best_weights, load_checkpoint(second).best_weights
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
-
-
 def column(result: TrainResult, name: str) -> list[float]:
     with (result.folder / "results.csv").open() as file:
         return [float(row[name]) for row in csv.DictReader(file)]
@@ -120,18 +115,6 @@ def test_strength_zero_is_train_py_to_the_bit(tmp_path: Path, caplog: pytest.Log
     assert "the teacher is not used" in caplog.text
 
 
-class Killed(BaseException):
-    """Stands for kill -9: nothing after it runs."""
-
-
-class KillInSecondEpoch(Hook):
-    """Ends the run after some of the epoch's steps."""
-
-    def weights_updated(self, trainer: Trainer) -> None:
-        if trainer.state.epoch == 1:
-            raise Killed
-
-
 def test_resumed_run_with_a_teacher_ends_with_bit_identical_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,7 +123,7 @@ def test_resumed_run_with_a_teacher_ends_with_bit_identical_weights(
     with monkeypatch.context() as patched:
         patched.setattr(
             "pruning.finetune.finetuning_hooks",
-            lambda *given: [*finetuning_hooks(*given), KillInSecondEpoch()],
+            lambda *given: [*finetuning_hooks(*given), KillAfter(1)],
         )
         with pytest.raises(Killed):
             run_finetuning(replace(config, name="killed"))

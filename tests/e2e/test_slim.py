@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
+from interruption import KillAfter, Killed, assert_same_weights
 from refusal import make_place, refusal
 from tiny import tiny_config
 
 from engine.config import RESUME_LATEST
-from engine.hooks import Hook
-from engine.trainer import Trainer
 from models.load import load_model
 from pruning.finetune import finetuning_hooks
 from pruning.slim_config import SlimConfig
@@ -38,12 +37,6 @@ def slim_config(folder: Path, **settings: Any) -> SlimConfig:
     values = {field.name: getattr(plain, field.name) for field in fields(plain)}
     own = {"epochs": 1, "finetune_epochs": 2, "rounds": 2, "target": "params=40%", "round": "none", "distill": 1.0}
     return SlimConfig(**{**values, **own, "sr": 0.3, **settings})
-
-
-def assert_same_weights(first: Path, second: Path) -> None:
-    one, two = load_checkpoint(first).best_weights, load_checkpoint(second).best_weights
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.fixture(scope="module")
@@ -101,18 +94,6 @@ def test_later_rounds_keep_anchors_and_names_and_start_from_the_round_before(
     assert config["weights"] == str(place / "runs/exp/round1/finetune/weights/best.pt")
 
 
-class Killed(BaseException):
-    """Stands for kill -9: nothing after it runs."""
-
-
-class KillInSecondEpoch(Hook):
-    """Ends the run after some of the epoch's steps."""
-
-    def weights_updated(self, trainer: Trainer) -> None:
-        if trainer.state.epoch == 1:
-            raise Killed
-
-
 def written_at(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
@@ -122,9 +103,7 @@ def test_resumed_run_repeats_no_stage_and_ends_with_the_same_weights(
 ) -> None:
     folder = place / "runs/killed"
     with monkeypatch.context() as patched:
-        patched.setattr(
-            "pruning.finetune.finetuning_hooks", lambda *given: [*finetuning_hooks(*given), KillInSecondEpoch()]
-        )
+        patched.setattr("pruning.finetune.finetuning_hooks", lambda *given: [*finetuning_hooks(*given), KillAfter(1)])
         with pytest.raises(Killed):
             run_slimming(slim_config(place, name="killed"))
     assert not (folder / "result.json").exists()

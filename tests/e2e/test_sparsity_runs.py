@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
+from interruption import KillAfter, Killed, assert_same_weights
 from refusal import make_place, refusal
 from tiny import tiny_config
 from torch import nn
@@ -44,12 +45,6 @@ def trained(config: SparsityConfig) -> TrainResult:
     result = run_sparsity_training(config)
     assert result is not None
     return result
-
-
-def assert_same_weights(first: Path, second: Path) -> None:
-    one, two = load_checkpoint(first).best_weights, load_checkpoint(second).best_weights
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def rows_of(result: TrainResult) -> list[dict[str, str]]:
@@ -118,18 +113,6 @@ def test_strength_zero_is_train_py_to_the_bit(
     assert not (zero.folder / "sparsity.json").exists()
 
 
-class Killed(BaseException):
-    """Stands for kill -9: nothing after it runs."""
-
-
-class KillInSecondEpoch(Hook):
-    """Ends the run after some of the epoch's steps."""
-
-    def weights_updated(self, trainer: Trainer) -> None:
-        if trainer.state.epoch == 1:
-            raise Killed
-
-
 def test_resumed_run_ends_with_the_same_weights_and_the_whole_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +120,7 @@ def test_resumed_run_ends_with_the_same_weights_and_the_whole_report(
     whole = trained(replace(config, name="whole"))
     with monkeypatch.context() as patched:
         patched.setattr(
-            "pruning.sparse_training.sparsity_hooks", lambda *given: [*sparsity_hooks(*given), KillInSecondEpoch()]
+            "pruning.sparse_training.sparsity_hooks", lambda *given: [*sparsity_hooks(*given), KillAfter(1)]
         )
         with pytest.raises(Killed):
             run_sparsity_training(replace(config, name="killed"))

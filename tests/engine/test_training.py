@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from interruption import KillAfter, Killed, assert_same_weights
 from tiny import tiny_config, tiny_data
 from torch import Tensor
 
@@ -23,29 +24,8 @@ from utils.checkpoint import load_checkpoint
 from utils.errors import CheckpointError, ConfigError, TrainingError
 
 
-class Killed(BaseException):
-    """Stands for kill -9: nothing after it runs."""
-
-
-class KillAfter(Hook):
-    """Ends the process in the given epoch, after some of its steps."""
-
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def weights_updated(self, trainer: Trainer) -> None:
-        if trainer.state.epoch == self.epoch:
-            raise Killed
-
-
 def weights_of(path: Path) -> dict[str, Tensor]:
     return load_checkpoint(path).best_weights
-
-
-def assert_same_weights(first: Path, second: Path) -> None:
-    one, two = weights_of(first), weights_of(second)
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_run_folder_holds_checkpoints_result_and_curves(tmp_path: Path) -> None:
