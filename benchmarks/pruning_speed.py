@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -28,7 +29,7 @@ from utils.cli import run_script
 from utils.complexity import count_parameters
 from utils.errors import ConfigError
 
-# Small, since torch-pruning runs the network to trace it: what is fastest for it.
+# Side of the image that torch-pruning runs the network on to trace it: small is fastest for it.
 _SIZE = 64
 
 
@@ -39,6 +40,7 @@ class SpeedConfig:
     cfg: str = "yolov5x.yaml"
     rounds: int = 3  # each runs both
     percent: float = 0.5
+    peer_sizes: tuple[int, ...] = (_SIZE, 640)  # of the image that torch-pruning runs the network on
 
 
 def measure(config: SpeedConfig) -> None:
@@ -49,13 +51,16 @@ def measure(config: SpeedConfig) -> None:
     scale_randomly_(model)
     ways: dict[str, Callable[[Detector], Detector]] = {
         "ours: ChannelGraph, Planner, cut": lambda network: _ours(network, config),
-        f"torch-pruning {version('torch-pruning')}: BNScalePruner": lambda network: _theirs(network, config, peer),
     }
+    for size in config.peer_sizes:
+        ways[f"torch-pruning {version('torch-pruning')}: BNScalePruner, traced at {size} px"] = partial(
+            _theirs, config=config, peer=peer, size=size
+        )
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     parameters: dict[str, int] = {}
     for _ in range(config.rounds):
-        copies = [model, copy.deepcopy(model)]
-        for (name, prune), network in zip(ways.items(), copies, strict=True):
+        for name, prune in ways.items():
+            network = copy.deepcopy(model)
             started = time.perf_counter()
             pruned = prune(network)
             seconds[name].append(time.perf_counter() - started)
@@ -64,15 +69,15 @@ def measure(config: SpeedConfig) -> None:
         [name, f"{times[0]:.2f}", f"{statistics.median(times[1:] or times):.2f}", f"{parameters[name] / 1e6:.2f}"]
         for name, times in seconds.items()
     ]
-    ours, theirs = (statistics.median(times[1:] or times) for times in seconds.values())
-    first = [times[0] for times in seconds.values()]
+    ours, *theirs = (statistics.median(times[1:] or times) for times in seconds.values())
+    first, *their_first = (times[0] for times in seconds.values())
     path = write_report(
         "pruning_speed",
         title=f"From {config.cfg} to its pruned form",
         body=table(["way", "first time, s", "median of the others, s", "parameters left, M"], rows),
         facts={
-            "ratio": f"torch-pruning takes {theirs / ours:.1f} times as long; the first time in a process, "
-            f"{first[1] / first[0]:.1f} times",
+            "ratio": f"torch-pruning takes {_times(theirs, ours)} times as long; the first time in a process, "
+            f"{_times(their_first, first)} times",
             "network": f"{config.cfg}, 80 classes, {count_parameters(model) / 1e6:.1f} M parameters, random weights",
             "how": f"one thread, in turns, {config.rounds} rounds; ours includes making the new network with its "
             "spec and carrying constants; torch-pruning works in place, so the copy it needs is not counted",
@@ -99,17 +104,22 @@ def _ours(model: Detector, config: SpeedConfig) -> Detector:
     return pruned
 
 
-def _theirs(model: Detector, config: SpeedConfig, peer: Any) -> Detector:
-    return prune_with_torch_pruning(model, peer, ratio=config.percent, importance=peer.importance.BNScaleImportance())
+def _theirs(model: Detector, config: SpeedConfig, peer: Any, size: int) -> Detector:
+    importance = peer.importance.BNScaleImportance()
+    return prune_with_torch_pruning(model, peer, ratio=config.percent, importance=importance, size=size)
+
+
+def _times(theirs: list[float], ours: float) -> str:
+    return " and ".join(f"{seconds / ours:.1f}" for seconds in theirs)
 
 
 def prune_with_torch_pruning(
-    model: Detector, peer: Any, *, ratio: float, importance: Any, is_global: bool = True
+    model: Detector, peer: Any, *, ratio: float, importance: Any, is_global: bool = True, size: int = _SIZE
 ) -> Detector:
     """Prune in place with torch-pruning's pruner for batch-norm scales; the head's outputs stay."""
     pruner = peer.pruner.BNScalePruner(
         model,
-        torch.zeros(1, 3, _SIZE, _SIZE),
+        torch.zeros(1, 3, size, size),
         importance=importance,
         global_pruning=is_global,
         pruning_ratio=ratio,

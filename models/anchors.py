@@ -48,5 +48,5 @@ def check_anchors(anchors: Any, *, num_heads: int) -> None:
 
 def anchors_in_cells(anchors: Anchors, strides: Sequence[int]) -> Tensor:
     """Rows of pixels to (heads, A, 2) in cells of each head."""
-    pixels = torch.tensor(anchors, dtype=torch.float32).view(len(anchors), -1, 2)
-    return pixels / torch.tensor(strides, dtype=torch.float32).view(-1, 1, 1)
+    cells = [[size / stride for size in row] for row, stride in zip(anchors, strides, strict=True)]
+    return torch.tensor(cells, dtype=torch.float32).view(len(anchors), -1, 2)

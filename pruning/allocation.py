@@ -177,8 +177,9 @@ class Allocator:
         """
         needed = [ids for layer in self.graph.layers.values() for ids in (layer.input_ids, layer.output_ids)]
         needed += [ids for part in self.graph.parts for ids in part.output_ids]
+        gone = np.zeros(len(self.importance), dtype=bool)
+        gone[dropped] = True
         for ids in needed:
-            if len(ids) and np.isin(ids, dropped).all():
-                best = ids[np.argmax(self.importance[ids])]
-                dropped = dropped[dropped != best]
-        return dropped
+            if len(ids) and gone[ids].all():
+                gone[ids[np.argmax(self.importance[ids])]] = False
+        return np.flatnonzero(gone)

@@ -167,8 +167,10 @@ def _constants(values: Tensor, gone: IntArray, *, num_channels: int) -> Tensor:
 
 def _shift_of(weight: Tensor, constants: Tensor) -> Tensor:
     """What constant inputs (C_in,) add to each output of a layer (C_out,), float64 on the CPU."""
-    summed = weight.detach().flatten(2).sum(2) if weight.ndim > 2 else weight.detach()
-    return summed.double().cpu() @ constants
+    inputs = constants.nonzero().flatten()
+    read = weight.detach().index_select(1, inputs.to(weight.device))
+    summed = read.flatten(2).sum(2) if read.ndim > 2 else read
+    return summed.double().cpu() @ constants[inputs]
 
 
 def _add_(tensor: Tensor, values: Tensor) -> None:

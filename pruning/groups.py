@@ -63,8 +63,8 @@ def channel_groups(layers: Mapping[str, LayerChannels], protected: Mapping[int, 
     order = {name: index for index, name in enumerate(layers)}
 
     def listing(layers_by_id: Mapping[int, tuple[str, ...]], ids: Iterable[int]) -> tuple[str, ...]:
-        names = {name for channel in ids for name in layers_by_id.get(channel, ())}
-        return tuple(sorted(names, key=order.__getitem__))
+        distinct = {layers_by_id.get(channel, ()) for channel in ids}
+        return tuple(sorted({name for names in distinct for name in names}, key=order.__getitem__))
 
     return tuple(
         ChannelGroup(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from models.conv import Conv
 from models.detector import Detector, build_model
@@ -66,7 +68,7 @@ def rebuilt(
         PruningError: `like` is not the network that its own description tells.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NoInitialisation():
             detector = build_model(spec)
         detector.load_state_dict(tensors, strict=True, assign=True)
     except (ConfigError, RuntimeError) as error:
@@ -82,6 +84,16 @@ def rebuilt(
     for name, parameter in detector.named_parameters():
         parameter.requires_grad_(like.get_parameter(origin(name)).requires_grad)
     return detector
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Layers are made without drawing their numbers."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Leave a tensor as it is where `torch.nn.init` would fill it."""
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _follows(model: Detector, layer: LayerChannels) -> bool:
