@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= passive
 .PHONY: setup test lint demo clean
 
 setup: .venv/installed
-.venv/installed: requirements.txt requirements-dev.txt
+.venv/installed: requirements.txt requirements-export.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than 3.11; run: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 2; }
 	$(PYTHON) -m venv .venv

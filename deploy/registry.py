@@ -8,14 +8,23 @@ from typing import TypeAlias
 
 import torch
 
+from deploy.ncnn_runtime import FORMAT as NCNN_FORMAT
+from deploy.ncnn_runtime import load_ncnn
+from deploy.onnx import load_onnx
 from deploy.pytorch import load_pytorch
 from deploy.runtime import RuntimeModel
+from deploy.torchscript import load_torchscript
 from utils.errors import CheckpointError, ConfigError
 
 RuntimeLoader: TypeAlias = Callable[..., RuntimeModel]
 
 # By the end of the artefact's name: a suffix of a file, or the ending of a folder's name.
-RUNTIMES: dict[str, RuntimeLoader] = {".pt": load_pytorch}
+RUNTIMES: dict[str, RuntimeLoader] = {
+    ".pt": load_pytorch,
+    ".onnx": load_onnx,
+    NCNN_FORMAT: load_ncnn,
+    ".torchscript": load_torchscript,
+}
 
 
 def load_runtime(path: str | Path, *, device: torch.device, half: bool = False) -> RuntimeModel:

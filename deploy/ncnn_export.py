@@ -1,0 +1,91 @@
+"""Export to ncnn: a folder with the network, what it says of itself, and how to run it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from deploy.artefact_folder import replaced_folder
+from deploy.metadata import METADATA_NAME, ExportMetadata, ExportSettings
+from deploy.ncnn_param import read_param
+from deploy.ncnn_readme import ncnn_readme
+from deploy.ncnn_runtime import BIN_NAME, FORMAT, PARAM_NAME, load_ncnn
+from deploy.packages import optional_package
+from deploy.pnnx import convert_to_ncnn
+from deploy.prepare import ready_for_export
+from models.detector import Detector
+from utils.errors import ConfigError
+
+# Attention is written with the number of cells of the traced image; every other layer follows its input.
+_BOUND_TO_SIZE = "Reshape"
+
+
+def export_ncnn(
+    model: Detector, path: str | Path, *, names: Sequence[str], source_sha256: str, settings: ExportSettings
+) -> ExportMetadata:
+    """Write a network as a folder for ncnn: param, bin, metadata and a README.
+
+    ncnn computes one image at a time, and a network without attention takes any multiple of the stride; the
+    metadata say so whatever batch size was asked for.
+
+    Args:
+        model: Dense or pruned; not touched.
+        path: The folder, its name ending in `_ncnn_model`; an earlier export there is replaced.
+        names: Class names by id.
+        source_sha256: Of the weights file.
+        settings: Precision fp32 or fp16; fp16 halves the file, the arithmetic is chosen where it runs.
+
+    Raises:
+        ConfigError: A precision, size or name that cannot be had, a missing package, a network that pnnx cannot
+            convert, or an unwritable folder.
+    """
+    folder = Path(path)
+    if not folder.name.endswith(FORMAT):
+        raise ConfigError(f"ncnn folder {folder}: expected a name that ends in {FORMAT}")
+    if settings.precision not in ("fp32", "fp16"):
+        raise ConfigError(f"ncnn in {settings.precision} is not supported; expected fp32 or fp16")
+    versions = {"pnnx": str(optional_package("pnnx", purpose="export to ncnn").__version__)}
+    metadata = ExportMetadata.of(
+        model,
+        format=FORMAT,
+        names=names,
+        source_sha256=source_sha256,
+        settings=replace(settings, batch_size=1),
+        versions=versions,
+    )
+    with replaced_folder(folder, marker=PARAM_NAME) as new, tempfile.TemporaryDirectory() as scratch:
+        param = convert_to_ncnn(
+            ready_for_export(model),
+            Path(scratch),
+            input_hw=settings.image_hw,
+            half=settings.precision == "fp16",
+        )
+        metadata = replace(metadata, dynamic=_takes_any_size(param, settings))
+        shutil.copyfile(param, new / PARAM_NAME)
+        shutil.copyfile(param.with_suffix(".bin"), new / BIN_NAME)
+        (new / METADATA_NAME).write_text(metadata.to_json(), encoding="utf-8")
+        (new / "README.md").write_text(ncnn_readme(metadata, folder_name=folder.name), encoding="utf-8")
+        _run_once(new, metadata)
+    return metadata
+
+
+def _takes_any_size(param: Path, settings: ExportSettings) -> bool:
+    bound = next((layer.name for layer in read_param(param) if layer.kind == _BOUND_TO_SIZE), None)
+    if bound is not None and settings.dynamic:
+        raise ConfigError(f"ncnn: layer {bound} takes one image size only; export without --dynamic")
+    return bound is None
+
+
+def _run_once(folder: Path, metadata: ExportMetadata) -> None:
+    """Load and run what was written: pnnx's own word proves nothing."""
+    runtime = load_ncnn(folder, device=torch.device("cpu"))
+    heads = runtime(torch.zeros(1, 3, *metadata.image_hw))
+    if not all(bool(head.isfinite().all()) for head in heads):
+        raise ConfigError(
+            f"{folder.name}: ncnn gives values that are not finite; look for them in the weights, or export in fp32"
+        )

@@ -1,0 +1,95 @@
+"""ncnn's `.param`: a text with one line per layer, checked before the runtime sees it.
+
+The runtime makes up blobs that no layer produces and then reads beyond its table, so a hand-edited
+file can crash the process instead of failing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.errors import CheckpointError
+
+MAGIC = "7767517"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParamLayer:
+    """One line of a `.param`.
+
+    Attributes:
+        kind: Type of the layer, such as "Convolution".
+        name: Its name, unique in the file.
+        inputs: Names of the blobs it reads.
+        outputs: Names of the blobs it makes.
+    """
+
+    kind: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def read_param(path: Path) -> tuple[ParamLayer, ...]:
+    """The layers of a `.param`, in the order they run.
+
+    Raises:
+        CheckpointError: There is no such file, it is no ncnn param file, lines are missing, or a layer reads
+            a blob that no layer before it makes.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} cannot be read: {reason}; export the model again") from error
+    rows = [line.split() for line in lines if line.strip()]
+    if not rows or rows[0] != [MAGIC]:
+        raise CheckpointError(f"{path} is no ncnn param file: its first line, expected to be {MAGIC}, is another")
+    layers = tuple(_layer(path, row) for row in rows[2:])
+    _check_counts(path, rows[1] if len(rows) > 1 else [], layers)
+    _check_blobs(path, layers)
+    return layers
+
+
+def output_blobs(layers: tuple[ParamLayer, ...]) -> tuple[str, ...]:
+    """Blobs that no layer reads: what the network gives."""
+    read = {blob for layer in layers for blob in layer.inputs}
+    return tuple(blob for layer in layers for blob in layer.outputs if blob not in read)
+
+
+def input_blobs(layers: tuple[ParamLayer, ...]) -> tuple[str, ...]:
+    """Blobs that the caller fills."""
+    return tuple(blob for layer in layers if layer.kind == "Input" for blob in layer.outputs)
+
+
+def _layer(path: Path, row: list[str]) -> ParamLayer:
+    counts = row[2:4]
+    if len(counts) < 2 or not all(count.isdecimal() for count in counts):
+        raise CheckpointError(f"{path}: line {' '.join(row)!r} is no layer; export the model again")
+    num_inputs, num_outputs = map(int, counts)
+    blobs = row[4 : 4 + num_inputs + num_outputs]
+    if len(blobs) < num_inputs + num_outputs or any("=" in blob for blob in blobs):
+        raise CheckpointError(f"{path}: layer {row[1]} names too few blobs; export the model again")
+    return ParamLayer(kind=row[0], name=row[1], inputs=tuple(blobs[:num_inputs]), outputs=tuple(blobs[num_inputs:]))
+
+
+def _check_counts(path: Path, row: list[str], layers: tuple[ParamLayer, ...]) -> None:
+    found = [str(len(layers)), str(sum(len(layer.outputs) for layer in layers))]
+    if row != found:
+        raise CheckpointError(
+            f"{path} announces {'/'.join(row) or 'no'} layers and blobs and has {'/'.join(found)}; "
+            "it was cut off or edited, export the model again"
+        )
+
+
+def _check_blobs(path: Path, layers: tuple[ParamLayer, ...]) -> None:
+    made: set[str] = set()
+    for layer in layers:
+        for blob in layer.inputs:
+            if blob not in made:
+                raise CheckpointError(
+                    f"{path}: layer {layer.name} reads blob {blob}, which no layer before it makes; "
+                    "export the model again"
+                )
+        made.update(layer.outputs)

@@ -1,0 +1,103 @@
+"""pnnx as a child process: a traced network in, ncnn's two files out, its log read for what it left out.
+
+pnnx ends with code 0 when it could not convert an operator; the file then fails to load, or computes
+something else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from deploy.ncnn_param import read_param
+from deploy.packages import optional_package
+from utils.errors import ConfigError
+
+PNNX_SECONDS = 600
+_COMPLAINT = re.compile(r"not supported|^unsupported|^ignore |failed|error|fatal|unknown|no such file", re.IGNORECASE)
+# Settings and names of modules, which may hold any word.
+_HARMLESS = re.compile(r"inline module = |\w+ = ")
+
+
+def convert_to_ncnn(network: nn.Module, folder: Path, *, input_hw: tuple[int, int], half: bool = False) -> Path:
+    """Write `model.ncnn.param` and `model.ncnn.bin` (and files of pnnx's own) into `folder`.
+
+    Args:
+        network: In evaluation mode on the CPU; takes (1, 3, H, W), gives a tuple of tensors.
+        folder: An empty scratch folder.
+        input_hw: Height and width of the traced image, in pixels.
+        half: Store weights in 16 bits.
+
+    Returns:
+        The param file.
+
+    Raises:
+        ConfigError: pnnx is missing, ended early, or left out a part of the network.
+    """
+    executable = optional_package("pnnx", purpose="export to ncnn").EXEC_PATH
+    shape = (1, 3, *input_hw)
+    with torch.inference_mode(), warnings.catch_warnings():
+        # That tracing is deprecated and shapes become constants: pnnx reads nothing else, and the sizes are fixed.
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(network, torch.zeros(shape), check_trace=False)  # type: ignore[no-untyped-call]
+        traced.save(str(folder / "model.pt"))
+    arguments = [f"inputshape=[{','.join(map(str, shape))}]", f"fp16={int(half)}"]
+    _check_log(_run([executable, "model.pt", *arguments], folder))
+    param = folder / "model.ncnn.param"
+    if not param.is_file() or not param.with_suffix(".bin").is_file():
+        raise ConfigError("pnnx wrote no ncnn files; reinstall it: pip install --force-reinstall pnnx")
+    _check_operators(param)
+    return param
+
+
+def _run(command: list[str], folder: Path) -> str:
+    """What the child process said, on both of its streams."""
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+    try:
+        child = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=PNNX_SECONDS,
+            check=False,
+        )
+    except OSError as error:
+        raise ConfigError(f"pnnx does not start: {error}; run: pip install --force-reinstall pnnx") from error
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(
+            f"pnnx was not done after {PNNX_SECONDS} s; free memory and processors, or lower --img-size"
+        ) from error
+    log = child.stdout.decode("utf-8", errors="replace")
+    if child.returncode != 0:
+        last = log.strip().splitlines()[-1:] or ["no output"]
+        raise ConfigError(
+            f"pnnx ended with code {child.returncode} ({last[0].strip()}); "
+            "free memory, or reinstall it: pip install --force-reinstall pnnx"
+        )
+    return log
+
+
+def _check_log(log: str) -> None:
+    for line in map(str.strip, log.splitlines()):
+        if _COMPLAINT.search(line) and not _HARMLESS.match(line):
+            raise ConfigError(
+                f"pnnx could not convert the network ({line}); replace that operator or choose another format"
+            )
+
+
+def _check_operators(param: Path) -> None:
+    """What pnnx does not know it copies under torch's name, which has a dot or colons; ncnn's names never do."""
+    for layer in read_param(param):
+        if "." in layer.kind or ":" in layer.kind:
+            raise ConfigError(
+                f"ncnn has no operator {layer.kind} (layer {layer.name}); "
+                "replace that operator or choose another format"
+            )

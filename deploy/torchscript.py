@@ -1,0 +1,66 @@
+"""TorchScript: traced, one file, run by torch alone."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from deploy.artefact import ArtefactRuntime
+from deploy.metadata import METADATA_NAME, ExportMetadata, ExportSettings
+from deploy.prepare import ready_for_export
+from models.detector import Detector
+from utils.errors import CheckpointError, ConfigError
+from utils.files import atomic_write
+
+logger = logging.getLogger(__name__)
+
+FORMAT = ".torchscript"
+
+
+def export_torchscript(
+    model: Detector, path: str | Path, *, names: Sequence[str], source_sha256: str, settings: ExportSettings
+) -> ExportMetadata:
+    """Trace a network and write it with its metadata inside.
+
+    Raises:
+        ConfigError: A precision other than fp32, an image size that does not fit, or an unwritable folder.
+    """
+    if settings.precision != "fp32":
+        raise ConfigError(f"TorchScript in {settings.precision} is not supported; export it in fp32 or as ONNX")
+    metadata = ExportMetadata.of(
+        model, format=FORMAT, names=names, source_sha256=source_sha256, settings=settings, versions={}
+    )
+    images = torch.zeros(settings.batch_size, 3, *settings.image_hw)
+    with warnings.catch_warnings():
+        # torch announces a successor that mobile and C++ users cannot load yet.
+        warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated")
+        traced = torch.jit.trace(ready_for_export(model), images, check_trace=False)  # type: ignore[no-untyped-call]
+        with atomic_write(path) as temporary:
+            traced.save(str(temporary), _extra_files={METADATA_NAME: metadata.to_json()})
+    return metadata
+
+
+def load_torchscript(path: Path, *, device: torch.device, half: bool = False) -> ArtefactRuntime:
+    """Load a file that `export_torchscript` wrote.
+
+    Only for files of your own: unlike checkpoints, TorchScript is a program.
+
+    Raises:
+        CheckpointError: The file is damaged, or holds no metadata.
+    """
+    if half:
+        logger.warning("half: %s computes in fp32, as it was exported", path)
+    extra = {METADATA_NAME: ""}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated")
+            network = torch.jit.load(str(path), map_location=device, _extra_files=extra)  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} is no TorchScript file, or cut off; export it again") from error
+    text = extra[METADATA_NAME]
+    metadata = ExportMetadata.from_json(text.decode() if isinstance(text, bytes) else text, where=path)
+    return ArtefactRuntime(network.eval(), metadata, path=path, device=device)
