@@ -51,6 +51,8 @@ class DetectConfig:
     hide_labels: Annotated[bool, _flag(help="Draw boxes without class names.")] = False
     hide_conf: Annotated[bool, _flag(help="Draw class names without scores.")] = False
     half: Annotated[bool, _flag(help="Compute in 16 bits where the device can.")] = False
+    threads: Annotated[int | None, _flag(help="Of the processor; all cores by default.")] = None
+    powersave: Annotated[int, _flag(help="Cores for ncnn: 0 all, 1 the small ones, 2 the big ones.")] = 0
 
 
 def detect(config: DetectConfig) -> DetectResult:
@@ -65,6 +67,8 @@ def detect(config: DetectConfig) -> DetectResult:
         config.weights,
         device=config.device,
         half=config.half,
+        threads=config.threads,
+        powersave=config.powersave,
         conf=config.conf_thres,
         iou=config.iou_thres,
         max_det=config.max_det,

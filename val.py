@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from numpy.typing import NDArray
 
 from deploy.registry import load_runtime
-from deploy.runtime import RuntimeModel
+from deploy.runtime import RuntimeModel, RuntimeOptions
 from engine.config import spelled
 from engine.eval_report import (
     LabelFiles,
@@ -54,6 +54,8 @@ class ValConfig:
     study_sizes: tuple[int, ...] = STUDY_SIZES  # image sizes of --task study
     device: str = ""  # cpu, or the number of a GPU; empty takes a GPU if there is one
     half: bool = False  # compute in 16 bits where the device can
+    threads: int | None = None  # of the processor; all cores by default
+    powersave: int = 0  # cores for ncnn: 0 all, 1 the small ones, 2 the big ones
     single_cls: bool = False  # treat all classes as one
     augment: bool = False  # test-time augmentation: three scales, one of them flipped
     rect: bool = True  # pad each image only to its own least multiple of the stride
@@ -111,7 +113,8 @@ def _open_session(config: ValConfig) -> EvalSession:
     )
     data = load_data_config(config.data)
     device = select_device(config.device)
-    runtimes = [load_runtime(path, device=device, half=config.half) for path in config.weights]
+    options = RuntimeOptions(half=config.half, threads=config.threads, powersave=config.powersave)
+    runtimes = [load_runtime(path, device=device, options=options) for path in config.weights]
     for path, runtime in zip(config.weights, runtimes, strict=True):
         _check_classes(runtime, data, path=path, single_cls=config.single_cls)
     stride = max(max(runtime.strides) for runtime in runtimes)

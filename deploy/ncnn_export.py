@@ -18,6 +18,7 @@ from deploy.ncnn_runtime import BIN_NAME, FORMAT, PARAM_NAME, load_ncnn
 from deploy.packages import optional_package
 from deploy.pnnx import convert_to_ncnn
 from deploy.prepare import ready_for_export
+from deploy.runtime import RuntimeOptions
 from models.detector import Detector
 from utils.errors import ConfigError
 
@@ -83,7 +84,7 @@ def _takes_any_size(param: Path, settings: ExportSettings) -> bool:
 
 def _run_once(folder: Path, metadata: ExportMetadata) -> None:
     """Load and run what was written: pnnx's own word proves nothing."""
-    runtime = load_ncnn(folder, device=torch.device("cpu"))
+    runtime = load_ncnn(folder, device=torch.device("cpu"), options=RuntimeOptions())
     heads = runtime(torch.zeros(1, 3, *metadata.image_hw))
     if not all(bool(head.isfinite().all()) for head in heads):
         raise ConfigError(

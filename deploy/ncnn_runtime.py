@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from deploy.artefact import ArtefactRuntime, RunGraph
 from deploy.metadata import METADATA_NAME, ExportMetadata
 from deploy.ncnn_param import ParamLayer, input_blobs, output_blobs, read_param
 from deploy.packages import optional_package
-from deploy.runtime import Precision
+from deploy.runtime import Precision, RuntimeOptions
 from utils.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
@@ -30,37 +30,14 @@ PARAM_NAME, BIN_NAME = "model.ncnn.param", "model.ncnn.bin"
 INPUT_BLOB, OUTPUT_BLOB = "in0", "out{level}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class NcnnOptions:
-    """How ncnn uses the processors.
-
-    Attributes:
-        threads: Number of threads; None takes as many as torch.
-        powersave: Which cores of a phone or board: 0 all, 1 the small ones, 2 the big ones. One value for the
-            whole process, the last one counts.
-    """
-
-    threads: int | None = None
-    powersave: int = 0
-
-    def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads: got {self.threads}, expected at least 1")
-        if self.powersave not in (0, 1, 2):
-            raise ConfigError(f"powersave: got {self.powersave}, expected 0, 1 or 2")
-
-
-def load_ncnn(
-    path: Path, *, device: torch.device, half: bool = False, options: NcnnOptions | None = None
-) -> ArtefactRuntime:
+def load_ncnn(path: Path, *, device: torch.device, options: RuntimeOptions) -> ArtefactRuntime:
     """Load a folder that `export_ncnn` wrote; it computes on the CPU, one image after the other.
 
     Args:
         path: The folder.
         device: Anything but a CPU is a warning.
-        half: Compute in 16 bits: fp16 on ARM cores that can, else bf16. Without it all arithmetic is fp32, on
-            weights of either size; int8 layers stay int8 in both.
-        options: Threads and cores.
+        options: With `half`, fp16 on ARM cores that can, else bf16; without it all arithmetic is fp32, on weights
+            of either size. int8 layers stay int8 in both.
 
     Raises:
         ConfigError: The ncnn package is not installed.
@@ -71,8 +48,8 @@ def load_ncnn(
         logger.warning("%s: ncnn computes on the CPU here, not on %s", path, device)
     metadata = _metadata(path)
     _check_ends(path, read_param(path / PARAM_NAME), num_heads=len(metadata.strides))
-    sixteen_bits: Precision | None = _sixteen_bits(ncnn) if half else None
-    net = _open(ncnn, path, sixteen_bits=sixteen_bits, options=options or NcnnOptions())
+    sixteen_bits: Precision | None = _sixteen_bits(ncnn) if options.half else None
+    net = _open(ncnn, path, sixteen_bits=sixteen_bits, options=options)
     if sixteen_bits is not None and metadata.precision != "int8":
         metadata = replace(metadata, precision=sixteen_bits)
     return ArtefactRuntime(_runner(ncnn, net, metadata, path=path), metadata, path=path, device=torch.device("cpu"))
@@ -101,11 +78,11 @@ def _sixteen_bits(ncnn: Any) -> Precision:
     return "fp16" if ncnn.cpu_support_arm_asimdhp() else "bf16"
 
 
-def _open(ncnn: Any, path: Path, *, sixteen_bits: Precision | None, options: NcnnOptions) -> Any:
+def _open(ncnn: Any, path: Path, *, sixteen_bits: Precision | None, options: RuntimeOptions) -> Any:
     """The loaded network."""
     net = ncnn.Net()
     net.opt.use_vulkan_compute = False
-    net.opt.num_threads = options.threads or torch.get_num_threads()
+    net.opt.num_threads = options.num_threads
     # ncnn turns 16 bits on by itself where the processor has them; what was not asked for stays off.
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = sixteen_bits == "fp16"
     net.opt.use_bf16_packed = net.opt.use_bf16_storage = sixteen_bits == "bf16"

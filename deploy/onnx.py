@@ -16,6 +16,7 @@ from deploy.metadata import METADATA_NAME, ExportMetadata, ExportSettings
 from deploy.onnx_padding import join_zeros_
 from deploy.packages import optional_package
 from deploy.prepare import HalfNetwork, ready_for_export
+from deploy.runtime import RuntimeOptions
 from models.detector import Detector
 from utils.errors import CheckpointError, ConfigError
 from utils.files import atomic_write
@@ -81,26 +82,26 @@ def _write_graph(network: nn.Module, path: Path, *, metadata: ExportMetadata, op
         )
 
 
-def load_onnx(path: Path, *, device: torch.device, half: bool = False) -> ArtefactRuntime:
-    """Load a file that `export_onnx` wrote; it runs on as many threads as torch has.
+def load_onnx(path: Path, *, device: torch.device, options: RuntimeOptions) -> ArtefactRuntime:
+    """Load a file that `export_onnx` wrote.
 
     Raises:
         CheckpointError: The file is damaged, or holds no metadata.
         ConfigError: onnxruntime is not installed.
     """
     onnxruntime = optional_package("onnxruntime", purpose=str(path))
-    session = _session(onnxruntime, path, device=device)
+    session = _session(onnxruntime, path, device=device, threads=options.num_threads)
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_NAME, "")
     metadata = ExportMetadata.from_json(text, where=path)
-    if half and metadata.precision == "fp32":
+    if options.half and metadata.precision == "fp32":
         logger.warning("half: %s computes in fp32, as it was exported", path)
     return ArtefactRuntime(_runner(session), metadata, path=path, device=device)
 
 
-def _session(onnxruntime: Any, path: Path, *, device: torch.device) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors; they come back as exceptions
+def _session(onnxruntime: Any, path: Path, *, device: torch.device, threads: int) -> Any:
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.log_severity_level = 3  # errors; they come back as exceptions
     providers = ["CPUExecutionProvider"]
     if device.type == "cuda":
         if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
@@ -109,7 +110,7 @@ def _session(onnxruntime: Any, path: Path, *, device: torch.device) -> Any:
             logger.warning("%s: this onnxruntime has no CUDA; computing on the CPU", path)
     failures = onnxruntime.capi.onnxruntime_pybind11_state
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+        return onnxruntime.InferenceSession(str(path), settings, providers=providers)
     except (failures.Fail, failures.InvalidProtobuf, failures.InvalidGraph, failures.InvalidArgument) as error:
         raise CheckpointError(f"{path} is no ONNX file, or cut off; export it again") from error
 

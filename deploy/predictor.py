@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deploy.pictures import Picture, as_rgb
 from deploy.registry import load_runtime
-from deploy.runtime import RuntimeModel
+from deploy.runtime import RuntimeModel, RuntimeOptions
 from engine.predict import augmented, ensemble, predictor
 from utils.boxes import unletterbox
 from utils.datasets.letterbox import letterbox, letterbox_hw
@@ -222,7 +222,13 @@ class Predictor:
 
 
 def load(
-    weights: str | Path | Collection[str | Path], *, device: str = "", half: bool = False, **settings: Any
+    weights: str | Path | Collection[str | Path],
+    *,
+    device: str = "",
+    half: bool = False,
+    threads: int | None = None,
+    powersave: int = 0,
+    **settings: Any,
 ) -> Predictor:
     """Load one checkpoint or exported artefact, or several as an ensemble.
 
@@ -230,6 +236,8 @@ def load(
         weights: The file or files.
         device: "" takes a GPU if there is one; else "cpu", "0", ...
         half: Compute in 16 bits where the device can.
+        threads: As in `RuntimeOptions`, and so `powersave`.
+        powersave: Which cores ncnn uses.
         **settings: Fields of `PredictSettings`, such as `conf=0.4`.
 
     Raises:
@@ -239,5 +247,6 @@ def load(
     paths = [weights] if isinstance(weights, str | Path) else list(weights)
     chosen_settings = PredictSettings(**settings)
     chosen_device = select_device(device)
-    runtimes = [load_runtime(path, device=chosen_device, half=half) for path in paths]
+    options = RuntimeOptions(half=half, threads=threads, powersave=powersave)
+    runtimes = [load_runtime(path, device=chosen_device, options=options) for path in paths]
     return Predictor(*runtimes, settings=chosen_settings)

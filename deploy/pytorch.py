@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deploy.runtime import Precision
+from deploy.runtime import Precision, RuntimeOptions
 from models.detector import Detector
 from models.fuse import fuse
 from models.load import load_model
@@ -58,7 +58,9 @@ class PyTorchRuntime:
         return [head.float() for head in heads]
 
 
-def load_pytorch(path: Path, *, device: torch.device, half: bool = False) -> PyTorchRuntime:
+def load_pytorch(path: Path, *, device: torch.device, options: RuntimeOptions) -> PyTorchRuntime:
     """Load a checkpoint of ours, or an official YOLOv5 one."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
     loaded = load_model(path)
-    return PyTorchRuntime(loaded.model, names=loaded.names, device=device, half=half)
+    return PyTorchRuntime(loaded.model, names=loaded.names, device=device, half=options.half)

@@ -12,7 +12,7 @@ from deploy.ncnn_runtime import FORMAT as NCNN_FORMAT
 from deploy.ncnn_runtime import load_ncnn
 from deploy.onnx import load_onnx
 from deploy.pytorch import load_pytorch
-from deploy.runtime import RuntimeModel
+from deploy.runtime import RuntimeModel, RuntimeOptions
 from deploy.torchscript import load_torchscript
 from utils.errors import CheckpointError, ConfigError
 
@@ -27,13 +27,13 @@ RUNTIMES: dict[str, RuntimeLoader] = {
 }
 
 
-def load_runtime(path: str | Path, *, device: torch.device, half: bool = False) -> RuntimeModel:
+def load_runtime(path: str | Path, *, device: torch.device, options: RuntimeOptions | None = None) -> RuntimeModel:
     """Load an artefact with the runtime that its name asks for.
 
     Args:
         path: The file or folder.
         device: Where to run.
-        half: Compute in 16 bits where the device can.
+        options: Precision, threads and cores.
 
     Raises:
         ConfigError: No runtime reads this format.
@@ -44,5 +44,5 @@ def load_runtime(path: str | Path, *, device: torch.device, half: bool = False) 
         if path.name.lower().endswith(ending):
             if not path.exists():
                 raise CheckpointError(f"weights {path} do not exist; check the path (nothing is downloaded)")
-            return loader(path, device=device, half=half)
+            return loader(path, device=device, options=options or RuntimeOptions())
     raise ConfigError(f"weights {path}: unsupported format {path.suffix!r}; known: {', '.join(RUNTIMES)}")

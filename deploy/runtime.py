@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
+from utils.errors import ConfigError
+
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions:
+    """How a runtime uses the machine.
+
+    Attributes:
+        half: Compute in 16 bits where the device can.
+        threads: Number of threads; None takes as many as torch. Torch itself has one number for the whole process.
+        powersave: For ncnn, which cores of a phone or board: 0 all, 1 the small ones, 2 the big ones. One value for
+            the whole process, the last one counts.
+    """
+
+    half: bool = False
+    threads: int | None = None
+    powersave: int = 0
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"--threads {self.threads}: expected at least 1")
+        if self.powersave not in (0, 1, 2):
+            raise ConfigError(f"--powersave {self.powersave}: expected 0, 1 or 2")
+
+    @property
+    def num_threads(self) -> int:
+        """The number of threads, decided."""
+        return self.threads or torch.get_num_threads()
 
 
 class RuntimeModel(Protocol):

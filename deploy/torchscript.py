@@ -12,6 +12,7 @@ import torch
 from deploy.artefact import ArtefactRuntime
 from deploy.metadata import METADATA_NAME, ExportMetadata, ExportSettings
 from deploy.prepare import ready_for_export
+from deploy.runtime import RuntimeOptions
 from models.detector import Detector
 from utils.errors import CheckpointError, ConfigError
 from utils.files import atomic_write
@@ -44,7 +45,7 @@ def export_torchscript(
     return metadata
 
 
-def load_torchscript(path: Path, *, device: torch.device, half: bool = False) -> ArtefactRuntime:
+def load_torchscript(path: Path, *, device: torch.device, options: RuntimeOptions) -> ArtefactRuntime:
     """Load a file that `export_torchscript` wrote.
 
     Only for files of your own: unlike checkpoints, TorchScript is a program.
@@ -52,8 +53,10 @@ def load_torchscript(path: Path, *, device: torch.device, half: bool = False) ->
     Raises:
         CheckpointError: The file is damaged, or holds no metadata.
     """
-    if half:
+    if options.half:
         logger.warning("half: %s computes in fp32, as it was exported", path)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     extra = {METADATA_NAME: ""}
     try:
         with warnings.catch_warnings():

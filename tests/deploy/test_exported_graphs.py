@@ -18,6 +18,7 @@ from deploy import Predictor, PredictSettings, load_runtime
 from deploy.artefact import ArtefactRuntime
 from deploy.metadata import ExportMetadata
 from deploy.onnx import export_onnx
+from deploy.runtime import RuntimeOptions
 from deploy.torchscript import export_torchscript
 from models.detector import Detector
 from utils.errors import CheckpointError, ConfigError
@@ -136,7 +137,7 @@ def test_half_is_a_warning_where_the_artefact_is_fp32(
     tiny: Detector, ending: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     loaded(tiny, tmp_path, ending)
-    load_runtime(tmp_path / f"best{ending}", device=CPU, half=True)
+    load_runtime(tmp_path / f"best{ending}", device=CPU, options=RuntimeOptions(half=True))
     assert "computes in fp32, as it was exported" in caplog.text
 
 

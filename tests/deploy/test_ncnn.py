@@ -12,8 +12,9 @@ from tiny import TINY_CFG
 
 from deploy.metadata import ExportMetadata, ExportSettings
 from deploy.ncnn_export import export_ncnn
-from deploy.ncnn_runtime import NcnnOptions, load_ncnn
+from deploy.ncnn_runtime import load_ncnn
 from deploy.registry import load_runtime
+from deploy.runtime import RuntimeOptions
 from models.detector import Detector, build_model
 from models.fuse import fuse
 from models.load import load_model
@@ -64,7 +65,7 @@ def relative_errors(model: Detector, folder: Path, images: torch.Tensor, *, half
     """Of each head: largest difference over largest value of the fused float32 network."""
     with torch.inference_mode():
         expected = fuse(model)(images)
-    heads = load_ncnn(folder, device=CPU, half=half)(images)
+    heads = load_ncnn(folder, device=CPU, options=RuntimeOptions(half=half))(images)
     assert [head.shape for head in heads] == [head.shape for head in expected]
     pairs = zip(heads, expected, strict=True)
     return [float((head - reference).abs().max() / reference.abs().max()) for head, reference in pairs]
@@ -106,7 +107,7 @@ def test_attention_agrees_and_binds_the_export_to_its_size(tmp_path: Path) -> No
     assert exported(model, tmp_path / "t_ncnn_model", hw=(96, 64)).input_hw == (96, 64)
     assert max(relative_errors(model, tmp_path / "t_ncnn_model", torch.rand(1, 3, 96, 64))) <= 1e-4
     with pytest.raises(ConfigError, match=r"t_ncnn_model takes images of .*64.* only"):
-        load_ncnn(tmp_path / "t_ncnn_model", device=CPU)(torch.rand(1, 3, 96, 96))
+        load_ncnn(tmp_path / "t_ncnn_model", device=CPU, options=RuntimeOptions())(torch.rand(1, 3, 96, 96))
     with pytest.raises(ConfigError, match=r"takes one image size only; export without --dynamic"):
         exported(model, tmp_path / "t_ncnn_model", hw=(64, 64), dynamic=True)
 
@@ -127,7 +128,7 @@ def test_half_files_are_half_as_big_and_close(tiny_folder: Path, tmp_path: Path)
 
 
 def test_sixteen_bit_arithmetic_is_told_and_close(tiny_folder: Path) -> None:
-    assert load_ncnn(tiny_folder, device=CPU, half=True).precision in ("fp16", "bf16")
+    assert load_ncnn(tiny_folder, device=CPU, options=RuntimeOptions(half=True)).precision in ("fp16", "bf16")
     assert max(relative_errors(detector(), tiny_folder, torch.rand(1, 3, 64, 64), half=True)) <= 0.1
 
 
@@ -158,7 +159,7 @@ def test_export_again_replaces_an_export_and_nothing_else(copied: Path, tmp_path
 
 def test_images_that_do_not_fit_the_stride_are_refused(tiny_folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"40x64 pixels, expected multiples of the stride 16"):
-        load_ncnn(tiny_folder, device=CPU)(torch.rand(1, 3, 40, 64))
+        load_ncnn(tiny_folder, device=CPU, options=RuntimeOptions())(torch.rand(1, 3, 40, 64))
 
 
 def cut_bin(folder: Path) -> None:
@@ -200,15 +201,15 @@ def test_damage_is_one_line(
 ) -> None:
     damage(copied)
     with pytest.raises(CheckpointError, match=finding) as caught:
-        load_ncnn(copied, device=CPU)(torch.rand(1, 3, 64, 64))
+        load_ncnn(copied, device=CPU, options=RuntimeOptions())(torch.rand(1, 3, 64, 64))
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("settings", [{"threads": 0}, {"powersave": 3}])
 def test_options_out_of_range_are_refused(settings: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match=r"got \d, expected"):
-        NcnnOptions(**settings)
+    with pytest.raises(ConfigError, match=r"\d: expected"):
+        RuntimeOptions(**settings)
 
 
 def test_folder_name_and_precision_are_checked_before_any_work(tmp_path: Path) -> None:
