@@ -132,7 +132,27 @@ def _open_session(config: ValConfig) -> EvalSession:
         batch_size=config.batch_size,
         workers=config.workers,
         rect=config.rect,
+        frame_hw=_frame_of(runtimes, config),
     )
+
+
+def _frame_of(runtimes: Sequence[RuntimeModel], config: ValConfig) -> tuple[int, int] | None:
+    """The one height and width of images that fixed artefacts take.
+
+    Raises:
+        ConfigError: They take different ones.
+    """
+    frames = {
+        runtime.input_hw: path for path, runtime in zip(config.weights, runtimes, strict=True) if runtime.input_hw
+    }
+    if len(frames) > 1:
+        (first, path), (second, other), *_ = frames.items()
+        raise ConfigError(f"{path} takes images of {first} and {other} of {second}; export them for one size")
+    for frame, path in frames.items():
+        if frame != (config.img_size, config.img_size) or config.rect:
+            logger.info("%s takes images of height and width %s only: measured at that size", path, frame)
+        return frame
+    return None
 
 
 def _check_classes(runtime: RuntimeModel, data: DataConfig, *, path: str, single_cls: bool) -> None:

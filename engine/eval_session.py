@@ -32,6 +32,7 @@ class EvalSession:
         batch_size: Images per step.
         workers: Processes that load images.
         rect: Pad each image only to its own least multiple of the stride, not to a square.
+        frame_hw: The one height and width the predictor takes, whatever image size is asked for; None for any.
     """
 
     predict: Predict
@@ -42,12 +43,18 @@ class EvalSession:
     batch_size: int = 32
     workers: int = 8
     rect: bool = True
+    frame_hw: tuple[int, int] | None = None
 
     def evaluate_at(self, img_size: int, *, on_batch: OnBatch | None = None) -> Evaluation:
         """Evaluate with the longer side of each image at `img_size` pixels."""
         # Nothing is augmented, so any hyper-parameters will do.
         dataset = DetectionDataset(
-            self.index, img_size=round_up(img_size, self.stride), hyp=Hyp(), rect=self.rect, stride=self.stride
+            self.index,
+            img_size=round_up(max(self.frame_hw or (img_size,)), self.stride),
+            hyp=Hyp(),
+            rect=self.rect,
+            frame_hw=self.frame_hw,
+            stride=self.stride,
         )
         loader = build_loader(dataset, batch_size=self.batch_size, workers=self.workers, shuffle=False)
         advice = f"lower --batch-size (now {self.batch_size}), --img-size (now {img_size})"

@@ -53,14 +53,33 @@ class Measure:
                 f"the network knows {model.spec.num_classes} classes but the data has {len(self.index.names)}; "
                 "use the data it was trained on"
             )
+        return self.evaluate(ready_predictor(model, self.device), stride=model.max_stride, channels_last=True)
+
+    def evaluate(
+        self,
+        predict: Predict,
+        *,
+        stride: int,
+        frame_hw: tuple[int, int] | None = None,
+        channels_last: bool = False,
+    ) -> Evaluation:
+        """The COCO numbers of a predictor, at v5.0's thresholds.
+
+        Args:
+            predict: Already on the device.
+            stride: Images are padded to multiples of it.
+            frame_hw: The one height and width it takes, None for any.
+            channels_last: Memory format of the images.
+        """
         session = EvalSession(
-            predict=ready_predictor(model, self.device),
+            predict=predict,
             index=self.index,
-            settings=EvalSettings(channels_last=True),
+            settings=EvalSettings(channels_last=channels_last),
             device=self.device,
-            stride=model.max_stride,
+            stride=stride,
             batch_size=self.batch_size,
             workers=self.workers,
+            frame_hw=frame_hw,
         )
         return session.evaluate_at(self.img_size)
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deploy.runtime import RuntimeOptions
+
 
 class CellRuntime:
     """Red cells are class 0, blue ones class 1; the box is the cell itself."""
@@ -37,7 +39,7 @@ class CellRuntime:
         return [head]
 
 
-def load_cells(path: Path, *, device: torch.device, half: bool = False) -> CellRuntime:
+def load_cells(path: Path, *, device: torch.device, options: RuntimeOptions) -> CellRuntime:
     """The loader as `deploy.registry.RUNTIMES` wants it."""
     return CellRuntime()
 

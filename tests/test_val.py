@@ -21,6 +21,7 @@ class _Runtime:
     num_classes = 2
     anchors = torch.tensor([[[32.0, 32.0]]])
     strides = (32,)
+    input_hw: tuple[int, int] | None = None
 
     def __call__(self, images):
         batch, _, height, width = images.shape
@@ -76,6 +77,25 @@ def test_ensemble_of_equal_members_finds_what_one_finds(data_yaml):
     evaluation = val(_config(data_yaml, weights=("a.pt", "b.pt")))
     assert evaluation.metrics.twelve()["AP50"] == pytest.approx(1)
     assert len(evaluation.rows) == 3
+
+
+def test_artefact_of_one_size_is_measured_at_that_size(data_yaml, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(_Runtime, "input_hw", (64, 128))
+    seen = []
+    real = _Runtime.__call__
+    monkeypatch.setattr(_Runtime, "__call__", lambda self, images: seen.append(images.shape) or real(self, images))
+    val(_config(data_yaml, img_size=320))
+    assert {tuple(shape[2:]) for shape in seen} == {(64, 128)}
+    assert "takes images of height and width (64, 128) only" in caplog.text
+
+
+def test_artefacts_of_two_sizes_are_refused_as_an_ensemble(data_yaml, monkeypatch):
+    runtimes = [_Runtime(), _Runtime()]
+    runtimes[0].input_hw, runtimes[1].input_hw = (64, 64), (96, 96)
+    monkeypatch.setattr(script, "load_runtime", lambda path, **_: runtimes.pop())
+    with pytest.raises(ConfigError, match="export them for one size"):
+        val(_config(data_yaml, weights=("a.onnx", "b.onnx")))
 
 
 def test_augment_adds_the_boxes_of_the_flipped_view(data_yaml):

@@ -16,7 +16,7 @@ from utils.datasets.augment import PixelLabels, random_flips, random_hsv, random
 from utils.datasets.image_cache import ImageCache, fits_in_memory
 from utils.datasets.images import Pixels, read_image
 from utils.datasets.index import LabelIndex
-from utils.datasets.letterbox import letterbox_hw, pad_to, resize, resized_hw
+from utils.datasets.letterbox import letterbox_hw, pad_to, resize, scale_into, scaled_hw
 from utils.datasets.mosaic import Tile, mixup, mosaic4, mosaic9
 from utils.errors import ConfigError, DataError
 from utils.hyp import Hyp
@@ -52,6 +52,8 @@ class DetectionDataset(Dataset[Sample]):
         hyp: Strengths and probabilities of the augmentation.
         augment: Change pictures at random: mosaic, mixup, warp, colour, flips.
         rect: Pad each picture only to its least multiple of the stride; no mosaic then.
+        frame_hw: The one height and width of every sample where nothing is augmented, in the place of `img_size`
+            and `rect`: of networks exported for one size.
         stride: The network's largest stride.
         cache_images: Keep the resized pictures in memory, if they fit.
         seed: Of all random numbers.
@@ -69,6 +71,7 @@ class DetectionDataset(Dataset[Sample]):
         hyp: Hyp,
         augment: bool = False,
         rect: bool = False,
+        frame_hw: tuple[int, int] | None = None,
         stride: int = 32,
         cache_images: bool = False,
         seed: int = 0,
@@ -81,11 +84,12 @@ class DetectionDataset(Dataset[Sample]):
         self.hyp = hyp
         self.augment = augment
         self.rect = rect
+        self.frame_hw = frame_hw
         self.stride = stride
         self.seed = seed
         self.no_mosaic_from = no_mosaic_from
         self._cache: ImageCache | None = None
-        shapes = [resized_hw(self._original_hw(position), img_size) for position in range(len(index))]
+        shapes = [self._resized_hw(position) for position in range(len(index))]
         if cache_images and fits_in_memory(shapes):
             self._cache = ImageCache(shapes, self._load_resized)
 
@@ -94,6 +98,8 @@ class DetectionDataset(Dataset[Sample]):
 
     def output_hw(self, position: int) -> tuple[int, int]:
         """Height and width of the sample at `position`."""
+        if self.frame_hw:
+            return self.frame_hw
         if self.rect:
             return letterbox_hw(self._original_hw(position), self.img_size, self.stride)
         return self.img_size, self.img_size
@@ -134,6 +140,14 @@ class DetectionDataset(Dataset[Sample]):
         height, width = self.index.shapes_hw[position].tolist()
         return height, width
 
+    def _scale(self, position: int) -> float:
+        """Pixels of a resized picture per pixel of its file."""
+        original_hw = self._original_hw(position)
+        return scale_into(original_hw, self.frame_hw) if self.frame_hw else self.img_size / max(original_hw)
+
+    def _resized_hw(self, position: int) -> tuple[int, int]:
+        return scaled_hw(self._original_hw(position), self._scale(position))
+
     def _single(self, position: int, rng: np.random.Generator) -> tuple[Pixels, PixelLabels, float, tuple[int, int]]:
         """One letterboxed picture, its boxes, and how they map back if it is not augmented."""
         image, labels = self._tile(position)
@@ -142,7 +156,7 @@ class DetectionDataset(Dataset[Sample]):
         labels = labels + np.array([0, left, top, left, top], np.float32)
         if self.augment:
             framed, labels = random_warp(framed, labels, hyp=self.hyp, out_hw=out_hw, rng=rng)
-        return framed, labels, self.img_size / max(self._original_hw(position)), (left, top)
+        return framed, labels, self._scale(position), (left, top)
 
     def _mosaic(self, position: int, pool: list[int], rng: np.random.Generator) -> Tile:
         """A warped mosaic (img_size, img_size, 3) that starts with the picture at `position`."""
@@ -157,7 +171,7 @@ class DetectionDataset(Dataset[Sample]):
         return pool[rng.integers(len(pool))] if pool else int(rng.integers(len(self)))
 
     def _tile(self, position: int) -> Tile:
-        """A picture whose longer side is `img_size`, and its boxes in pixels."""
+        """A resized picture, and its boxes in pixels."""
         image = self._cache[position] if self._cache is not None else self._load_resized(position)
         height, width = image.shape[:2]
         labels = self.index.labels[position].copy()
@@ -169,7 +183,7 @@ class DetectionDataset(Dataset[Sample]):
         image = read_image(path)
         if image.shape[:2] != original_hw:
             raise DataError(f"image {path} has changed since it was indexed; start again to index it anew")
-        return resize(image, resized_hw(original_hw, self.img_size), is_smooth=not self.augment)
+        return resize(image, self._resized_hw(position), is_smooth=not self.augment)
 
 
 def _to_tensor(image: Pixels) -> Tensor:

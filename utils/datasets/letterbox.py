@@ -12,11 +12,20 @@ from utils.datasets.images import FILL, Pixels
 def resized_hw(original_hw: tuple[int, int], img_size: int) -> tuple[int, int]:
     """Height and width once the longer side is `img_size`.
 
-    Both are rounded to the nearest pixel, at least 1. v5.0 truncates here and rounds in its letterbox; one rule
-    keeps boxes within half a pixel of `original * scale` on both axes.
+    v5.0 truncates here and rounds in its letterbox; one rule keeps boxes within half a pixel of `original * scale`
+    on both axes.
     """
-    scale = img_size / max(original_hw)
+    return scaled_hw(original_hw, img_size / max(original_hw))
+
+
+def scaled_hw(original_hw: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Height and width times `scale`, rounded to the nearest pixel, at least 1."""
     return max(1, round(original_hw[0] * scale)), max(1, round(original_hw[1] * scale))
+
+
+def scale_into(original_hw: tuple[int, int], frame_hw: tuple[int, int]) -> float:
+    """Frame pixels per original pixel of a picture that just fits into a frame."""
+    return min(frame_hw[0] / original_hw[0], frame_hw[1] / original_hw[1])
 
 
 def letterbox_hw(original_hw: tuple[int, int], img_size: int, stride: int = 32) -> tuple[int, int]:
@@ -75,9 +84,9 @@ def letterbox(
         x_letterboxed = x_original * scale + left.
     """
     height, width = image.shape[:2]
-    scale = min(new_hw[0] / height, new_hw[1] / width)
+    scale = scale_into((height, width), new_hw)
     if not scale_up:
         scale = min(scale, 1.0)
-    inner_hw = max(1, round(height * scale)), max(1, round(width * scale))
+    inner_hw = scaled_hw((height, width), scale)
     framed, padding = pad_to(resize(image, inner_hw, is_smooth=is_smooth), new_hw)
     return framed, scale, padding

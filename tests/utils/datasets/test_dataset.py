@@ -53,6 +53,17 @@ def test_rect_pads_to_the_least_multiple(tmp_path: Path) -> None:
     assert dataset[(0, 0)].image.shape == (3, 64, 160)
 
 
+def test_fixed_frame_holds_the_whole_picture(tmp_path: Path) -> None:
+    dataset = DetectionDataset(build_index(tmp_path, hw=(40, 100)), img_size=160, hyp=Hyp(), frame_hw=(96, 160))
+    sample = dataset[(0, 0)]
+    # 40 x 100 becomes 64 x 160, 16 px of border above and below.
+    assert sample.image.shape == (3, 96, 160)
+    assert (sample.info.scale, sample.info.padding) == (1.6, (0, 16))
+    tall = DetectionDataset(build_index(tmp_path, hw=(40, 100)), img_size=160, hyp=Hyp(), frame_hw=(32, 160))
+    # The height is what limits: 32 x 80, 40 px of border on both sides.
+    assert (tall[(0, 0)].info.scale, tall[(0, 0)].info.padding) == (0.8, (40, 0))
+
+
 @pytest.mark.parametrize("hyp", [Hyp(), Hyp(mosaic=0), ALL_ON])
 def test_augmented_samples_are_whole(tmp_path: Path, hyp: Hyp) -> None:
     dataset = DetectionDataset(build_index(tmp_path), img_size=64, hyp=hyp, augment=True)

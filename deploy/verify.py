@@ -1,0 +1,161 @@
+"""Is an exported artefact the network it came from? Its numbers, its boxes, its mAP, its size and its speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deploy.agreement import BoxAgreement, HeadError
+from deploy.latency import Latency, measure_latency
+from deploy.runtime import Precision, RuntimeModel
+from utils.decode import decode_heads
+from utils.nms import non_max_suppression
+
+# From a runtime, and the one height and width of images (None: any), to mAP50-95.
+MeasureAP = Callable[[RuntimeModel, tuple[int, int] | None], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far an artefact may be from the fused float32 network.
+
+    Attributes:
+        head_error: Largest difference over the largest number of a head.
+        unmatched: Share of boxes at confidence .25 without partner.
+        score: Mean difference of scores.
+        ap_loss: mAP50-95 lost.
+    """
+
+    head_error: float
+    unmatched: float
+    score: float
+    ap_loss: float
+
+
+# By what the artefact computes in. Eight bits move single values of a head far, and boxes and mAP hardly.
+TOLERANCES: Mapping[Precision, Tolerance] = {
+    "fp32": Tolerance(head_error=1e-4, unmatched=0.005, score=1e-4, ap_loss=0.0005),
+    "fp16": Tolerance(head_error=2e-2, unmatched=0.02, score=5e-3, ap_loss=0.002),
+    "bf16": Tolerance(head_error=1e-1, unmatched=0.1, score=2e-2, ap_loss=0.005),
+    "int8": Tolerance(head_error=5e-1, unmatched=0.2, score=3e-2, ap_loss=0.01),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """What was compared, for one artefact.
+
+    Attributes:
+        path: The artefact.
+        format: Key of `deploy.registry.RUNTIMES`.
+        precision: What it computes in.
+        heads: Errors of each raw head.
+        boxes: Agreement at confidence .25.
+        ap: mAP50-95 of the network and of the artefact, where data is given.
+        megabytes: Of the weights file and of the artefact, 10^6 bytes.
+        latency: Of the fused network in PyTorch and of the artefact, on the same images.
+        failures: What is beyond the tolerance, with the numbers.
+    """
+
+    path: Path
+    format: str
+    precision: Precision
+    heads: tuple[HeadError, ...]
+    boxes: BoxAgreement
+    ap: tuple[float, float] | None
+    megabytes: tuple[float, float]
+    latency: tuple[Latency, Latency]
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is beyond the tolerance."""
+        return not self.failures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The network an artefact is compared with.
+
+    Attributes:
+        path: The weights file.
+        runtime: Fused, float32, on the CPU.
+        images: Letterboxed real pictures (B, 3, H, W) in [0, 1].
+        threads: For times.
+        measure_ap: Where data is given.
+    """
+
+    path: Path
+    runtime: RuntimeModel
+    images: Tensor
+    threads: int
+    measure_ap: MeasureAP | None = None
+
+
+def verify(artefact: RuntimeModel, reference: Reference, *, path: Path, batch_size: int = 1) -> VerifyReport:
+    """Compare an artefact with its network.
+
+    Args:
+        artefact: Loaded from `path`.
+        reference: The network, and the pictures to compare on.
+        path: Of the artefact, for its size.
+        batch_size: Images per timed call.
+    """
+    found, expected = _run(artefact, reference.images), _run(reference.runtime, reference.images)
+    heads = tuple(HeadError.of(own, other) for own, other in zip(found, expected, strict=True))
+    boxes = BoxAgreement.of(_boxes(artefact, found), _boxes(reference.runtime, expected))
+    measure = reference.measure_ap
+    frame = artefact.input_hw
+    ap = (measure(reference.runtime, frame), measure(artefact, frame)) if measure else None
+    batch = reference.images[:1].expand(batch_size, -1, -1, -1)
+    network, own = (
+        measure_latency(runtime, batch, threads=reference.threads) for runtime in (reference.runtime, artefact)
+    )
+    return VerifyReport(
+        path=path,
+        format=artefact.format,
+        precision=artefact.precision,
+        heads=heads,
+        boxes=boxes,
+        ap=ap,
+        megabytes=(megabytes_of(reference.path), megabytes_of(path)),
+        latency=(network, own),
+        failures=_failures(TOLERANCES[artefact.precision], heads=heads, boxes=boxes, ap=ap),
+    )
+
+
+def megabytes_of(path: Path) -> float:
+    """Size of a file, or of the files that hold a network in a folder, in 10^6 bytes."""
+    files = (
+        [path] if path.is_file() else [file for file in path.iterdir() if file.suffix in (".bin", ".param", ".xml")]
+    )
+    return sum(file.stat().st_size for file in files) / 1e6
+
+
+def _run(runtime: RuntimeModel, images: Tensor) -> list[Tensor]:
+    """Raw heads on the CPU, one image at a time: the least memory."""
+    per_image = [[head.cpu() for head in runtime(image[None])] for image in images]
+    return [torch.cat(level) for level in zip(*per_image, strict=True)]
+
+
+def _boxes(runtime: RuntimeModel, heads: Sequence[Tensor]) -> list[Tensor]:
+    return non_max_suppression(decode_heads(heads, runtime.anchors.cpu(), runtime.strides), conf=0.25, iou=0.45)
+
+
+def _failures(
+    tolerance: Tolerance, *, heads: Sequence[HeadError], boxes: BoxAgreement, ap: tuple[float, float] | None
+) -> tuple[str, ...]:
+    """One line per number that is beyond its tolerance."""
+    checks = [(f"error of head {i}", head.largest, tolerance.head_error) for i, head in enumerate(heads)]
+    checks.append(("share of boxes without partner", 1 - boxes.share, tolerance.unmatched))
+    checks.append(("mean difference of scores", boxes.score_difference, tolerance.score))
+    if ap is not None:
+        checks.append(("mAP lost", ap[0] - ap[1], tolerance.ap_loss))
+    # Written so that NaN fails.
+    return tuple(
+        f"{what}: {value:.2g}, at most {most:g} allowed" for what, value, most in checks if not value <= most
+    )

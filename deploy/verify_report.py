@@ -1,0 +1,47 @@
+"""Verification reports as a table for people and as data for scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from deploy.verify import TOLERANCES, VerifyReport
+from utils.run_folder import plain
+
+_HEADER = ("artefact", "precision", "head error", "same boxes", "mAP", "was", "MB", "ms", "median", "PyTorch", "")
+
+
+def verify_table(reports: Sequence[VerifyReport]) -> str:
+    """One line per artefact under a heading, columns aligned; then what failed."""
+    rows = [_HEADER, *(_row(report) for report in reports)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    threads = sorted({latency.threads for report in reports for latency in report.latency})
+    lines.append(
+        f"ms: fastest call, threads: {', '.join(map(str, threads))}; mAP: 50-95, - where no --data was given"
+    )
+    lines += [f"{report.path.name}: {failure}" for report in reports for failure in report.failures]
+    return "\n".join(lines)
+
+
+def report_data(report: VerifyReport) -> dict[str, Any]:
+    """Plain data for result.json, the tolerances with it."""
+    return {**plain(report), "passed": report.passed, "tolerance": plain(TOLERANCES[report.precision])}
+
+
+def _row(report: VerifyReport) -> tuple[str, ...]:
+    network, own = report.latency
+    was, now = report.ap or (None, None)
+    return (
+        report.path.name,
+        report.precision,
+        f"{max(head.largest for head in report.heads):.1e}",
+        f"{report.boxes.share:.1%} of {report.boxes.expected}",
+        "-" if now is None else f"{now:.4f}",
+        "-" if was is None else f"{was:.4f}",
+        f"{report.megabytes[1]:.2f}",
+        f"{own.fastest:.1f}",
+        f"{own.median:.1f}",
+        f"{network.fastest:.1f}",
+        "passed" if report.passed else "FAILED",
+    )

@@ -1,0 +1,118 @@
+"""Verification: what passes, what fails with its numbers, and how it is shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from exporting import images_of, network
+from torch import Tensor
+
+from deploy.pytorch import PyTorchRuntime
+from deploy.runtime import RuntimeModel
+from deploy.verify import TOLERANCES, Reference, VerifyReport, megabytes_of, verify
+from deploy.verify_report import report_data, verify_table
+from utils.run_folder import plain
+
+CPU = torch.device("cpu")
+
+
+class Changed(PyTorchRuntime):
+    """The network with its heads changed."""
+
+    offset = 0.0
+    scale = 1.0
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        return [head * self.scale + self.offset for head in super().__call__(images)]
+
+
+@pytest.fixture(scope="module")
+def runtime() -> PyTorchRuntime:
+    return PyTorchRuntime(network("tiny"), names=("a", "b", "c"), device=CPU)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Stands for weights and artefact alike."""
+    path = tmp_path / "best.onnx"
+    path.write_bytes(bytes(2_000_000))
+    return path
+
+
+def changed(*, offset: float = 0.0, scale: float = 1.0) -> Changed:
+    runtime = Changed(network("tiny"), names=("a", "b", "c"), device=CPU)
+    runtime.offset, runtime.scale = offset, scale
+    return runtime
+
+
+def report_of(
+    artefact: RuntimeModel, runtime: PyTorchRuntime, file: Path, aps: Sequence[float] | None = None
+) -> VerifyReport:
+    measured = iter(aps or ())
+    reference = Reference(
+        path=file,
+        runtime=runtime,
+        images=images_of((32, 48), count=2),
+        threads=1,
+        measure_ap=(lambda runtime, frame_hw: next(measured)) if aps else None,
+    )
+    return verify(artefact, reference, path=file)
+
+
+def test_network_agrees_with_itself(runtime: PyTorchRuntime, file: Path) -> None:
+    report = report_of(runtime, runtime, file)
+    assert report.passed
+    assert [head.largest for head in report.heads] == [0, 0]
+    assert report.boxes.share == 1
+    assert report.ap is None
+    assert report.megabytes == (2.0, 2.0)
+    assert all(0 < latency.fastest <= latency.median for latency in report.latency)
+
+
+def test_heads_that_are_off_fail_with_the_numbers(runtime: PyTorchRuntime, file: Path) -> None:
+    report = report_of(changed(scale=1.001), runtime, file)
+    assert not report.passed
+    assert report.failures[0] == "error of head 0: 0.001, at most 0.0001 allowed"
+
+
+def test_heads_that_are_not_numbers_fail(runtime: PyTorchRuntime, file: Path) -> None:
+    failures = report_of(changed(offset=float("nan")), runtime, file).failures
+    assert failures[0] == "error of head 0: inf, at most 0.0001 allowed"
+
+
+@pytest.mark.parametrize(("found", "passes"), [(0.5996, True), (0.5994, False), (0.7, True), (float("nan"), False)])
+def test_lost_map_fails(runtime: PyTorchRuntime, file: Path, found: float, passes: bool) -> None:
+    report = report_of(runtime, runtime, file, aps=[0.6, found])
+    assert report.passed is passes
+    assert all("mAP lost" in failure for failure in report.failures)
+
+
+def test_tolerance_is_that_of_the_precision(runtime: PyTorchRuntime, file: Path) -> None:
+    artefact = changed(scale=1.001)
+    artefact.precision = "fp16"
+    assert report_of(artefact, runtime, file).passed
+    assert TOLERANCES["fp32"].ap_loss == 0.0005
+    assert [TOLERANCES[name].ap_loss for name in ("fp16", "int8")] == [0.002, 0.01]
+
+
+def test_size_of_a_folder_is_that_of_the_network_in_it(tmp_path: Path) -> None:
+    (tmp_path / "model.ncnn.bin").write_bytes(bytes(1_500_000))
+    (tmp_path / "README.md").write_bytes(bytes(9_000_000))
+    assert megabytes_of(tmp_path) == 1.5
+
+
+def test_table_and_data_hold_the_verdict(runtime: PyTorchRuntime, file: Path) -> None:
+    good = report_of(runtime, runtime, file, aps=[0.6, 0.6001])
+    bad = replace(good, path=Path("other.onnx"), failures=("mAP lost: 0.1, at most 0.0005 allowed",))
+    lines = verify_table([good, bad]).splitlines()
+    assert lines[1].startswith("best.onnx ")
+    assert lines[1].endswith("passed")
+    assert lines[2].endswith("FAILED")
+    assert lines[-1] == "other.onnx: mAP lost: 0.1, at most 0.0005 allowed"
+    data = json.loads(json.dumps(report_data(bad)))
+    assert (data["passed"], data["tolerance"]) == (False, plain(TOLERANCES["fp32"]))
