@@ -1,9 +1,11 @@
-"""Dense, sparse, pruned, fine-tuned: the four ways to train sparse, on the bundled blood cells at 320 px.
+r"""Dense, sparse, pruned, fine-tuned: the four ways to train sparse, on the bundled blood cells at 320 px.
 
-The small network sees as many epochs in all (sparse and fine-tuning) as the dense one. Stages that are complete in
-the project folder are not run again.
+The small network sees as many epochs in all (sparse and fine-tuning) as the dense one, unless --finetune-epochs gives
+another number. Stages that are complete in the project folder are not run again.
 
 python -m benchmarks.pruning_bccd --weights yolov5s_coco.pt
+python -m benchmarks.pruning_bccd --weights yolov5s_coco.pt --variants tenfold --sparse-epochs 25 \
+    --finetune-epochs 120
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from benchmarks.report import table, write_report
 from engine.config import TrainConfig
@@ -37,7 +41,16 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "residual": ({"sparsity": "residual"}, {"percent": 0.65, "drop_bottlenecks": ("all",)}),
     "kernel": ({"sparsity": "kernel", "sr": 1e-4}, {"percent": 0.65, "criterion": "kernel_l1"}),
     "mixed": ({"sparsity": "mixed", "src": 1e-4}, {"bn_percent": 0.65, "conv_percent": 0.5}),
+    "tenfold": (
+        {"sparsity": "bn", "shortcuts": "tied", "aim": 0.85},
+        {"target": "params=10%", "shortcuts": "tied"},
+    ),
 }
+# Settings of a stage that its report names, where it has them.
+_TOLD = (
+    *("epochs", "close_mosaic", "sparsity", "sr", "srb", "src", "aim", "scale_rate", "beta_ratio", "shortcuts"),
+    *("percent", "target", "criterion", "bn_percent", "conv_percent", "drop_bottlenecks", "distill"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +58,11 @@ class PruningBenchmark:
     """Measure the whole line for each variant."""
 
     weights: str  # COCO weights to start from
-    variants: tuple[str, ...] = tuple(VARIANTS)
+    variants: tuple[str, ...] = ("bn", "residual", "kernel", "mixed")
     seeds: tuple[int, ...] = (0,)
     dense_epochs: int = 70
     sparse_epochs: int = 20
+    finetune_epochs: int = 0  # 0 takes what the dense training has more than the sparse one
     sr: float = 0.005  # of bn, residual and mixed
     scale_rate: float = 20.0
     beta_ratio: float = 0.0
@@ -93,17 +107,23 @@ def measure(config: PruningBenchmark) -> None:
         body=f"{_table(rows)}\n\nRight after cutting, at the percent that `prune.py --scan` recommends, on val:\n\n"
         + table(["variant", "seed", "recommended percent", "mAP sparse", "mAP cut"], scans),
         facts={
-            "epochs": f"dense {config.dense_epochs}; sparse {config.sparse_epochs} and fine-tuning "
-            f"{config.dense_epochs - config.sparse_epochs}",
-            "sparsity": json.dumps({name: training | cut for name, (training, cut) in VARIANTS.items()}),
-            "strength": json.dumps(sparsity_of(config)),
-            "fine-tuning": f"--distill {config.distill} (teacher: dense) --scale-rate {config.scale_rate}",
-            "all trainings": f"batch {config.batch_size}, {Path(config.hyp).name}, --close-mosaic "
-            f"{config.close_mosaic} in dense and fine-tuning",
+            **{f"stage {name}": told for name, told in _settings_told(config).items()},
+            "all trainings": f"batch {config.batch_size}, {Path(config.hyp).name}; the teacher is the dense network",
             "mAP": "of best.pt for dense and fine-tuned, of last.pt for sparse, in float32",
         },
     )
     sys.stdout.write(f"{path.read_text()}written to {path}\n")
+
+
+def _settings_told(config: PruningBenchmark) -> dict[str, str]:
+    """By stage, the settings it ran with, from its own folder: they may come from an earlier run."""
+    stages = [f"{variant}_{stage}" for variant in config.variants for stage in ("sparse", "pruned", "finetuned")]
+    told = {}
+    for stage in ["dense", *stages]:
+        values = yaml.safe_load((Path(config.project) / f"{stage}_seed{config.seeds[0]}/opt.yaml").read_text())
+        chosen = {name: values[name] for name in _TOLD if values.get(name) not in (None, "", [], ())}
+        told[stage] = json.dumps(chosen)
+    return told
 
 
 def splits_of(config: PruningBenchmark) -> dict[str, Measure]:
@@ -139,7 +159,8 @@ def _slim(config: PruningBenchmark, variant: str, seed: int, *, teacher: Path) -
             seed,
             f"{variant}_sparse",
             config.weights,
-            **{"epochs": config.sparse_epochs, **values, **training},
+            **(values | training),
+            epochs=config.sparse_epochs,
         ),
         run_sparsity_training,
     )
@@ -164,7 +185,7 @@ def _slim(config: PruningBenchmark, variant: str, seed: int, *, teacher: Path) -
             seed,
             f"{variant}_finetuned",
             str(small),
-            epochs=config.dense_epochs - config.sparse_epochs,
+            epochs=config.finetune_epochs or config.dense_epochs - config.sparse_epochs,
             teacher=str(teacher) if config.distill else "",
             distill=config.distill,
             scale_rate=config.scale_rate,
