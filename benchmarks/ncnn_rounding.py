@@ -1,0 +1,107 @@
+r"""What rounding of widths does to the speed on ncnn at equal MACs: one thread, side by side with the dense network.
+
+python -m benchmarks.ncnn_rounding --weights runs/train_sparsity/exp/weights/last.pt
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.report import table, write_report
+from benchmarks.side_by_side import time_in_turns
+from deploy.artefact import ArtefactRuntime
+from deploy.metadata import ExportSettings
+from deploy.ncnn_export import export_ncnn
+from deploy.ncnn_runtime import load_ncnn
+from deploy.runtime import RuntimeOptions
+from models.detector import Detector
+from models.load import load_model
+from pruning.pipeline import CHECKPOINT_NAME, run_pruning
+from pruning.prune_config import PruneConfig
+from pruning.report import NetworkSize
+from pruning.shortcuts import Shortcuts
+from utils.cli import run_script
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundingConfig:
+    """Prune one sparse network to the same MACs with different roundings, and time each on ncnn."""
+
+    weights: str  # a network trained sparse
+    targets: tuple[str, ...] = ("macs=50%", "macs=35%", "macs=25%")
+    roundings: tuple[str, ...] = ("none", "8", "16", "pow2")
+    shortcuts: Shortcuts = "tied"
+    img_size: int = 320
+    rounds: int = 40
+
+
+def measure(config: RoundingConfig) -> None:
+    """Prune, export, time in turns, write the report."""
+    torch.set_num_threads(1)
+    image = torch.rand(1, 3, config.img_size, config.img_size, generator=torch.Generator().manual_seed(0))
+    with tempfile.TemporaryDirectory() as scratch:
+        networks = _networks(config, Path(scratch))
+        calls = {
+            name: partial(_loaded(model, name, Path(scratch), config), image) for name, model in networks.items()
+        }
+        times = time_in_turns(calls, rounds=config.rounds)
+    dense = times["dense"].fastest
+    rows = []
+    for name, model in networks.items():
+        size, own = NetworkSize.of(model, (3, config.img_size, config.img_size)), times[name]
+        numbers = [
+            f"{size.macs / 1e9:.3f}",
+            f"{size.parameters / 1e6:.2f}",
+            f"{own.fastest:.1f}",
+            f"{own.median:.1f}",
+        ]
+        rows.append([name, *numbers, f"{dense / own.fastest:.2f}"])
+    header = ["network", "MACs, G", "parameters, M", "fastest, ms", "median, ms", "times faster than dense"]
+    path = write_report(
+        "ncnn_rounding",
+        title=f"Rounding of widths and speed on ncnn, {config.img_size} px, fp32, one thread",
+        body=table(header, rows),
+        facts={"how": f"{config.rounds} calls of each, in turns; shortcuts {config.shortcuts}; no fine-tuning"},
+    )
+    sys.stdout.write(f"{path.read_text()}written to {path}\n")
+
+
+def _networks(config: RoundingConfig, folder: Path) -> dict[str, Detector]:
+    """The dense network, and the pruned ones by target and rounding."""
+    networks = {"dense": load_model(config.weights).model}
+    for target in config.targets:
+        for rounding in config.roundings:
+            name = f"{target} round {rounding}"
+            run_pruning(
+                PruneConfig(
+                    weights=config.weights,
+                    target=target,
+                    round=rounding,
+                    shortcuts=config.shortcuts,
+                    img_size=config.img_size,
+                    noplots=True,
+                    project=str(folder),
+                    name=name,
+                )
+            )
+            networks[name] = load_model(folder / name / CHECKPOINT_NAME).model
+    return networks
+
+
+def _loaded(model: Detector, name: str, folder: Path, config: RoundingConfig) -> ArtefactRuntime:
+    """The network on ncnn, one thread."""
+    path = folder / f"{name}_ncnn_model"
+    settings = ExportSettings(image_hw=(config.img_size, config.img_size))
+    names = [str(number) for number in range(model.spec.num_classes)]
+    export_ncnn(model, path, names=names, source_sha256="", settings=settings)
+    return load_ncnn(path, device=torch.device("cpu"), options=RuntimeOptions(threads=1))
+
+
+if __name__ == "__main__":
+    run_script(measure, RoundingConfig)

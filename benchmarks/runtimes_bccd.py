@@ -1,0 +1,121 @@
+"""Trained networks on every runtime and precision: errors, boxes, mAP, size, and times side by side.
+
+python -m benchmarks.runtimes_bccd --weights dense.pt pruned.pt
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.report import table, write_report
+from benchmarks.side_by_side import Times, time_in_turns
+from deploy.export_config import ExportConfig, FormatName
+from deploy.export_run import run_export
+from deploy.exporters import EXPORTERS
+from deploy.registry import load_runtime
+from deploy.runtime import Precision, RuntimeOptions
+from utils.cli import run_script
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimesConfig:
+    """Export, verify and time."""
+
+    weights: tuple[str, ...]  # the first is what the others are compared with
+    data: str = "data/bccd.yaml"
+    img_size: int = 320
+    formats: tuple[FormatName, ...] = ("ncnn", "onnx", "openvino", "torchscript")
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+    int8_search: bool = False  # let ncnn find layers to leave in 16 bits
+    rounds: int = 30
+    project: str = "runs/benchmark/runtimes"
+    label: str = ""  # of the report's file name
+
+
+def measure(config: RuntimesConfig) -> None:
+    """Write each artefact, read its verification, time all of them in turns, write the report."""
+    torch.set_num_threads(1)
+    reports = {
+        (weights, report["path"]): report
+        for weights in config.weights
+        for precision in config.precisions
+        for report in _exported(weights, precision, config)
+    }
+    times = _times([path for _, path in reports], config)
+    dense_ncnn = next(iter(times.values())).fastest
+    rows = [
+        _row(weights, path, report, times=times[path], dense_ncnn=dense_ncnn)
+        for (weights, path), report in reports.items()
+    ]
+    header = ["network", "artefact", "precision", "head error", "same boxes", "mAP in PyTorch", "mAP", "MB"]
+    header += ["fastest, ms", "times the first", "verification"]
+    path = write_report(
+        f"runtimes{'_' if config.label else ''}{config.label}",
+        title=f"Exported networks on their runtimes, {Path(config.data).stem}, {config.img_size} px",
+        body=table(header, rows),
+        facts={"how": f"one thread, {config.rounds} calls of each in turns, fastest; mAP50-95 on val"},
+    )
+    sys.stdout.write(f"{path.read_text()}written to {path}\n")
+
+
+def _exported(weights: str, precision: Precision, config: RuntimesConfig) -> list[dict[str, Any]]:
+    """The verification reports of one network in one precision."""
+    formats = tuple(name for name in config.formats if precision in EXPORTERS[name].precisions)
+    is_int8 = precision == "int8"
+    name = f"{Path(weights).stem}_{precision}"
+    run_export(
+        ExportConfig(
+            weights=weights,
+            include=formats,
+            img_size=(config.img_size,),
+            data=config.data,
+            half=precision == "fp16",
+            int8=is_int8,
+            int8_search=is_int8 and config.int8_search and "ncnn" in formats,
+            threads=1,
+            project=config.project,
+            name=name,
+            output=f"{config.project}/{name}",
+            exist_ok=True,
+        )
+    )
+    reports: list[dict[str, Any]] = json.loads(Path(config.project, name, "result.json").read_text())["reports"]
+    return reports
+
+
+def _times(paths: list[str], config: RuntimesConfig) -> dict[str, Times]:
+    options = RuntimeOptions(threads=1)
+    image = torch.rand(1, 3, config.img_size, config.img_size, generator=torch.Generator().manual_seed(0))
+    runtimes = {path: load_runtime(path, device=torch.device("cpu"), options=options) for path in paths}
+    calls = {path: partial(runtime, image) for path, runtime in runtimes.items()}
+    return time_in_turns(calls, rounds=config.rounds)
+
+
+def _row(weights: str, path: str, report: dict[str, Any], *, times: Times, dense_ncnn: float) -> list[object]:
+    boxes = report["boxes"]
+    share = 2 * boxes["matched"] / max(boxes["expected"] + boxes["found"], 1)
+    was, now = report["ap"]
+    return [
+        Path(weights).stem,
+        Path(path).name,
+        report["precision"],
+        f"{max(head['largest'] for head in report['heads']):.1e}",
+        f"{share:.1%} of {boxes['expected']}",
+        f"{was:.4f}",
+        f"{now:.4f}",
+        f"{report['megabytes'][1]:.2f}",
+        f"{times.fastest:.1f}",
+        f"{dense_ncnn / times.fastest:.2f}",
+        "passed" if report["passed"] else "; ".join(report["failures"]),
+    ]
+
+
+if __name__ == "__main__":
+    run_script(measure, RuntimesConfig)
