@@ -98,14 +98,13 @@ def measure(config: PruningBenchmark) -> None:
         for variant in config.variants:
             stages = _slim(config, variant, seed, teacher=dense / "weights/best.pt")
             rows += [row_of(variant, seed, stage, path, splits, config) for stage, path in stages.items()]
-            if not VARIANTS[variant][1].keys() & {"bn_percent", "conv_percent"}:
+            if "percent" in VARIANTS[variant][1]:
                 scans.append([variant, seed, *_scan(config, variant, seed, stages["sparse"])])
     label = f"_{config.label}" if config.label else ""
     path = write_report(
         f"pruning_bccd{label}",
         title=f"yolov5s on BCCD, {config.img_size} px: dense, sparse, pruned, fine-tuned",
-        body=f"{_table(rows)}\n\nRight after cutting, at the percent that `prune.py --scan` recommends, on val:\n\n"
-        + table(["variant", "seed", "recommended percent", "mAP sparse", "mAP cut"], scans),
+        body="\n\n".join([_table(rows), *_scan_table(scans)]),
         facts={
             **{f"stage {name}": told for name, told in _settings_told(config).items()},
             "all trainings": f"batch {config.batch_size}, {Path(config.hyp).name}; the teacher is the dense network",
@@ -113,6 +112,17 @@ def measure(config: PruningBenchmark) -> None:
         },
     )
     sys.stdout.write(f"{path.read_text()}written to {path}\n")
+
+
+def _scan_table(scans: list[list[object]]) -> list[str]:
+    """A sentence and a table; nothing where nothing was scanned."""
+    if not scans:
+        return []
+    header = ["variant", "seed", "recommended percent", "mAP sparse", "mAP cut"]
+    return [
+        "Right after cutting, at the percent that `prune.py --scan` recommends, on val:",
+        table(header, scans),
+    ]
 
 
 def _settings_told(config: PruningBenchmark) -> dict[str, str]:

@@ -63,5 +63,11 @@ class ArtefactRuntime:
         if self.input_hw not in (None, given):
             raise ConfigError(
                 f"{self._path} takes images of height and width {self.input_hw} only, got {given}; "
-                "use that size and --no-rect, or export it with --dynamic"
+                "give it images of that size, or export it with --dynamic"
+            )
+        # Not every runtime checks that maps which meet have one size.
+        if any(side % max(self.strides) for side in given):
+            raise ConfigError(
+                f"{self._path}: images of {given[0]}x{given[1]} pixels, "
+                f"expected multiples of the stride {max(self.strides)}"
             )

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from utils.errors import CheckpointError, ConfigError
 
 # Name of the file inside or beside an artefact.
 METADATA_NAME = "metadata.json"
+
+MetadataT = TypeVar("MetadataT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,15 +140,16 @@ class ExportMetadata:
         Raises:
             CheckpointError: The text is empty, cut off, or lacks something.
         """
-        if not text.strip():
-            raise CheckpointError(f"{where} holds no metadata of this project; export it again with export.py")
-        try:
-            values = json.loads(text)
-            return cls(**{item.name: _checked(values, item.name, item.type) for item in fields(cls)})
-        except ConfigError as error:
-            raise CheckpointError(f"metadata of {where}: {error}") from None
-        except ValueError:
-            raise CheckpointError(f"metadata of {where} is no JSON, or cut off; export it again") from None
+        return read_metadata(cls, text, where=where)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> ExportMetadata:
+        """Read the metadata file of an artefact that is a folder.
+
+        Raises:
+            CheckpointError: There is none, or it is damaged.
+        """
+        return cls.from_json(metadata_text(folder), where=folder)
 
     def check_is_of(self, model: Detector, *, source_sha256: str, where: str | Path) -> None:
         """Refuse an artefact of another network, or of other weights of the same one.
@@ -177,6 +180,37 @@ class ExportMetadata:
             item.reshape(item.shape[0], num_anchors, num_outputs, *item.shape[2:]).permute(0, 1, 3, 4, 2)
             for item in maps
         ]
+
+
+def metadata_text(folder: Path) -> str:
+    """The content of the metadata file of an artefact that is a folder.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    try:
+        return (folder / METADATA_NAME).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{folder} holds no readable {METADATA_NAME}; export it again with export.py"
+        ) from error
+
+
+def read_metadata(kind: type[MetadataT], text: str, *, where: str | Path) -> MetadataT:
+    """A dataclass from the JSON of its fields; `where` names the artefact in messages.
+
+    Raises:
+        CheckpointError: The text is empty, cut off, or lacks something.
+    """
+    if not text.strip():
+        raise CheckpointError(f"{where} holds no metadata of this project; export it again with export.py")
+    try:
+        values = json.loads(text)
+        return kind(**{item.name: _checked(values, item.name, item.type) for item in fields(kind)})  # type: ignore[arg-type]
+    except ConfigError as error:
+        raise CheckpointError(f"metadata of {where}: {error}") from None
+    except ValueError:
+        raise CheckpointError(f"metadata of {where} is no JSON, or cut off; export it again") from None
 
 
 # By the annotation of the field: what JSON must hold.

@@ -9,10 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from deploy.artefact_folder import replaced_folder
 from deploy.metadata import METADATA_NAME, ExportMetadata, ExportSettings
-from deploy.ncnn_param import read_param
+from deploy.ncnn_int8 import Int8Settings, calibrate, write_int8
+from deploy.ncnn_names import named_by_module
+from deploy.ncnn_param import ParamLayer, read_param, write_param
 from deploy.ncnn_readme import ncnn_readme
 from deploy.ncnn_runtime import BIN_NAME, FORMAT, PARAM_NAME, load_ncnn
 from deploy.packages import optional_package
@@ -27,29 +30,40 @@ _BOUND_TO_SIZE = "Reshape"
 
 
 def export_ncnn(
-    model: Detector, path: str | Path, *, names: Sequence[str], source_sha256: str, settings: ExportSettings
+    model: Detector,
+    path: str | Path,
+    *,
+    names: Sequence[str],
+    source_sha256: str,
+    settings: ExportSettings,
+    calibration: Sequence[Tensor] = (),
+    int8: Int8Settings | None = None,
 ) -> ExportMetadata:
     """Write a network as a folder for ncnn: param, bin, metadata and a README.
 
     ncnn computes one image at a time, and a network without attention takes any multiple of the stride; the
-    metadata say so whatever batch size was asked for.
+    metadata say so whatever batch size was asked for. Convolutions have their module paths as names.
 
     Args:
         model: Dense or pruned; not touched.
         path: The folder, its name ending in `_ncnn_model`; an earlier export there is replaced.
         names: Class names by id.
         source_sha256: Of the weights file.
-        settings: Precision fp32 or fp16; fp16 halves the file, the arithmetic is chosen where it runs.
+        settings: Precision fp32, fp16 or int8; fp16 halves the file, the arithmetic is chosen where it runs.
+        calibration: For int8: images (1, 3, H, W) float32, RGB in [0, 1], letterboxed.
+        int8: How convolutions become int8; everything else is stored in fp16.
 
     Raises:
-        ConfigError: A precision, size or name that cannot be had, a missing package, a network that pnnx cannot
-            convert, or an unwritable folder.
+        ConfigError: A precision, size or name that cannot be had, int8 without images, a pattern that fits no
+            layer, a missing package, a network that pnnx cannot convert, or an unwritable folder.
     """
     folder = Path(path)
     if not folder.name.endswith(FORMAT):
         raise ConfigError(f"ncnn folder {folder}: expected a name that ends in {FORMAT}")
-    if settings.precision not in ("fp32", "fp16"):
-        raise ConfigError(f"ncnn in {settings.precision} is not supported; expected fp32 or fp16")
+    if settings.precision not in ("fp32", "fp16", "int8"):
+        raise ConfigError(f"ncnn in {settings.precision} is not supported; expected fp32, fp16 or int8")
+    if settings.precision == "int8" and not calibration:
+        raise ConfigError("ncnn in int8 needs images to calibrate with, got none; give --data")
     versions = {"pnnx": str(optional_package("pnnx", purpose="export to ncnn").__version__)}
     metadata = ExportMetadata.of(
         model,
@@ -60,23 +74,40 @@ def export_ncnn(
         versions=versions,
     )
     with replaced_folder(folder, marker=PARAM_NAME) as new, tempfile.TemporaryDirectory() as scratch:
-        param = convert_to_ncnn(
-            ready_for_export(model),
-            Path(scratch),
-            input_hw=settings.image_hw,
-            half=settings.precision == "fp16",
-        )
-        metadata = replace(metadata, dynamic=_takes_any_size(param, settings))
-        shutil.copyfile(param, new / PARAM_NAME)
-        shutil.copyfile(param.with_suffix(".bin"), new / BIN_NAME)
-        (new / METADATA_NAME).write_text(metadata.to_json(), encoding="utf-8")
+        if settings.precision == "int8":
+            plain = Path(scratch, "fp32")
+            plain.mkdir()
+            _write_converted(model, plain, metadata=replace(metadata, precision="fp32"), settings=settings)
+            _write_int8(plain, new, calibration=calibration, int8=int8 or Int8Settings())
+        else:
+            _write_converted(model, new, metadata=metadata, settings=settings)
+        metadata = ExportMetadata.from_folder(new)
         (new / "README.md").write_text(ncnn_readme(metadata, folder_name=folder.name), encoding="utf-8")
         _run_once(new, metadata)
     return metadata
 
 
-def _takes_any_size(param: Path, settings: ExportSettings) -> bool:
-    bound = next((layer.name for layer in read_param(param) if layer.kind == _BOUND_TO_SIZE), None)
+def _write_converted(model: Detector, folder: Path, *, metadata: ExportMetadata, settings: ExportSettings) -> None:
+    """Param, bin and metadata in floating point."""
+    with tempfile.TemporaryDirectory() as scratch:
+        param = convert_to_ncnn(
+            ready_for_export(model), Path(scratch), input_hw=metadata.image_hw, half=metadata.precision == "fp16"
+        )
+        layers = read_param(param)
+        write_param(folder / PARAM_NAME, named_by_module(layers, Path(scratch, "model.pnnx.param")))
+        shutil.copyfile(param.with_suffix(".bin"), folder / BIN_NAME)
+    metadata = replace(metadata, dynamic=_takes_any_size(layers, settings))
+    (folder / METADATA_NAME).write_text(metadata.to_json(), encoding="utf-8")
+
+
+def _write_int8(plain: Path, folder: Path, *, calibration: Sequence[Tensor], int8: Int8Settings) -> None:
+    """Param, bin and metadata in int8, of an fp32 export."""
+    skip = int8.skipped(read_param(plain / PARAM_NAME))
+    write_int8(calibrate(plain, images=calibration, method=int8.method), folder, skip=skip)
+
+
+def _takes_any_size(layers: tuple[ParamLayer, ...], settings: ExportSettings) -> bool:
+    bound = next((layer.name for layer in layers if layer.kind == _BOUND_TO_SIZE), None)
     if bound is not None and settings.dynamic:
         raise ConfigError(f"ncnn: layer {bound} takes one image size only; export without --dynamic")
     return bound is None

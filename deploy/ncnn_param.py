@@ -23,12 +23,25 @@ class ParamLayer:
         name: Its name, unique in the file.
         inputs: Names of the blobs it reads.
         outputs: Names of the blobs it makes.
+        settings: What follows, each `id=value`.
     """
 
     kind: str
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    settings: tuple[str, ...] = ()
+
+    def number(self, key: int, default: int = 0) -> int:
+        """The whole number of that id, as ncnn reads it where the line has none."""
+        prefix = f"{key}="
+        found = next((item for item in self.settings if item.startswith(prefix)), None)
+        return default if found is None else int(found.removeprefix(prefix))
+
+    def as_line(self) -> str:
+        """The line that reads back as this layer."""
+        rest = (f"{len(self.inputs)} {len(self.outputs)}", *self.inputs, *self.outputs, *self.settings)
+        return f"{self.kind:<24} {self.name:<24} {' '.join(rest)}"
 
 
 def read_param(path: Path) -> tuple[ParamLayer, ...]:
@@ -52,6 +65,13 @@ def read_param(path: Path) -> tuple[ParamLayer, ...]:
     return layers
 
 
+def write_param(path: Path, layers: tuple[ParamLayer, ...]) -> None:
+    """Write what `read_param` reads back."""
+    num_blobs = sum(len(layer.outputs) for layer in layers)
+    lines = [MAGIC, f"{len(layers)} {num_blobs}", *(layer.as_line() for layer in layers)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def output_blobs(layers: tuple[ParamLayer, ...]) -> tuple[str, ...]:
     """Blobs that no layer reads: what the network gives."""
     read = {blob for layer in layers for blob in layer.inputs}
@@ -68,10 +88,17 @@ def _layer(path: Path, row: list[str]) -> ParamLayer:
     if len(counts) < 2 or not all(count.isdecimal() for count in counts):
         raise CheckpointError(f"{path}: line {' '.join(row)!r} is no layer; export the model again")
     num_inputs, num_outputs = map(int, counts)
-    blobs = row[4 : 4 + num_inputs + num_outputs]
-    if len(blobs) < num_inputs + num_outputs or any("=" in blob for blob in blobs):
+    num_blobs = num_inputs + num_outputs
+    blobs, settings = row[4 : 4 + num_blobs], row[4 + num_blobs :]
+    if len(blobs) < num_blobs or any("=" in blob for blob in blobs):
         raise CheckpointError(f"{path}: layer {row[1]} names too few blobs; export the model again")
-    return ParamLayer(kind=row[0], name=row[1], inputs=tuple(blobs[:num_inputs]), outputs=tuple(blobs[num_inputs:]))
+    return ParamLayer(
+        kind=row[0],
+        name=row[1],
+        inputs=tuple(blobs[:num_inputs]),
+        outputs=tuple(blobs[num_inputs:]),
+        settings=tuple(settings),
+    )
 
 
 def _check_counts(path: Path, row: list[str], layers: tuple[ParamLayer, ...]) -> None:

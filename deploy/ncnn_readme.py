@@ -31,6 +31,14 @@ Then non-maximum suppression per class, at an IoU of 0.45 for instance.
 
 ## C++
 
+In an app with the library of this project's deploy/cpp, decoding and suppression included:
+
+    small_detector::Detector detector("{folder_name}");
+    // pixels: RGB bytes of a picture of any size, w x h
+    std::vector<small_detector::Detection> found = detector({{pixels, w, h, 3 * w}});
+
+With ncnn alone:
+
     ncnn::Net net;
     net.opt.num_threads = 4;
     net.load_param("{folder_name}/model.ncnn.param");

@@ -20,7 +20,7 @@ from deploy.metadata import METADATA_NAME, ExportMetadata
 from deploy.ncnn_param import ParamLayer, input_blobs, output_blobs, read_param
 from deploy.packages import optional_package
 from deploy.runtime import Precision, RuntimeOptions
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -46,21 +46,13 @@ def load_ncnn(path: Path, *, device: torch.device, options: RuntimeOptions) -> A
     ncnn = optional_package("ncnn", purpose=str(path))
     if device.type != "cpu":
         logger.warning("%s: ncnn computes on the CPU here, not on %s", path, device)
-    metadata = _metadata(path)
+    metadata = ExportMetadata.from_folder(path)
     _check_ends(path, read_param(path / PARAM_NAME), num_heads=len(metadata.strides))
     sixteen_bits: Precision | None = _sixteen_bits(ncnn) if options.half else None
-    net = _open(ncnn, path, sixteen_bits=sixteen_bits, options=options)
+    net = open_network(ncnn, path, options=options, sixteen_bits=sixteen_bits)
     if sixteen_bits is not None and metadata.precision != "int8":
         metadata = replace(metadata, precision=sixteen_bits)
     return ArtefactRuntime(_runner(ncnn, net, metadata, path=path), metadata, path=path, device=torch.device("cpu"))
-
-
-def _metadata(path: Path) -> ExportMetadata:
-    try:
-        text = (path / METADATA_NAME).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} holds no readable {METADATA_NAME}; export it again with export.py") from error
-    return ExportMetadata.from_json(text, where=path)
 
 
 def _check_ends(path: Path, layers: tuple[ParamLayer, ...], *, num_heads: int) -> None:
@@ -78,9 +70,28 @@ def _sixteen_bits(ncnn: Any) -> Precision:
     return "fp16" if ncnn.cpu_support_arm_asimdhp() else "bf16"
 
 
-def _open(ncnn: Any, path: Path, *, sixteen_bits: Precision | None, options: RuntimeOptions) -> Any:
-    """The loaded network."""
+def open_network(
+    ncnn: Any,
+    path: Path,
+    *,
+    options: RuntimeOptions,
+    sixteen_bits: Precision | None = None,
+    keeps_blobs: bool = False,
+) -> Any:
+    """The loaded network.
+
+    Args:
+        ncnn: The package.
+        path: The folder.
+        options: Threads and cores.
+        sixteen_bits: The arithmetic of layers that are not int8; None is fp32.
+        keeps_blobs: Whether one pass can give any number of inner blobs, for more memory.
+
+    Raises:
+        CheckpointError: A file is missing, cut off or damaged.
+    """
     net = ncnn.Net()
+    net.opt.lightmode = not keeps_blobs
     net.opt.use_vulkan_compute = False
     net.opt.num_threads = options.num_threads
     # ncnn turns 16 bits on by itself where the processor has them; what was not asked for stays off.
@@ -115,12 +126,6 @@ def _runner(ncnn: Any, net: Any, metadata: ExportMetadata, *, path: Path) -> Run
         return maps
 
     def run(images: Tensor) -> list[Tensor]:
-        # ncnn does not check that maps which meet have one size.
-        if any(side % max(metadata.strides) for side in images.shape[2:]):
-            raise ConfigError(
-                f"{path}: images of {images.shape[2]}x{images.shape[3]} pixels, "
-                f"expected multiples of the stride {max(metadata.strides)}"
-            )
         per_image = [run_one(picture) for picture in images.float().cpu().contiguous().numpy()]
         return [torch.stack(level) for level in zip(*per_image, strict=True)]
 

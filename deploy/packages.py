@@ -8,7 +8,12 @@ from typing import Any
 from utils.errors import ConfigError
 
 # Where the pinned version of a package is named; the rest is in requirements-export.txt.
-_REQUIREMENTS = {"ncnn": "requirements.txt", "pnnx": "requirements.txt"}
+_REQUIREMENTS = {
+    "ncnn": "requirements.txt",
+    "pnnx": "requirements.txt",
+    "tensorrt": "requirements-tensorrt.txt",
+    "tensorrt_rtx": "requirements-tensorrt.txt",
+}
 
 
 def optional_package(name: str, *, purpose: str) -> Any:

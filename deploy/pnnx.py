@@ -25,13 +25,16 @@ _COMPLAINT = re.compile(r"not supported|^unsupported|^ignore |failed|error|fatal
 _HARMLESS = re.compile(r"inline module = |\w+ = ")
 
 
-def convert_to_ncnn(network: nn.Module, folder: Path, *, input_hw: tuple[int, int], half: bool = False) -> Path:
+def convert_to_ncnn(
+    network: nn.Module, folder: Path, *, input_hw: tuple[int, int], channels: int = 3, half: bool = False
+) -> Path:
     """Write `model.ncnn.param` and `model.ncnn.bin` (and files of pnnx's own) into `folder`.
 
     Args:
-        network: In evaluation mode on the CPU; takes (1, 3, H, W), gives a tuple of tensors.
+        network: In evaluation mode on the CPU; takes (1, C, H, W), gives a tuple of tensors.
         folder: An empty scratch folder.
         input_hw: Height and width of the traced image, in pixels.
+        channels: C, of the image.
         half: Store weights in 16 bits.
 
     Returns:
@@ -41,7 +44,7 @@ def convert_to_ncnn(network: nn.Module, folder: Path, *, input_hw: tuple[int, in
         ConfigError: pnnx is missing, ended early, or left out a part of the network.
     """
     executable = optional_package("pnnx", purpose="export to ncnn").EXEC_PATH
-    shape = (1, 3, *input_hw)
+    shape = (1, channels, *input_hw)
     with torch.inference_mode(), warnings.catch_warnings():
         # That tracing is deprecated and shapes become constants: pnnx reads nothing else, and the sizes are fixed.
         warnings.simplefilter("ignore")

@@ -11,8 +11,12 @@ import torch
 from deploy.ncnn_runtime import FORMAT as NCNN_FORMAT
 from deploy.ncnn_runtime import load_ncnn
 from deploy.onnx import load_onnx
+from deploy.openvino import FORMAT as OPENVINO_FORMAT
+from deploy.openvino import load_openvino
 from deploy.pytorch import load_pytorch
 from deploy.runtime import RuntimeModel, RuntimeOptions
+from deploy.tensorrt_file import FORMAT as TENSORRT_FORMAT
+from deploy.tensorrt_runtime import load_tensorrt
 from deploy.torchscript import load_torchscript
 from utils.errors import CheckpointError, ConfigError
 
@@ -24,6 +28,8 @@ RUNTIMES: dict[str, RuntimeLoader] = {
     ".onnx": load_onnx,
     NCNN_FORMAT: load_ncnn,
     ".torchscript": load_torchscript,
+    OPENVINO_FORMAT: load_openvino,
+    TENSORRT_FORMAT: load_tensorrt,
 }
 
 

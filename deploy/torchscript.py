@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
-from deploy.artefact import ArtefactRuntime
+from deploy.artefact import ArtefactRuntime, RunGraph
 from deploy.metadata import METADATA_NAME, ExportMetadata, ExportSettings
 from deploy.prepare import ready_for_export
 from deploy.runtime import RuntimeOptions
@@ -36,13 +37,28 @@ def export_torchscript(
         model, format=FORMAT, names=names, source_sha256=source_sha256, settings=settings, versions={}
     )
     images = torch.zeros(settings.batch_size, 3, *settings.image_hw)
+    write_torchscript(ready_for_export(model), images, path, metadata=metadata.to_json())
+    return metadata
+
+
+def write_torchscript(network: nn.Module, example: Tensor, path: str | Path, *, metadata: str) -> None:
+    """Trace any network and write it, whole or not at all.
+
+    Args:
+        network: In evaluation mode on the CPU.
+        example: Its input.
+        path: The file.
+        metadata: A text that goes into the file.
+
+    Raises:
+        ConfigError: The folder cannot be written to.
+    """
     with warnings.catch_warnings():
         # torch announces a successor that mobile and C++ users cannot load yet.
         warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated")
-        traced = torch.jit.trace(ready_for_export(model), images, check_trace=False)  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
         with atomic_write(path) as temporary:
-            traced.save(str(temporary), _extra_files={METADATA_NAME: metadata.to_json()})
-    return metadata
+            traced.save(str(temporary), _extra_files={METADATA_NAME: metadata})
 
 
 def load_torchscript(path: Path, *, device: torch.device, options: RuntimeOptions) -> ArtefactRuntime:
@@ -57,6 +73,16 @@ def load_torchscript(path: Path, *, device: torch.device, options: RuntimeOption
         logger.warning("half: %s computes in fp32, as it was exported", path)
     if options.threads:
         torch.set_num_threads(options.threads)
+    network, text = open_torchscript(path, device=device)
+    return ArtefactRuntime(network, ExportMetadata.from_json(text, where=path), path=path, device=device)
+
+
+def open_torchscript(path: Path, *, device: torch.device) -> tuple[RunGraph, str]:
+    """The network of a file and its metadata, empty where there are none.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
     extra = {METADATA_NAME: ""}
     try:
         with warnings.catch_warnings():
@@ -65,5 +91,4 @@ def load_torchscript(path: Path, *, device: torch.device, options: RuntimeOption
     except RuntimeError as error:
         raise CheckpointError(f"{path} is no TorchScript file, or cut off; export it again") from error
     text = extra[METADATA_NAME]
-    metadata = ExportMetadata.from_json(text.decode() if isinstance(text, bytes) else text, where=path)
-    return ArtefactRuntime(network.eval(), metadata, path=path, device=device)
+    return network.eval(), text.decode() if isinstance(text, bytes) else text

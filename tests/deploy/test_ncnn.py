@@ -215,12 +215,12 @@ def test_options_out_of_range_are_refused(settings: dict[str, int]) -> None:
 def test_folder_name_and_precision_are_checked_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"expected a name that ends in _ncnn_model"):
         exported(detector(), tmp_path / "best")
-    with pytest.raises(ConfigError, match=r"ncnn in int8 is not supported"):
+    with pytest.raises(ConfigError, match=r"ncnn in bf16 is not supported; expected fp32, fp16 or int8"):
         export_ncnn(
             detector(),
             tmp_path / "best_ncnn_model",
             names=("a", "b", "c"),
             source_sha256="",
-            settings=ExportSettings(precision="int8"),
+            settings=ExportSettings(precision="bf16"),
         )
     assert list(tmp_path.iterdir()) == []

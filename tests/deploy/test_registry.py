@@ -23,7 +23,7 @@ def detector() -> Detector:
     return build_model(ModelSpec.from_yaml("yolov5n.yaml", num_classes=3)).eval()
 
 
-@pytest.mark.parametrize("name", ["best.engine", "best.zip", "best"])
+@pytest.mark.parametrize("name", ["best.tflite", "best.zip", "best"])
 def test_unknown_format_lists_the_known_ones(name: str, tmp_path: Path) -> None:
     (tmp_path / name).touch()
     with pytest.raises(ConfigError, match=r"unsupported format .*known: \.pt"):

@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 from tiny import TINY_CFG
 
+from deploy.export_config import ExportConfig
+from deploy.export_run import run_export
 from detect import DetectConfig, detect
 from engine.config import RESUME_LATEST
 from models.detector import build_model
@@ -36,6 +38,7 @@ SCRIPTS: dict[str, tuple[Callable[[Any], object], type[Any]]] = {
     "train_sparsity": (run_sparsity_training, SparsityConfig),
     "prune": (run_pruning, PruneConfig),
     "slim": (run_slimming, SlimConfig),
+    "export": (run_export, ExportConfig),
 }
 
 

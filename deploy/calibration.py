@@ -1,0 +1,52 @@
+"""Real pictures from which int8 exports learn what range each activation has."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.datasets.config import load_data_config
+from utils.datasets.images import read_image
+from utils.datasets.index import build_label_index
+from utils.datasets.letterbox import letterbox
+from utils.errors import ConfigError, DataError
+
+
+def calibration_images(data: str, *, count: int, image_hw: tuple[int, int], split: str = "train") -> list[Tensor]:
+    """Pictures spread evenly over a split, as the detector will see them; the same ones every time.
+
+    Args:
+        data: Data set YAML.
+        count: How many.
+        image_hw: Height and width of the frame in pixels.
+        split: "train", "val" or "test"; train leaves the others for measuring.
+
+    Returns:
+        Each (1, 3, H, W) float32, RGB in [0, 1], letterboxed.
+
+    Raises:
+        ConfigError: `count` is below 1, or the YAML cannot be read.
+        DataError: The split is missing, empty, or has fewer pictures than asked.
+    """
+    if count < 1:
+        raise ConfigError(f"--calib-images {count}: expected at least 1")
+    paths = build_label_index(load_data_config(data), split).paths
+    if len(paths) < count:
+        raise DataError(
+            f"{data}: {split} has {len(paths)} usable images, fewer than the {count} asked for calibration; "
+            f"lower --calib-images to {len(paths)} or add images"
+        )
+    return [as_input(path, image_hw) for path in spread(paths, count)]
+
+
+def spread(paths: tuple[str, ...], count: int) -> list[str]:
+    """The middle one of each of `count` equal stretches: neighbours in a list are often much alike."""
+    return [paths[(2 * position + 1) * len(paths) // (2 * count)] for position in range(count)]
+
+
+def as_input(path: str, image_hw: tuple[int, int]) -> Tensor:
+    """A picture as a network takes it: (1, 3, H, W) float32 in [0, 1], letterboxed."""
+    framed, _, _ = letterbox(read_image(path), image_hw)
+    planes = np.ascontiguousarray(framed.transpose(2, 0, 1), dtype=np.float32)  # (H, W, 3) to (3, H, W)
+    return torch.from_numpy(planes).div(255)[None]

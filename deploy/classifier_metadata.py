@@ -1,0 +1,126 @@
+"""What an exported classifier says of itself: enough to feed it, and to tell which network it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import nn
+
+from deploy.metadata import read_metadata
+from deploy.runtime import Precision
+from utils.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierSettings:
+    """How a classifier is exported.
+
+    Attributes:
+        image_chw: Channels, height and width of its images.
+        names: Class names by id; none where nobody knows them.
+        mean: Subtracted from each channel of an image in [0, 1] before the network; none for nothing.
+        std: What each channel is divided by after that; none for nothing.
+        precision: fp32 or fp16, for ONNX also int8.
+        opset: Of ONNX; other formats ignore it.
+    """
+
+    image_chw: tuple[int, int, int]
+    names: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    precision: Precision = "fp32"
+    opset: int = 17
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierMetadata:
+    """Stored as JSON with every exported classifier.
+
+    Attributes:
+        format: Ending of the artefact's name, such as ".onnx".
+        precision: Of weights and arithmetic.
+        names: As in the settings.
+        num_classes: Length of the logits.
+        image_chw: As in the settings, and so `mean` and `std`: the network takes normalised images.
+        mean: See there.
+        std: See there.
+        fingerprint: `network_fingerprint` of the network.
+        versions: By package that had a part in it.
+    """
+
+    format: str
+    precision: Precision
+    names: tuple[str, ...]
+    num_classes: int
+    image_chw: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fingerprint: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise ConfigError(f"precision: got {self.precision!r}, known: {', '.join(get_args(Precision))}")
+        if len(self.image_chw) != 3 or min(self.image_chw) < 1:
+            raise ConfigError(f"image size: got {self.image_chw}, expected channels, height and width")
+        if self.names and len(self.names) != self.num_classes:
+            raise ConfigError(f"names: got {len(self.names)}, expected {self.num_classes}, one per class, or none")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values and len(values) != self.image_chw[0]:
+                raise ConfigError(f"{name}: got {values}, expected {self.image_chw[0]} numbers, one per channel")
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        *,
+        format: str,
+        num_classes: int,
+        settings: ClassifierSettings,
+        versions: Mapping[str, str],
+    ) -> ClassifierMetadata:
+        """Of an export that is about to be made.
+
+        Raises:
+            ConfigError: Names, size or normalisation do not fit the network.
+        """
+        return cls(
+            format=format,
+            precision=settings.precision,
+            names=settings.names,
+            num_classes=num_classes,
+            image_chw=settings.image_chw,
+            mean=settings.mean,
+            std=settings.std,
+            fingerprint=network_fingerprint(model),
+            versions={"torch": torch.__version__, **versions},
+        )
+
+    def to_json(self) -> str:
+        """Indented JSON that `from_json` reads back."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str | Path) -> ClassifierMetadata:
+        """Read what `to_json` wrote; `where` names the artefact in messages.
+
+        Raises:
+            CheckpointError: The text is empty, cut off, or of something else, such as a detector.
+        """
+        return read_metadata(cls, text, where=where)
+
+
+def network_fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the names, types, shapes and numbers of a network's weights."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

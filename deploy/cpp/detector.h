@@ -1,0 +1,55 @@
+// A detector for ncnn in one object. All an app needs:
+//
+//     small_detector::Detector detector("best_ncnn_model");
+//     std::vector<small_detector::Detection> found = detector({rgb, width, height, 3 * width});
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "detection.h"
+#include "image.h"
+#include "metadata.h"
+
+namespace ncnn {
+class Mat;
+class Net;
+}  // namespace ncnn
+
+namespace small_detector {
+
+struct DetectorOptions {
+    float conf = 0.25F;  // least objectness and least score of a detection, 0 to 1
+    float iou = 0.45F;   // overlap above which the weaker of two boxes of a class goes, 0 to 1
+    int max_det = 300;   // most detections of one picture
+    int img_size = 0;    // longer side of what the network sees, in pixels; 0 takes the size of the export
+    int threads = 0;     // 0 takes as many as there are big cores
+    int powersave = 0;   // 0 leaves the choice of cores alone, 1 takes the small ones, 2 the big ones
+    bool half = false;   // 16-bit arithmetic: fp16 where the processor has it, else bf16
+};
+
+class Detector {
+  public:
+    // Loads model.ncnn.param, model.ncnn.bin and metadata.json of a folder that export.py wrote.
+    // Throws Error for a file that is missing, damaged or of another network, and for an option out of range.
+    explicit Detector(const std::string& folder, const DetectorOptions& options = {});
+    ~Detector();
+    Detector(Detector&&) noexcept;
+    Detector& operator=(Detector&&) noexcept;
+
+    // What is in the picture, best score first. Several threads may call it at the same time.
+    std::vector<Detection> operator()(const ImageView& image) const;
+
+    const Metadata& metadata() const { return metadata_; }
+
+  private:
+    std::vector<ncnn::Mat> run(const Image& frame) const;
+
+    std::string folder_;
+    DetectorOptions options_;
+    Metadata metadata_;
+    std::unique_ptr<ncnn::Net> net_;
+};
+
+}  // namespace small_detector

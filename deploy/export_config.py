@@ -1,0 +1,83 @@
+"""The settings of export.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from deploy.metadata import ExportSettings
+from deploy.runtime import Precision
+from engine.config import spelled
+from utils.errors import ConfigError
+
+FormatName = Literal["ncnn", "onnx", "openvino", "tensorrt", "torchscript"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Export a detector to the runtimes that serve it, and compare each file with the network."""
+
+    weights: str  # checkpoint to export: dense, pruned or fine-tuned
+    include: tuple[FormatName, ...] = ("ncnn",)  # formats to write
+    img_size: Annotated[tuple[int, ...], spelled("--img", "--imgsz")] = (640,)  # one side, or height and width
+    batch_size: Annotated[int, spelled("--batch")] = 1  # images per call
+    dynamic: bool = False  # any batch and any multiple of the stride
+    half: bool = False  # weights in 16 bits
+    int8: bool = False  # weights and activations in 8 bits; needs --data for calibration
+    data: str = ""  # data set YAML: mAP before and after on val, and calibration on train
+    calib_images: int = 128  # pictures of the train split that int8 ranges are learnt from
+    calib_method: Literal["kl", "minmax"] = "kl"  # how ncnn's int8 ranges are chosen
+    int8_skip: tuple[str, ...] = ()  # ncnn: patterns of layer paths that stay in 16 bits, such as "model.24*"
+    int8_search: bool = False  # ncnn: find the few layers that cost most mAP and leave them in 16 bits
+    opset: int = 17  # of ONNX
+    nms: bool = False  # ONNX: decoding and suppression inside, boxes come out
+    conf_thres: Annotated[float, spelled("--conf")] = 0.25  # least score of a box, for --nms
+    iou_thres: Annotated[float, spelled("--iou")] = 0.45  # overlap above which the weaker box goes, for --nms
+    max_det: int = 300  # most boxes per image, for --nms
+    compute_capability: str = ""  # TensorRT without a GPU: which one the engine is for, such as 8.6
+    verify_only: bool = False  # write nothing; compare the files that are there
+    verify_images: int = 16  # pictures that heads and boxes are compared on
+    threads: int | None = None  # of the processor, for times; all cores by default
+    workers: int = 8  # data loading processes, at most one per core
+    output: str = ""  # folder of the files; beside the weights by default
+    project: str = "runs/export"  # where run folders, with the report, are made
+    name: str = "exp"  # name of the run folder
+    exist_ok: bool = False  # use the folder even if it exists
+
+    def __post_init__(self) -> None:
+        if len(self.img_size) not in (1, 2):
+            raise ConfigError(f"--img-size: got {len(self.img_size)} numbers; give one side, or height and width")
+        for name in ("batch_size", "calib_images", "verify_images"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
+        if not self.include:
+            raise ConfigError("--include: no format given; name at least one, such as ncnn")
+        if self.half and self.int8:
+            raise ConfigError("--half and --int8 are two precisions; choose one (int8 leaves the rest in 16 bits)")
+        if self.int8 and not self.data:
+            raise ConfigError("--int8 learns ranges from pictures; give --data")
+        if (self.int8_skip or self.int8_search) and not (self.int8 and "ncnn" in self.include):
+            raise ConfigError("--int8-skip and --int8-search are for ncnn; give --int8 --include ncnn")
+        if self.nms and ("onnx" not in self.include or self.half or self.int8):
+            raise ConfigError("--nms is for ONNX in fp32; give --include onnx without --half and --int8")
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.img_size[0], self.img_size[-1]
+
+    @property
+    def precision(self) -> Precision:
+        """What the files compute in."""
+        return "int8" if self.int8 else "fp16" if self.half else "fp32"
+
+    @property
+    def settings(self) -> ExportSettings:
+        """What every exporter needs."""
+        return ExportSettings(
+            image_hw=self.image_hw,
+            batch_size=self.batch_size,
+            dynamic=self.dynamic,
+            precision=self.precision,
+            opset=self.opset,
+        )

@@ -1,0 +1,174 @@
+"""export.py: write each format, compare it with the network, say what is fit to ship."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deploy.calibration import as_input, calibration_images, spread
+from deploy.export_config import ExportConfig
+from deploy.exporters import EXPORTERS, ExportJob, artefact_path, check_precision
+from deploy.pytorch import PyTorchRuntime
+from deploy.registry import load_runtime
+from deploy.runtime import RuntimeModel, RuntimeOptions
+from deploy.tensorrt_file import FORMAT as TENSORRT_ENDING
+from deploy.verify import MeasureAP, Reference, VerifyReport, verify
+from deploy.verify_report import report_data, verify_table
+from engine.measure import Measure
+from engine.predict import predictor
+from models.load import load_model
+from utils.datasets.config import load_data_config
+from utils.datasets.index import build_label_index
+from utils.errors import ConfigError
+from utils.files import sha256_of
+from utils.run_folder import RunFolder, plain
+
+logger = logging.getLogger(__name__)
+
+_CPU = torch.device("cpu")
+# Images per step when mAP is measured.
+_VAL_BATCH = 32
+# Real pictures to compare on where no data set is given.
+_BUNDLED = "data/bccd.yaml"
+
+
+def run_export(config: ExportConfig) -> bool:
+    """Export, verify, write the run folder.
+
+    Returns:
+        Whether every artefact that can run here is within its tolerance.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: Something cannot be had; what is not whole has been removed.
+    """
+    check_precision(config)
+    job = _job(config)
+    reference = _reference(job)
+    folder = RunFolder.create(project=config.project, name=config.name, exist_ok=config.exist_ok)
+    logger.info("results in %s", folder.path)
+    folder.write_config(config)
+    reports: list[VerifyReport] = []
+    not_run: list[str] = []
+    for path in _written(job):
+        device = _device_of(path)
+        if device is None:
+            logger.warning("%s: built, but not run and so not verified: this machine has no GPU", path)
+            not_run.append(str(path))
+            continue
+        artefact = load_runtime(path, device=device, options=RuntimeOptions(threads=config.threads))
+        _check_source(artefact, job, path)
+        reports.append(verify(artefact, reference, path=path, batch_size=config.batch_size))
+    passed = all(report.passed for report in reports)
+    data = [report_data(report) for report in reports]
+    folder.write_result({"passed": passed, "reports": data, "not_run": not_run, "config": plain(config)})
+    if reports:
+        logger.info("%s", verify_table(reports))
+    logger.info("files in %s, report in %s", _output(config), folder.path / "result.json")
+    return passed
+
+
+def _device_of(path: Path) -> torch.device | None:
+    """Where an artefact runs here; None where it cannot."""
+    if path.suffix != TENSORRT_ENDING:
+        return _CPU
+    return torch.device("cuda") if torch.cuda.is_available() else None
+
+
+def _job(config: ExportConfig) -> ExportJob:
+    """Read the weights, and the pictures that int8 needs."""
+    loaded = load_model(config.weights)
+    if config.data:
+        _check_classes(config, loaded.model.spec.num_classes)
+    is_calibrated = config.int8 and not config.verify_only
+    calibration = (
+        calibration_images(config.data, count=config.calib_images, image_hw=config.image_hw) if is_calibrated else []
+    )
+    return ExportJob(
+        model=loaded.model,
+        names=loaded.names,
+        source_sha256=sha256_of(config.weights),
+        settings=config.settings,
+        calibration=calibration,
+        config=config,
+    )
+
+
+def _check_classes(config: ExportConfig, num_classes: int) -> None:
+    data = load_data_config(config.data)
+    if data.num_classes != num_classes:
+        raise ConfigError(
+            f"{config.weights} knows {num_classes} classes but {config.data} has {data.num_classes}; "
+            "use the data the model was trained on"
+        )
+
+
+def _written(job: ExportJob) -> Iterator[Path]:
+    """Each artefact, once it is written, or at once with --verify-only."""
+    config = job.config
+    for name in config.include:
+        path = artefact_path(_output(config), Path(config.weights).stem, config, name)
+        if not config.verify_only:
+            start = time.perf_counter()
+            EXPORTERS[name].write(job, path)
+            logger.info("%s: written in %.1f s", path, time.perf_counter() - start)
+        yield path
+
+
+def _output(config: ExportConfig) -> Path:
+    return Path(config.output) if config.output else Path(config.weights).parent
+
+
+def _check_source(artefact: RuntimeModel, job: ExportJob, path: Path) -> None:
+    """Refuse an artefact of another network."""
+    metadata = getattr(artefact, "metadata", None)
+    assert metadata is not None, "exported artefacts carry metadata"
+    metadata.check_is_of(job.model, source_sha256=job.source_sha256, where=path)
+
+
+def _reference(job: ExportJob) -> Reference:
+    """The network in PyTorch, and pictures to compare it on."""
+    config = job.config
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    return Reference(
+        path=Path(config.weights),
+        runtime=PyTorchRuntime(job.model, names=job.names, device=_CPU),
+        images=_pictures(config),
+        threads=torch.get_num_threads(),
+        measure_ap=_measure_ap(config) if config.data else None,
+    )
+
+
+def _pictures(config: ExportConfig) -> Tensor:
+    """(n, 3, H, W) of the val split, or of the bundled pictures."""
+    paths = build_label_index(load_data_config(config.data or _BUNDLED), "val", workers=config.workers).paths
+    chosen = spread(paths, min(config.verify_images, len(paths)))
+    return torch.cat([as_input(path, config.image_hw) for path in chosen])
+
+
+def _measure_ap(config: ExportConfig) -> MeasureAP:
+    """mAP50-95 on the val split; that of the network is measured once for all formats."""
+    measure = Measure.on_split(
+        config.data,
+        "val",
+        img_size=max(config.image_hw),
+        batch_size=_VAL_BATCH,
+        device=_CPU,
+        workers=config.workers,
+    )
+
+    known: dict[tuple[RuntimeModel, tuple[int, int] | None], float] = {}
+
+    def ap(runtime: RuntimeModel, frame_hw: tuple[int, int] | None) -> float:
+        key = runtime, frame_hw
+        if key not in known:
+            evaluation = measure.evaluate(predictor(runtime), stride=max(runtime.strides), frame_hw=frame_hw)
+            known[key] = evaluation.metrics.AP
+        return known[key]
+
+    return ap

@@ -1,0 +1,120 @@
+"""Which exporter writes which format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from deploy.export_config import ExportConfig, FormatName
+from deploy.metadata import ExportMetadata, ExportSettings
+from deploy.ncnn_export import export_ncnn
+from deploy.ncnn_runtime import FORMAT as NCNN_ENDING
+from deploy.onnx import FORMAT as ONNX_ENDING
+from deploy.onnx import export_onnx
+from deploy.openvino import FORMAT as OPENVINO_ENDING
+from deploy.openvino import export_openvino
+from deploy.runtime import Precision
+from deploy.tensorrt_export import export_tensorrt
+from deploy.tensorrt_file import FORMAT as TENSORRT_ENDING
+from deploy.torchscript import FORMAT as TORCHSCRIPT_ENDING
+from deploy.torchscript import export_torchscript
+from models.detector import Detector
+from utils.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportJob:
+    """What is exported, and how.
+
+    Attributes:
+        model: The network.
+        names: Class names by id.
+        source_sha256: Of the weights file.
+        settings: What every format needs.
+        calibration: Letterboxed real pictures (1, 3, H, W) for int8; else none.
+        config: What only one format needs.
+    """
+
+    model: Detector
+    names: tuple[str, ...]
+    source_sha256: str
+    settings: ExportSettings
+    calibration: Sequence[Tensor]
+    config: ExportConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exporter:
+    """One format.
+
+    Attributes:
+        ending: Of the name of its file or folder.
+        precisions: That it can be written in.
+        write: Writes the artefact.
+    """
+
+    ending: str
+    precisions: tuple[Precision, ...]
+    write: Callable[[ExportJob, Path], ExportMetadata]
+
+
+def _write_onnx(job: ExportJob, path: Path) -> ExportMetadata:
+    return export_onnx(job.model, path, **_shared(job), calibration=job.calibration)
+
+
+def _write_openvino(job: ExportJob, path: Path) -> ExportMetadata:
+    return export_openvino(job.model, path, **_shared(job), calibration=job.calibration)
+
+
+def _write_tensorrt(job: ExportJob, path: Path) -> ExportMetadata:
+    return export_tensorrt(
+        job.model,
+        path,
+        **_shared(job),
+        calibration=job.calibration,
+        compute_capability=job.config.compute_capability,
+    )
+
+
+def _write_torchscript(job: ExportJob, path: Path) -> ExportMetadata:
+    return export_torchscript(job.model, path, **_shared(job))
+
+
+def _write_ncnn(job: ExportJob, path: Path) -> ExportMetadata:
+    return export_ncnn(job.model, path, **_shared(job))
+
+
+def _shared(job: ExportJob) -> dict[str, Any]:
+    """What every export function takes."""
+    return {"names": job.names, "source_sha256": job.source_sha256, "settings": job.settings}
+
+
+EXPORTERS: Mapping[FormatName, Exporter] = {
+    "ncnn": Exporter(ending=NCNN_ENDING, precisions=("fp32", "fp16", "int8"), write=_write_ncnn),
+    "onnx": Exporter(ending=ONNX_ENDING, precisions=("fp32", "fp16", "int8"), write=_write_onnx),
+    "openvino": Exporter(ending=OPENVINO_ENDING, precisions=("fp32", "fp16", "int8"), write=_write_openvino),
+    "tensorrt": Exporter(ending=TENSORRT_ENDING, precisions=("fp32", "fp16", "int8"), write=_write_tensorrt),
+    "torchscript": Exporter(ending=TORCHSCRIPT_ENDING, precisions=("fp32",), write=_write_torchscript),
+}
+
+
+def artefact_path(folder: Path, stem: str, config: ExportConfig, name: FormatName) -> Path:
+    """Where the artefact of a format goes: best.onnx, best_int8_ncnn_model, ..."""
+    suffix = "" if config.precision == "fp32" else f"_{config.precision}"
+    return folder / f"{stem}{suffix}{EXPORTERS[name].ending}"
+
+
+def check_precision(config: ExportConfig) -> None:
+    """Refuse a format that cannot be had in the precision, before anything is written.
+
+    Raises:
+        ConfigError: Names the format.
+    """
+    for name in config.include:
+        known = EXPORTERS[name].precisions
+        if config.precision not in known:
+            raise ConfigError(f"{name} in {config.precision} is not supported; it can be had in {', '.join(known)}")

@@ -1,0 +1,134 @@
+"""ONNX files of any network: written by torch's TorchScript-based exporter, opened by onnxruntime."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deploy.packages import optional_package
+from utils.errors import CheckpointError, ConfigError
+from utils.files import atomic_write
+
+logger = logging.getLogger(__name__)
+
+# Attention needs 14; 20 is the last that this exporter knows.
+OPSETS = range(14, 21)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSettings:
+    """How a network is traced.
+
+    Attributes:
+        inputs: Their names.
+        outputs: Their names.
+        opset: Version of the operators.
+        dynamic: By the name of an input or output, a name for each axis whose size is free.
+    """
+
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    opset: int = 17
+    dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.opset not in OPSETS:
+            raise ConfigError(f"--opset {self.opset}: expected {OPSETS[0]} to {OPSETS[-1]}")
+
+
+def onnx_package() -> Any:
+    """The module that reads and writes graphs.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    return optional_package("onnx", purpose="export to ONNX")
+
+
+def trace_onnx(network: nn.Module, examples: Sequence[Tensor], settings: GraphSettings) -> Any:
+    """A network as an ONNX graph.
+
+    Args:
+        network: In evaluation mode on the CPU.
+        examples: One tensor for each input.
+        settings: Names and free sizes.
+
+    Returns:
+        An `onnx.ModelProto`.
+    """
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # The successor of this exporter needs one more package and ignores opsets below 18.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            tuple(examples),
+            buffer,  # type: ignore[arg-type]  # files in memory are taken, too
+            dynamo=False,
+            opset_version=settings.opset,
+            input_names=list(settings.inputs),
+            output_names=list(settings.outputs),
+            dynamic_axes=settings.dynamic,
+        )
+    return onnx_package().load_from_string(buffer.getvalue())
+
+
+def save_onnx(graph: Any, path: str | Path, *, properties: Mapping[str, str]) -> None:
+    """Check a graph and write it, whole or not at all.
+
+    Args:
+        graph: An `onnx.ModelProto`.
+        path: The file.
+        properties: Texts that go into the file.
+
+    Raises:
+        ConfigError: The folder cannot be written to.
+    """
+    onnx = onnx_package()
+    onnx.helper.set_model_props(graph, dict(properties))
+    onnx.checker.check_model(graph)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(graph.SerializeToString())
+
+
+def open_session(path: Path, *, device: torch.device, threads: int) -> Any:
+    """A file as a session of onnxruntime.
+
+    Args:
+        path: The file.
+        device: A GPU is used where this onnxruntime can.
+        threads: Of the processor.
+
+    Raises:
+        CheckpointError: The file is damaged.
+        ConfigError: onnxruntime is not installed.
+    """
+    onnxruntime = optional_package("onnxruntime", purpose=str(path))
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.log_severity_level = 3  # errors; they come back as exceptions
+    providers = ["CPUExecutionProvider"]
+    if device.type == "cuda":
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            providers.insert(0, "CUDAExecutionProvider")
+        else:
+            logger.warning("%s: this onnxruntime has no CUDA; computing on the CPU", path)
+    failures = onnxruntime.capi.onnxruntime_pybind11_state
+    try:
+        return onnxruntime.InferenceSession(str(path), settings, providers=providers)
+    except (failures.Fail, failures.InvalidProtobuf, failures.InvalidGraph, failures.InvalidArgument) as error:
+        raise CheckpointError(f"{path} is no ONNX file, or cut off; export it again") from error
+
+
+def run_session(session: Any, images: Tensor) -> list[Tensor]:
+    """All outputs for images (B, C, H, W), from tensors to tensors by way of numpy."""
+    name = session.get_inputs()[0].name
+    return [torch.from_numpy(array) for array in session.run(None, {name: images.float().cpu().contiguous().numpy()})]

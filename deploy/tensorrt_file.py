@@ -1,0 +1,113 @@
+"""Files of TensorRT engines: what the engine says of itself, then TensorRT's own bytes, the plan.
+
+| bytes | what |
+|---|---|
+| 8 | `SDENGINE` |
+| 4 | length of the JSON, unsigned, little endian |
+| 8 | length of the plan, unsigned, little endian |
+| that many | JSON in UTF-8: `package`, `compute_capability`, `image_shapes` and `metadata` |
+| that many | the plan: what `deserialize_cuda_engine` takes |
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy.metadata import ExportMetadata
+from models.layer_table import freeze
+from utils.errors import CheckpointError
+from utils.files import atomic_write
+
+# How names of the files end.
+FORMAT = ".engine"
+# The packages that build and run engines; neither reads those of the other.
+PACKAGES = ("tensorrt", "tensorrt_rtx")
+_MAGIC = b"SDENGINE"
+_HEAD = struct.Struct("<8sIQ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFile:
+    """An engine with what is needed to run it.
+
+    Attributes:
+        metadata: Of the network.
+        package: Of `PACKAGES`, the one that built it; its version is in the metadata.
+        compute_capability: Of the GPU it was built for, such as "8.9".
+        image_shapes: Smallest, usual and largest (B, 3, H, W) that a dynamic engine takes; empty for a fixed one.
+        plan: TensorRT's bytes.
+    """
+
+    metadata: ExportMetadata
+    package: str
+    compute_capability: str
+    image_shapes: tuple[tuple[int, ...], ...]
+    plan: bytes
+
+    @property
+    def built_for(self) -> str:
+        """For messages: package with version, and GPU."""
+        version = self.metadata.versions.get(self.package, "of an unknown version")
+        return f"{self.package} {version} and compute capability {self.compute_capability}"
+
+
+def write_engine(path: str | Path, engine: EngineFile) -> None:
+    """Write the file whole or not at all.
+
+    Raises:
+        ConfigError: The folder cannot be written to.
+    """
+    head = json.dumps(
+        {
+            "package": engine.package,
+            "compute_capability": engine.compute_capability,
+            "image_shapes": engine.image_shapes,
+            "metadata": asdict(engine.metadata),
+        }
+    ).encode()
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(_HEAD.pack(_MAGIC, len(head), len(engine.plan)) + head + engine.plan)
+
+
+def read_engine(path: Path) -> EngineFile:
+    """Read what `write_engine` wrote; TensorRT is not needed for it.
+
+    Raises:
+        CheckpointError: The file is of another kind, cut off, or lacks something.
+    """
+    content = path.read_bytes()
+    if len(content) < _HEAD.size or not content.startswith(_MAGIC):
+        raise CheckpointError(f"{path} is no engine with metadata of this project; export it with export.py")
+    _, head_length, plan_length = _HEAD.unpack_from(content)
+    start = _HEAD.size + head_length
+    if len(content) != start + plan_length:
+        raise CheckpointError(
+            f"{path} is cut off or damaged: {len(content)} bytes, expected {start + plan_length}; export it again"
+        )
+    values = _json_of(content[_HEAD.size : start], path)
+    return EngineFile(
+        metadata=ExportMetadata.from_json(json.dumps(values["metadata"]), where=path),
+        package=values["package"],
+        compute_capability=values["compute_capability"],
+        image_shapes=freeze(values["image_shapes"]),
+        plan=content[start:],
+    )
+
+
+def _json_of(head: bytes, path: Path) -> dict[str, Any]:
+    """The JSON of a file, its own fields checked; the metadata check themselves."""
+    try:
+        values: dict[str, Any] = json.loads(head)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its metadata are no JSON; export it again") from error
+    kinds = {"package": str, "compute_capability": str, "image_shapes": list, "metadata": dict}
+    for name, kind in kinds.items():
+        if not isinstance(values, dict) or not isinstance(values.get(name), kind):
+            raise CheckpointError(f"{path}: its metadata lack {name}, or hold another kind of value; export it again")
+    if values["package"] not in PACKAGES:
+        raise CheckpointError(f"{path}: built by {values['package']!r}, known: {', '.join(PACKAGES)}")
+    return values

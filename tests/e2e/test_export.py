@@ -1,0 +1,115 @@
+"""export.py from a checkpoint to files that are compared with it, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from refusal import Place, make_place, refusal, run
+
+from deploy.verify import TOLERANCES, Tolerance
+from models.load import load_model
+from utils.checkpoint import Checkpoint, save_checkpoint
+
+for package in ("ncnn", "pnnx"):
+    pytest.importorskip(package, reason=f"the {package} package is not installed")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return make_place(tmp_path)
+
+
+def arguments(place: Place, *more: str) -> list[str]:
+    common = ["--weights", str(place.weights), "--img", "64", "--verify-images", "1", "--threads", "1"]
+    return [*common, "--project", str(place.project), *more]
+
+
+def report(place: Place) -> dict[str, object]:
+    content: dict[str, object] = json.loads((place.project / "exp/result.json").read_text())
+    return content
+
+
+def test_formats_are_written_beside_the_weights_and_compared(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    run("export", arguments(place, "--include", "ncnn", "torchscript", "--data", str(place.data), "--workers", "0"))
+    assert (place.root / "tiny_ncnn_model/model.ncnn.bin").is_file()
+    assert (place.root / "tiny.torchscript").is_file()
+    result = report(place)
+    assert result["passed"] is True
+    assert [item["format"] for item in result["reports"]] == ["_ncnn_model", ".torchscript"]
+    for item in result["reports"]:
+        assert max(head["largest"] for head in item["heads"]) < 1e-4
+        assert len(item["ap"]) == 2
+    assert "tiny.torchscript" in caplog.text
+    assert "passed" in caplog.text
+
+
+def test_verify_only_refuses_artefact_of_other_weights(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    run("export", arguments(place, "--include", "torchscript"))
+    run("export", arguments(place, "--include", "torchscript", "--verify-only", "--name", "again"))
+    model = load_model(place.weights).model
+    for parameter in model.parameters():
+        parameter.data += 1
+    checkpoint = Checkpoint(spec=model.spec.to_dict(), names=("a", "b", "c"), weights=model.state_dict())
+    save_checkpoint(checkpoint, place.weights)
+    message = refusal("export", arguments(place, "--include", "torchscript", "--verify-only"), capsys)
+    assert "exported from other weights; export it again" in message
+
+
+def test_failed_verification_ends_with_1_and_the_numbers(
+    place: Place, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    strict = Tolerance(head_error=-1, unmatched=0, score=0, ap_loss=0)
+    monkeypatch.setitem(TOLERANCES, "fp32", strict)  # type: ignore[call-overload]
+    with pytest.raises(SystemExit) as caught:
+        run("export", arguments(place, "--include", "torchscript"))
+    assert caught.value.code == 1
+    assert "FAILED" in caplog.text
+    assert "at most -1 allowed" in caplog.text
+    assert report(place)["passed"] is False
+
+
+@pytest.mark.parametrize(
+    ("more", "finding"),
+    [
+        (["--img", "60"], "multiple of the stride"),
+        (["--img", "64", "64", "64"], "give one side, or height and width"),
+        (["--int8"], "--int8 learns ranges from pictures; give --data"),
+        (["--half", "--int8", "--data", "data.yaml"], "choose one"),
+        (["--int8-skip", "model.0*"], "give --int8 --include ncnn"),
+        (["--nms"], "--nms is for ONNX"),
+        (["--include", "torchscript", "--half"], "torchscript in fp16 is not supported; it can be had in fp32"),
+        (["--include", "torchscript", "--verify-only"], "tiny.torchscript do not exist"),
+        (["--int8", "--data", "DATA", "--calib-images", "5"], "lower --calib-images to 2"),
+        (["--data", "data/coco128.yaml"], "classes"),
+    ],
+)
+def test_refusal_is_one_line_and_leaves_no_artefact(
+    place: Place, capsys: pytest.CaptureFixture[str], more: list[str], finding: str
+) -> None:
+    before = set(place.snapshot())
+    resolved = [str(place.data) if item == "DATA" else item for item in more]
+    message = refusal("export", arguments(place, *resolved), capsys)
+    assert finding in message
+    written = set(place.snapshot()) - before
+    assert all(Path(path).is_relative_to(place.project) for path in written)
+
+
+def test_unknown_format_is_refused_by_the_command_line(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run("export", arguments(place, "--include", "coreml"))
+    assert caught.value.code == 2
+    assert "coreml" in capsys.readouterr().err
+
+
+def test_export_is_repeated_to_the_same_files(place: Place) -> None:
+    run("export", arguments(place))
+    folder = place.root / "tiny_ncnn_model"
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    shutil.rmtree(folder)
+    run("export", arguments(place, "--name", "again"))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
