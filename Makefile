@@ -24,7 +24,7 @@ lint: setup
 	$(BIN)/mypy
 
 demo: setup
-	$(BIN)/python train.py --config data/demo.yaml
+	$(BIN)/python demo.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -8,14 +8,13 @@ from __future__ import annotations
 import sys
 import tempfile
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from benchmarks.report import table, write_report
-from benchmarks.side_by_side import time_in_turns
 from deploy.artefact import ArtefactRuntime
+from deploy.latency import measure_latencies
 from deploy.metadata import ExportSettings
 from deploy.ncnn_export import export_ncnn
 from deploy.ncnn_runtime import load_ncnn
@@ -47,21 +46,15 @@ def measure(config: RoundingConfig) -> None:
     image = torch.rand(1, 3, config.img_size, config.img_size, generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory() as scratch:
         networks = _networks(config, Path(scratch))
-        calls = {
-            name: partial(_loaded(model, name, Path(scratch), config), image) for name, model in networks.items()
-        }
-        times = time_in_turns(calls, rounds=config.rounds)
+        runtimes = [_loaded(model, name, Path(scratch), config) for name, model in networks.items()]
+        latencies = measure_latencies(runtimes, image, threads=1, runs=config.rounds)
+    times = dict(zip(networks, latencies, strict=True))
     dense = times["dense"].fastest
     rows = []
     for name, model in networks.items():
         size, own = NetworkSize.of(model, (3, config.img_size, config.img_size)), times[name]
-        numbers = [
-            f"{size.macs / 1e9:.3f}",
-            f"{size.parameters / 1e6:.2f}",
-            f"{own.fastest:.1f}",
-            f"{own.median:.1f}",
-        ]
-        rows.append([name, *numbers, f"{dense / own.fastest:.2f}"])
+        numbers = [size.macs / 1e9, size.parameters / 1e6, own.fastest, own.median, dense / own.fastest]
+        rows.append([name, *(f"{number:.2f}" for number in numbers)])
     header = ["network", "MACs, G", "parameters, M", "fastest, ms", "median, ms", "times faster than dense"]
     path = write_report(
         "ncnn_rounding",

@@ -8,17 +8,16 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.report import table, write_report
-from benchmarks.side_by_side import Times, time_in_turns
 from deploy.export_config import ExportConfig, FormatName
 from deploy.export_run import run_export
 from deploy.exporters import EXPORTERS
+from deploy.latency import Latency, measure_latencies
 from deploy.registry import load_runtime
 from deploy.runtime import Precision, RuntimeOptions
 from utils.cli import run_script
@@ -90,15 +89,15 @@ def _exported(weights: str, precision: Precision, config: RuntimesConfig) -> lis
     return reports
 
 
-def _times(paths: list[str], config: RuntimesConfig) -> dict[str, Times]:
+def _times(paths: list[str], config: RuntimesConfig) -> dict[str, Latency]:
     options = RuntimeOptions(threads=1)
     image = torch.rand(1, 3, config.img_size, config.img_size, generator=torch.Generator().manual_seed(0))
-    runtimes = {path: load_runtime(path, device=torch.device("cpu"), options=options) for path in paths}
-    calls = {path: partial(runtime, image) for path, runtime in runtimes.items()}
-    return time_in_turns(calls, rounds=config.rounds)
+    runtimes = [load_runtime(path, device=torch.device("cpu"), options=options) for path in paths]
+    latencies = measure_latencies(runtimes, image, threads=1, runs=config.rounds)
+    return dict(zip(paths, latencies, strict=True))
 
 
-def _row(weights: str, path: str, report: dict[str, Any], *, times: Times, dense_ncnn: float) -> list[object]:
+def _row(weights: str, path: str, report: dict[str, Any], *, times: Latency, dense_ncnn: float) -> list[object]:
     boxes = report["boxes"]
     share = 2 * boxes["matched"] / max(boxes["expected"] + boxes["found"], 1)
     was, now = report["ap"]

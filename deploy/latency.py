@@ -1,9 +1,10 @@
-"""Milliseconds that a runtime takes for a batch, measured one after another on the same images."""
+"""Milliseconds that runtimes take, call by call in turns, so that a busy machine disturbs all of them alike."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,21 +32,27 @@ class Latency:
     threads: int
 
 
-def measure_latency(runtime: RuntimeModel, images: Tensor, *, threads: int, runs: int = 10) -> Latency:
-    """Time calls of a runtime.
+def measure_latencies(
+    runtimes: Sequence[RuntimeModel], images: Tensor, *, threads: int, runs: int = 10
+) -> list[Latency]:
+    """Time calls of runtimes, one of each at a time.
 
     Args:
-        runtime: Loaded with this number of threads.
+        runtimes: Loaded with this number of threads.
         images: (B, 3, H, W) in [0, 1].
         threads: To be named with the result.
-        runs: Timed calls, after two that are not.
+        runs: Timed calls of each, after two that are not.
     """
-    seconds = []
+    seconds: list[list[float]] = [[] for _ in runtimes]
     for run in range(_WARM_UP + runs):
-        start = time.perf_counter()
-        runtime(images)
-        if runtime.device.type == "cuda":
-            torch.cuda.synchronize(runtime.device)
-        if run >= _WARM_UP:
-            seconds.append(time.perf_counter() - start)
-    return Latency(fastest=1000 * min(seconds), median=1000 * statistics.median(seconds), runs=runs, threads=threads)
+        for runtime, own in zip(runtimes, seconds, strict=True):
+            start = time.perf_counter()
+            runtime(images)
+            if runtime.device.type == "cuda":
+                torch.cuda.synchronize(runtime.device)
+            if run >= _WARM_UP:
+                own.append(time.perf_counter() - start)
+    return [
+        Latency(fastest=1000 * min(own), median=1000 * statistics.median(own), runs=runs, threads=threads)
+        for own in seconds
+    ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deploy.agreement import BoxAgreement, HeadError
-from deploy.latency import Latency, measure_latency
+from deploy.latency import Latency, measure_latencies
 from deploy.runtime import Precision, RuntimeModel
 from utils.decode import decode_heads
 from utils.nms import non_max_suppression
@@ -112,9 +112,7 @@ def verify(artefact: RuntimeModel, reference: Reference, *, path: Path, batch_si
     frame = artefact.input_hw
     ap = (measure(reference.runtime, frame), measure(artefact, frame)) if measure else None
     batch = reference.images[:1].expand(batch_size, -1, -1, -1)
-    network, own = (
-        measure_latency(runtime, batch, threads=reference.threads) for runtime in (reference.runtime, artefact)
-    )
+    network, own = measure_latencies((reference.runtime, artefact), batch, threads=reference.threads)
     return VerifyReport(
         path=path,
         format=artefact.format,

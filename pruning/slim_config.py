@@ -80,6 +80,7 @@ class SlimConfig(SparsityConfig):
             "epochs": self.finetune_epochs,
             "teacher": teacher if self.distill else "",
             "distill": self.distill,
+            "scale_rate": self.scale_rate,
         }
         return FinetuneConfig(**{**self._values_of(TrainConfig), **_place(weights, folder), **own})
 

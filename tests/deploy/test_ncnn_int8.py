@@ -114,8 +114,8 @@ def fake_quantized(x: Tensor, weight: Tensor, bias: Tensor, *, input_range: floa
     return sums / (weight_scales.double() * float(input_scale))[:, None, None] + bias.double()[:, None, None]
 
 
-def check_layer(source: Calibrated, conv: nn.Module, name: str, *, image: Tensor, folder: Path) -> None:
-    """One layer alone in int8: its output is the fake-quantised convolution of its input."""
+def layer_error(source: Calibrated, conv: nn.Module, name: str, *, image: Tensor, folder: Path) -> float:
+    """One layer alone in int8: how far its output is from the fake-quantised convolution of its input, relative."""
     assert isinstance(conv, nn.Conv2d)
     assert conv.bias is not None
     write_int8(source, folder, skip=set(source.convolutions) - {name})
@@ -132,7 +132,7 @@ def check_layer(source: Calibrated, conv: nn.Module, name: str, *, image: Tensor
     )
     if layer.number(9) == 1:  # ncnn's number for a ReLU inside the layer
         expected = expected.relu()
-    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
+    return float((found - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize("name", ["model.0.conv", "model.3.m.0.cv1.conv", "model.5.m.0.cv2.conv", "model.9.m.1"])
@@ -142,7 +142,7 @@ def test_int8_convolution_is_the_fake_quantised_one_of_torch(
     ready = ready_for_export(model)
     conv = ready.get_submodule(f"detector.{name}")
     # Another picture than those of the calibration, and brighter: values beyond the range are clamped.
-    check_layer(calibrated, conv, name, image=1.5 * torch.rand(1, 3, *HW), folder=tmp_path)
+    assert layer_error(calibrated, conv, name, image=1.5 * pictures(1)[0], folder=tmp_path) < 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,8 @@ def test_depthwise_int8_convolution_has_a_scale_per_channel(
     assert conv.groups == conv.out_channels > 1
     with torch.no_grad():  # a channel of zeros has any scale; torch's must only be finite
         conv.weight[conv.weight.flatten(1).abs().amax(1) == 0] = 1e-30
-    check_layer(source, conv, name, image=pictures(1)[0], folder=tmp_path)
+    # On x86, ncnn's depthwise kernels take the reciprocal of the scales to 12 bits.
+    assert layer_error(source, conv, name, image=pictures(1)[0], folder=tmp_path) < 4e-4
 
 
 def test_a_network_with_depthwise_layers_and_gates_is_close_in_int8(
@@ -433,12 +434,9 @@ def test_attention_and_norms_behind_joins_survive_the_copy_to_int8(tmp_path: Pat
 def test_trained_weights_in_int8_are_close_on_real_photographs(shared: Path, tmp_path: Path) -> None:
     model = load_model(shared / "weights/yolov5n_v6_coco.pt").model
     photos = sorted((shared / "data/coco128_val/images").glob("*.jpg"))[:9]
-    images = [as_input(str(path), (224, 224)) for path in photos]
-    folders = [tmp_path / "fp32_ncnn_model", tmp_path / "int8_ncnn_model"]
-    for folder, precision in zip(folders, ("fp32", "int8"), strict=True):
-        arguments = export_arguments(model, image_hw=(224, 224), precision=precision)
-        export_ncnn(model, folder, calibration=images[:8], **arguments)
-    sizes = [(folder / BIN).stat().st_size for folder in folders]
-    assert sizes[0] / sizes[1] > 3.5
-    expected, found = (heads_of(folder, images[8]) for folder in folders)
-    assert max(head_errors(found, expected)) < 0.2
+    images = [as_input(str(path), HW) for path in photos]
+    folder = exported(model, tmp_path / "fp32_ncnn_model")
+    source = calibrate(folder, images=images[:8], method="minmax")
+    write_int8(source, tmp_path, skip=Int8Settings().skipped(source.layers))
+    assert (folder / BIN).stat().st_size / (tmp_path / BIN).stat().st_size > 3.5
+    assert max(head_errors(heads_of(tmp_path, images[8]), heads_of(folder, images[8]))) < 0.15

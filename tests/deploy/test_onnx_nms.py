@@ -30,13 +30,18 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed; see requiremen
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed; see requirements-export.txt")
 
 CPU = torch.device("cpu")
-# The tiny network is not trained: its best scores are near 1 / 4.
 NMS = NmsSettings(conf=0.2, iou=0.3, max_det=50)
 
 
 @pytest.fixture(scope="module")
 def tiny() -> Detector:
-    return network("tiny")
+    """Not trained, but sure to have found something."""
+    model = network("tiny")
+    with torch.no_grad():
+        for name, parameter in model.head.named_parameters():
+            if name.endswith("bias"):
+                parameter.add_(4)
+    return model
 
 
 def written(model: Detector, path: Path, *, nms: NmsSettings = NMS, **settings: Any) -> Path:
@@ -88,12 +93,12 @@ def test_dynamic_file_takes_any_batch_and_size(tiny: Detector, tmp_path: Path) -
 
 def test_boxes_on_photographs_are_ours(shared: Path, tmp_path: Path) -> None:
     model = load_model(shared / "weights" / "yolov5n_v6_coco.pt").model
-    files = sorted((shared / "data" / "coco128_val" / "images").iterdir())[:6]
-    frames = np.stack([letterbox(read_image(file), (320, 320))[0] for file in files])
+    files = sorted((shared / "data" / "coco128_val" / "images").iterdir())[:3]
+    frames = np.stack([letterbox(read_image(file), (256, 256))[0] for file in files])
     images = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
     nms = NmsSettings()
-    path = written(model, tmp_path / "best.onnx", nms=nms, image_hw=(320, 320), batch_size=len(files))
-    assert_same(graph_boxes(path, images), own_boxes(model, images, nms), least=10)
+    path = written(model, tmp_path / "best.onnx", nms=nms, image_hw=(256, 256), batch_size=len(files))
+    assert_same(graph_boxes(path, images), own_boxes(model, images, nms), least=3)
 
 
 def test_images_without_boxes_give_empty_outputs(tiny: Detector, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from refusal import Place, make_place, refusal, run
 
 from deploy.verify import TOLERANCES, Tolerance
@@ -19,6 +20,7 @@ for package in ("ncnn", "pnnx"):
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
+    torch.manual_seed(0)
     return make_place(tmp_path)
 
 
