@@ -13,6 +13,9 @@ from torch import Tensor
 from deploy.calibration import as_input, calibration_images, spread
 from deploy.export_config import ExportConfig
 from deploy.exporters import EXPORTERS, ExportJob, artefact_path, check_precision
+from deploy.nms_check import NmsReport, check_nms
+from deploy.onnx import FORMAT as ONNX_ENDING
+from deploy.onnx_nms import NmsSettings, export_onnx_with_nms
 from deploy.pytorch import PyTorchRuntime
 from deploy.registry import load_runtime
 from deploy.runtime import RuntimeModel, RuntimeOptions
@@ -63,11 +66,15 @@ def run_export(config: ExportConfig) -> bool:
         artefact = load_runtime(path, device=device, options=RuntimeOptions(threads=config.threads))
         _check_source(artefact, job, path)
         reports.append(verify(artefact, reference, path=path, batch_size=config.batch_size))
-    passed = all(report.passed for report in reports)
+    with_nms = _with_nms(job, reference) if config.nms else None
+    passed = all(report.passed for report in reports) and (with_nms is None or with_nms.passed)
     data = [report_data(report) for report in reports]
-    folder.write_result({"passed": passed, "reports": data, "not_run": not_run, "config": plain(config)})
+    result = {"passed": passed, "reports": data, "not_run": not_run, "nms": plain(with_nms)}
+    folder.write_result({**result, "config": plain(config)})
     if reports:
         logger.info("%s", verify_table(reports))
+    if with_nms:
+        logger.info("%s", with_nms.as_text())
     logger.info("files in %s, report in %s", _output(config), folder.path / "result.json")
     return passed
 
@@ -117,6 +124,26 @@ def _written(job: ExportJob) -> Iterator[Path]:
             EXPORTERS[name].write(job, path)
             logger.info("%s: written in %.1f s", path, time.perf_counter() - start)
         yield path
+
+
+def _with_nms(job: ExportJob, reference: Reference) -> NmsReport:
+    """The ONNX file that gives boxes: write it, and run it."""
+    config = job.config
+    nms = NmsSettings(conf=config.conf_thres, iou=config.iou_thres, max_det=config.max_det)
+    path = _output(config) / f"{Path(config.weights).stem}_nms{ONNX_ENDING}"
+    if not config.verify_only:
+        export_onnx_with_nms(
+            job.model,
+            path,
+            names=job.names,
+            source_sha256=job.source_sha256,
+            settings=job.settings,
+            nms=nms,
+        )
+        logger.info("%s: written", path)
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist; leave --verify-only out to write it")
+    return check_nms(path, reference, nms=nms, batch_size=config.batch_size)
 
 
 def _output(config: ExportConfig) -> Path:

@@ -150,7 +150,7 @@ def mobile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Detector, Calibrat
     """A network with depthwise convolutions; one of their channels is all zeros."""
     model = network("yolov5s-mobilenetv3-small-075.yaml")
     with torch.no_grad():
-        model.get_submodule("model.2.depthwise.conv").weight[3] = 0  # type: ignore[index, operator]
+        model.get_submodule("model.2.depthwise.conv").weight[3] = 0  # type: ignore[operator]
     folder = exported(model, tmp_path_factory.mktemp("mobile") / "mobile_ncnn_model")
     return model, calibrate(folder, images=pictures(1), method="minmax")
 

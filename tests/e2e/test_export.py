@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,8 +30,8 @@ def arguments(place: Place, *more: str) -> list[str]:
     return [*common, "--project", str(place.project), *more]
 
 
-def report(place: Place) -> dict[str, object]:
-    content: dict[str, object] = json.loads((place.project / "exp/result.json").read_text())
+def report(place: Place) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((place.project / "exp/result.json").read_text())
     return content
 
 
@@ -73,6 +74,19 @@ def test_failed_verification_ends_with_1_and_the_numbers(
     assert "FAILED" in caplog.text
     assert "at most -1 allowed" in caplog.text
     assert report(place)["passed"] is False
+
+
+def test_boxes_from_the_graph_are_compared_too(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed; see requirements-export.txt")
+    caplog.set_level("INFO")
+    run("export", arguments(place, "--include", "onnx", "--nms"))
+    result = report(place)
+    assert result["passed"] is True
+    assert result["nms"]["passed"] is True
+    assert "tiny_nms.onnx  boxes from the graph: 100.0% of" in caplog.text
+    (place.root / "tiny_nms.onnx").unlink()
+    with pytest.raises(SystemExit):
+        run("export", arguments(place, "--include", "onnx", "--nms", "--verify-only", "--name", "again"))
 
 
 @pytest.mark.parametrize(
