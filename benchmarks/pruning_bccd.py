@@ -208,7 +208,8 @@ def _slim(config: PruningBenchmark, variant: str, seed: int, *, teacher: Path) -
 def _scan(config: PruningBenchmark, variant: str, seed: int, sparse: Path) -> list[str]:
     """What a scan recommends, and mAP before and after that cut."""
     folder = Path(config.project) / f"{variant}_scan_seed{seed}"
-    cut = {name: value for name, value in VARIANTS[variant][1].items() if name != "percent"}
+    # Of channels alone: without its bottlenecks a network finds nothing before it is fine-tuned.
+    cut = {name: value for name, value in VARIANTS[variant][1].items() if name not in ("percent", "drop_bottlenecks")}
     if not (folder / "result.json").exists():
         run_pruning(
             PruneConfig(
