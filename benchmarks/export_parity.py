@@ -59,7 +59,7 @@ def measure(config: ParityConfig) -> None:
         facts={
             "worst": f"{worst:.1e}",
             "error": "largest difference over the largest number of a head, worst head, on one real picture",
-            "numbers": "random for networks without weights; batch norms with statistics of noise, scales in [.5, 1.5]",
+            "numbers": "random for networks without weights: noise statistics, scales in [.5, 1.5]",
             "pruned": "40 % of the channels, tied shortcuts, widths not rounded",
         },
     )

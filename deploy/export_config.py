@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from deploy.metadata import ExportSettings
+from deploy.ncnn_ranges import Int8Method
 from deploy.runtime import Precision
 from engine.config import spelled
 from utils.errors import ConfigError
@@ -26,7 +27,7 @@ class ExportConfig:
     int8: bool = False  # weights and activations in 8 bits; needs --data for calibration
     data: str = ""  # data set YAML: mAP before and after on val, and calibration on train
     calib_images: int = 128  # pictures of the train split that int8 ranges are learnt from
-    calib_method: Literal["kl", "minmax"] = "kl"  # how ncnn's int8 ranges are chosen
+    calib_method: Int8Method = "minmax"  # how ncnn's int8 ranges are chosen
     int8_skip: tuple[str, ...] = ()  # ncnn: patterns of layer paths that stay in 16 bits, such as "model.24*"
     int8_search: bool = False  # ncnn: find the few layers that cost most mAP and leave them in 16 bits
     opset: int = 17  # of ONNX

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from torch import Tensor
 from deploy.export_config import ExportConfig, FormatName
 from deploy.metadata import ExportMetadata, ExportSettings
 from deploy.ncnn_export import export_ncnn
+from deploy.ncnn_int8 import Int8Settings
+from deploy.ncnn_int8_search import search_int8_skips
 from deploy.ncnn_runtime import FORMAT as NCNN_ENDING
 from deploy.onnx import FORMAT as ONNX_ENDING
 from deploy.onnx import export_onnx
@@ -25,6 +29,8 @@ from deploy.torchscript import export_torchscript
 from models.detector import Detector
 from utils.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportJob:
@@ -37,6 +43,7 @@ class ExportJob:
         settings: What every format needs.
         calibration: Letterboxed real pictures (1, 3, H, W) for int8; else none.
         config: What only one format needs.
+        map_of: From an artefact to its mAP50-95, where data is given.
     """
 
     model: Detector
@@ -45,6 +52,7 @@ class ExportJob:
     settings: ExportSettings
     calibration: Sequence[Tensor]
     config: ExportConfig
+    map_of: Callable[[Path], float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +93,22 @@ def _write_torchscript(job: ExportJob, path: Path) -> ExportMetadata:
 
 
 def _write_ncnn(job: ExportJob, path: Path) -> ExportMetadata:
-    return export_ncnn(job.model, path, **_shared(job))
+    config = job.config
+    int8 = Int8Settings(method=config.calib_method, skip=config.int8_skip)
+    if config.int8_search:
+        int8 = _searched(job, int8)
+    return export_ncnn(job.model, path, **_shared(job), calibration=job.calibration, int8=int8)
+
+
+def _searched(job: ExportJob, int8: Int8Settings) -> Int8Settings:
+    """With the layers that int8 costs most mAP left in floating point."""
+    assert job.map_of is not None, "searching needs data, which the settings have checked"
+    with tempfile.TemporaryDirectory(suffix=NCNN_ENDING) as scratch:
+        plain = {**_shared(job), "settings": replace(job.settings, precision="fp32")}
+        export_ncnn(job.model, scratch, **plain)
+        found = search_int8_skips(Path(scratch), images=job.calibration, map_of=job.map_of, int8=int8)
+    logger.info("left in 16 bits: %s", ", ".join(found.settings.skip) or "only the head")
+    return found.settings
 
 
 def _shared(job: ExportJob) -> dict[str, Any]:

@@ -7,6 +7,7 @@ dimensional, which mobile runtimes do not know, and costs a copy. `ExportMetadat
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
@@ -113,4 +114,5 @@ def fold_focus(focus: Focus) -> nn.Sequential:
         folded.weight.copy_(grouped.permute(0, 3, 4, 2, 5, 1).reshape(folded.weight.shape))
         if conv.bias is not None and folded.bias is not None:
             folded.bias.copy_(conv.bias)
-    return nn.Sequential(folded, focus.conv.bn, focus.conv.act)
+    # Named, for the names of exported layers come from here.
+    return nn.Sequential(OrderedDict(conv=folded, bn=focus.conv.bn, act=focus.conv.act))

@@ -87,7 +87,7 @@ def scan(
         carry: Whether constants of cut channels are carried.
 
     Raises:
-        PruningError: The uncut network finds nothing, so there is no cliff to find.
+        PruningError: The uncut network finds no more than the tolerance, so there is no cliff to find.
     """
     points: dict[float, ScanPoint] = {}
 
@@ -103,8 +103,11 @@ def scan(
         return points[percent].AP
 
     whole = score(0.0)
-    if whole <= 0:
-        raise PruningError("the network has mAP 0 on this data before any cut; check --data and --img-size")
+    if whole <= tolerance:
+        raise PruningError(
+            f"the network has mAP {whole:.3f} on this data before any channel is cut, no more than --tolerance "
+            f"{tolerance:g}; check --data and --img-size, or leave --drop-bottlenecks out"
+        )
     grid = [round(_STEP * number, 3) for number in range(1, round(1 / _STEP))]
     good, bad = _first_bad(grid, lambda percent: score(percent) >= whole - tolerance)
     for percent in grid:

@@ -54,9 +54,8 @@ AARCH64 = Target(
         "-DCMAKE_SYSTEM_NAME=Linux",
         "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
         "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++",
-        "-DCMAKE_EXE_LINKER_FLAGS=-static",
     ),
-    runner=("qemu-aarch64-static",),
+    runner=("qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu"),
     needs_jpeg=False,
 )
 

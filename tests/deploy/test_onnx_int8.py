@@ -56,11 +56,11 @@ def tiny_file(tiny: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def one_convolution() -> Any:
-    """x to 3 x by a convolution, then once more: the first in 8 bits, the last in float."""
-    layers = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.Conv2d(1, 1, 1, bias=False))
-    for layer in layers:
-        nn.init.constant_(layer.weight, 3)  # type: ignore[arg-type]
+def three_convolutions() -> Any:
+    """x to x, to 3 x, to 9 x: the second in 8 bits, the others in float."""
+    layers = nn.Sequential(*(nn.Conv2d(1, 1, 1, bias=False) for _ in range(3)))
+    for layer, factor in zip(layers, (1, 3, 3), strict=True):
+        nn.init.constant_(layer.weight, factor)  # type: ignore[arg-type]
     return trace_onnx(layers.eval(), [torch.zeros(1, 1, 1, 4)], GraphSettings(inputs=["images"], outputs=["y"]))
 
 
@@ -80,8 +80,8 @@ def scales_of(graph: Any) -> set[float]:
 
 def test_range_of_the_images_becomes_the_scale() -> None:
     image = torch.tensor([[[[0.0, 0.5, 1.0, 2.0]]]])
-    graph = as_int8(one_convolution(), [image, image / 2])
-    # The input is 0 to 2 and what the first layer gives 0 to 6, in 255 steps.
+    graph = as_int8(three_convolutions(), [image, image / 2])
+    # What the second layer takes is 0 to 2 and what it gives 0 to 6, in 255 steps.
     assert scales_of(graph) == {round(2 / 255, 6), round(6 / 255, 6)}
     # Half a step of the input is 9 * .0039 at the output, half a step of the inner tensor 3 * .0118.
     assert output_of(graph, image) == pytest.approx([0, 4.5, 9, 18], abs=0.071)
@@ -91,7 +91,7 @@ def test_range_of_the_images_becomes_the_scale() -> None:
 
 def test_activations_for_tensorrt_are_signed_without_zero_point_and_biases_float() -> None:
     image = torch.tensor([[[[-1.0, 0.5, 1.0, 2.0]]]])
-    graph = as_int8(one_convolution(), [image], for_tensorrt=True)
+    graph = as_int8(three_convolutions(), [image], for_tensorrt=True)
     assert scales_of(graph) == {round(2 / 127, 6), round(6 / 127, 6)}
     zeros = {node.input[2] for node in graph.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
     tensors = [item for item in graph.graph.initializer if item.name in zeros]
@@ -119,11 +119,11 @@ def test_heads_are_near_those_of_the_fused_model(kind: str, tmp_path: Path) -> N
     assert 1e-4 < head_error(runtime(images), model, images) < 0.1
 
 
-def test_all_convolutions_but_the_last_have_eight_bit_weights(tiny: Detector, tiny_file: Path) -> None:
+def test_all_convolutions_but_first_and_last_have_eight_bit_weights(tiny: Detector, tiny_file: Path) -> None:
     graph = onnx.load(tiny_file).graph
     kinds = Counter(item.data_type for item in graph.initializer if len(item.dims) == 4)
     convolutions = sum(isinstance(module, nn.Conv2d) for module in tiny.modules())
-    assert kinds == {INT8: convolutions - 2, onnx.TensorProto.FLOAT: 2}
+    assert kinds == {INT8: convolutions - 3, onnx.TensorProto.FLOAT: 3}
     made = {output: node for node in graph.node for output in node.output}
     weights = {node.input[1] for node in graph.node if node.op_type == "Conv" and "head" in node.output[0]}
     assert not any(name in made for name in weights)
