@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -51,9 +50,8 @@ def run_export(config: ExportConfig) -> bool:
         ConfigError, CheckpointError, DataError: Something cannot be had; what is not whole has been removed.
     """
     check_precision(config)
-    measure_ap = _measure_ap(config) if config.data else None
-    job = _job(config, measure_ap)
-    reference = _reference(job, measure_ap)
+    job = _job(config)
+    reference = _reference(job)
     folder = RunFolder.create(project=config.project, name=config.name, exist_ok=config.exist_ok)
     logger.info("results in %s", folder.path)
     folder.write_config(config)
@@ -88,7 +86,7 @@ def _device_of(path: Path) -> torch.device | None:
     return torch.device("cuda") if torch.cuda.is_available() else None
 
 
-def _job(config: ExportConfig, measure_ap: MeasureAP | None) -> ExportJob:
+def _job(config: ExportConfig) -> ExportJob:
     """Read the weights, and the pictures that int8 needs."""
     loaded = load_model(config.weights)
     if config.data:
@@ -104,13 +102,8 @@ def _job(config: ExportConfig, measure_ap: MeasureAP | None) -> ExportJob:
         settings=config.settings,
         calibration=calibration,
         config=config,
-        map_of=partial(_map_of, measure_ap=measure_ap) if measure_ap else None,
+        measure_ap=_measure_ap(config) if config.data else None,
     )
-
-
-def _map_of(path: Path, *, measure_ap: MeasureAP) -> float:
-    runtime = load_runtime(path, device=_CPU)
-    return measure_ap(runtime, runtime.input_hw)
 
 
 def _check_classes(config: ExportConfig, num_classes: int) -> None:
@@ -165,7 +158,7 @@ def _check_source(artefact: RuntimeModel, job: ExportJob, path: Path) -> None:
     metadata.check_is_of(job.model, source_sha256=job.source_sha256, where=path)
 
 
-def _reference(job: ExportJob, measure_ap: MeasureAP | None) -> Reference:
+def _reference(job: ExportJob) -> Reference:
     """The network in PyTorch, and pictures to compare it on."""
     config = job.config
     if config.threads:
@@ -175,7 +168,7 @@ def _reference(job: ExportJob, measure_ap: MeasureAP | None) -> Reference:
         runtime=PyTorchRuntime(job.model, names=job.names, device=_CPU),
         images=_pictures(config),
         threads=torch.get_num_threads(),
-        measure_ap=measure_ap,
+        measure_ap=job.measure_ap,
     )
 
 

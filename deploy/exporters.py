@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from deploy.export_config import ExportConfig, FormatName
@@ -21,11 +22,13 @@ from deploy.onnx import FORMAT as ONNX_ENDING
 from deploy.onnx import export_onnx
 from deploy.openvino import FORMAT as OPENVINO_ENDING
 from deploy.openvino import export_openvino
+from deploy.registry import load_runtime
 from deploy.runtime import Precision
 from deploy.tensorrt_export import export_tensorrt
 from deploy.tensorrt_file import FORMAT as TENSORRT_ENDING
 from deploy.torchscript import FORMAT as TORCHSCRIPT_ENDING
 from deploy.torchscript import export_torchscript
+from deploy.verify import MeasureAP
 from models.detector import Detector
 from utils.errors import ConfigError
 
@@ -43,7 +46,7 @@ class ExportJob:
         settings: What every format needs.
         calibration: Letterboxed real pictures (1, 3, H, W) for int8; else none.
         config: What only one format needs.
-        map_of: From an artefact to its mAP50-95, where data is given.
+        measure_ap: mAP50-95 on val, where data is given.
     """
 
     model: Detector
@@ -52,7 +55,7 @@ class ExportJob:
     settings: ExportSettings
     calibration: Sequence[Tensor]
     config: ExportConfig
-    map_of: Callable[[Path], float] | None = None
+    measure_ap: MeasureAP | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +105,17 @@ def _write_ncnn(job: ExportJob, path: Path) -> ExportMetadata:
 
 def _searched(job: ExportJob, int8: Int8Settings) -> Int8Settings:
     """With the layers that int8 costs most mAP left in floating point."""
-    assert job.map_of is not None, "searching needs data, which the settings have checked"
+    measure_ap = job.measure_ap
+    assert measure_ap is not None, "searching needs data, which the settings have checked"
+
+    def map_of(folder: Path) -> float:
+        runtime = load_runtime(folder, device=torch.device("cpu"))
+        return measure_ap(runtime, runtime.input_hw)
+
     with tempfile.TemporaryDirectory(suffix=NCNN_ENDING) as scratch:
         plain = {**_shared(job), "settings": replace(job.settings, precision="fp32")}
         export_ncnn(job.model, scratch, **plain)
-        found = search_int8_skips(Path(scratch), images=job.calibration, map_of=job.map_of, int8=int8)
+        found = search_int8_skips(Path(scratch), images=job.calibration, map_of=map_of, int8=int8)
     logger.info("left in 16 bits: %s", ", ".join(found.settings.skip) or "only the head")
     return found.settings
 

@@ -34,9 +34,9 @@ def as_int8(graph: Any, calibration: Sequence[Tensor], *, for_tensorrt: bool = F
     Weights are symmetric int8 with a scale per output channel. Activations are uint8 over the range from the least to
     the largest number that the calibration images show: rare large numbers are what finds objects, and ranges that
     cut them off (least squared error, a quantile over the images) were no better on trained detectors, nor were
-    weights clipped to the least squared error. Layers that take an input or give an output of the graph stay in float32,
-    a hundredth of the weights: the last convolutions of a detector hold boxes and scores side by side in one map,
-    where 8 bits cost more than a point of mAP, and the first one .003.
+    weights clipped to the least squared error. Layers that take an input or give an output of the graph stay in
+    float32, a hundredth of the weights: the last convolutions of a detector hold boxes and scores side by side in one
+    map, where 8 bits cost more than .01 mAP, and in the first one they cost .003.
 
     Processors without VNNI add products of uint8 and int8 in 16 bits and may overflow; onnxruntime then has its own
     switch, `session.x64quantprecision`.
