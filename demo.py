@@ -11,9 +11,9 @@ import torch
 
 from deploy.export_config import ExportConfig
 from deploy.export_run import run_export
-from deploy.latency import Latency, measure_latencies
 from deploy.registry import load_runtime
 from deploy.runtime import RuntimeOptions
+from deploy.verification.latency import Latency, measure_latencies
 from engine.config import TrainConfig
 from engine.run_result import TrainResult
 from engine.training import run_training

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from benchmarks.report import table, write_report
-from deploy.agreement import HeadError
 from deploy.calibration import as_input
 from deploy.export_config import ExportConfig, FormatName
 from deploy.exporters import EXPORTERS, ExportJob, artefact_path
 from deploy.pytorch import PyTorchRuntime
 from deploy.registry import load_runtime
+from deploy.verification.agreement import HeadError
 from models.detector import Detector, build_model
 from models.load import load_model
 from models.spec import MODELS_FOLDER, ModelSpec

@@ -14,11 +14,11 @@ import torch
 
 from benchmarks.report import table, write_report
 from deploy.artefact import ArtefactRuntime
-from deploy.latency import measure_latencies
 from deploy.metadata import ExportSettings
-from deploy.ncnn_export import export_ncnn
-from deploy.ncnn_runtime import load_ncnn
+from deploy.ncnn.export import export_ncnn
+from deploy.ncnn.runtime import load_ncnn
 from deploy.runtime import RuntimeOptions
+from deploy.verification.latency import measure_latencies
 from models.detector import Detector
 from models.load import load_model
 from pruning.pipeline import CHECKPOINT_NAME, run_pruning

@@ -17,9 +17,9 @@ from benchmarks.report import table, write_report
 from deploy.export_config import ExportConfig, FormatName
 from deploy.export_run import run_export
 from deploy.exporters import EXPORTERS
-from deploy.latency import Latency, measure_latencies
 from deploy.registry import load_runtime
 from deploy.runtime import Precision, RuntimeOptions
+from deploy.verification.latency import Latency, measure_latencies
 from utils.cli import run_script
 
 

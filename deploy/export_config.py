@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from deploy.metadata import ExportSettings
-from deploy.ncnn_ranges import Int8Method
+from deploy.ncnn.ranges import Int8Method
 from deploy.runtime import Precision
 from engine.config import spelled
 from utils.errors import ConfigError

@@ -13,15 +13,15 @@ from torch import Tensor
 from deploy.calibration import as_input, calibration_images, spread
 from deploy.export_config import ExportConfig
 from deploy.exporters import EXPORTERS, ExportJob, artefact_path, check_precision
-from deploy.nms_check import NmsReport, check_nms
-from deploy.onnx import FORMAT as ONNX_ENDING
-from deploy.onnx_nms import NmsSettings, export_onnx_with_nms
+from deploy.onnx.detector import FORMAT as ONNX_ENDING
+from deploy.onnx.nms import NmsSettings, export_onnx_with_nms
+from deploy.onnx.nms_check import NmsReport, check_nms
 from deploy.pytorch import PyTorchRuntime
 from deploy.registry import load_runtime
 from deploy.runtime import RuntimeModel, RuntimeOptions
-from deploy.tensorrt_file import FORMAT as TENSORRT_ENDING
-from deploy.verify import MeasureAP, Reference, VerifyReport, verify
-from deploy.verify_report import report_data, verify_table
+from deploy.tensorrt.engine_file import FORMAT as TENSORRT_ENDING
+from deploy.verification.report import report_data, verify_table
+from deploy.verification.verify import MeasureAP, Reference, VerifyReport, verify
 from engine.measure import Measure
 from engine.predict import predictor
 from models.load import load_model

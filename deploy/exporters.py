@@ -14,21 +14,21 @@ from torch import Tensor
 
 from deploy.export_config import ExportConfig, FormatName
 from deploy.metadata import ExportMetadata, ExportSettings
-from deploy.ncnn_export import export_ncnn
-from deploy.ncnn_int8 import Int8Settings
-from deploy.ncnn_int8_search import search_int8_skips
-from deploy.ncnn_runtime import FORMAT as NCNN_ENDING
-from deploy.onnx import FORMAT as ONNX_ENDING
-from deploy.onnx import export_onnx
+from deploy.ncnn.export import export_ncnn
+from deploy.ncnn.int8 import Int8Settings
+from deploy.ncnn.int8_search import search_int8_skips
+from deploy.ncnn.runtime import FORMAT as NCNN_ENDING
+from deploy.onnx.detector import FORMAT as ONNX_ENDING
+from deploy.onnx.detector import export_onnx
 from deploy.openvino import FORMAT as OPENVINO_ENDING
 from deploy.openvino import export_openvino
 from deploy.registry import load_runtime
 from deploy.runtime import Precision
-from deploy.tensorrt_export import export_tensorrt
-from deploy.tensorrt_file import FORMAT as TENSORRT_ENDING
+from deploy.tensorrt.engine_file import FORMAT as TENSORRT_ENDING
+from deploy.tensorrt.export import export_tensorrt
 from deploy.torchscript import FORMAT as TORCHSCRIPT_ENDING
 from deploy.torchscript import export_torchscript
-from deploy.verify import MeasureAP
+from deploy.verification.verify import MeasureAP
 from models.detector import Detector
 from utils.errors import ConfigError
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from deploy.artefact import ArtefactRuntime, RunGraph
 from deploy.artefact_folder import replaced_folder
 from deploy.metadata import METADATA_NAME, ExportMetadata, ExportSettings
-from deploy.onnx import INPUT_NAME, export_onnx, head_names
+from deploy.onnx.detector import INPUT_NAME, export_onnx, head_names
 from deploy.packages import optional_package
 from deploy.runtime import Precision, RuntimeOptions
 from models.detector import Detector

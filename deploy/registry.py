@@ -8,15 +8,15 @@ from typing import TypeAlias
 
 import torch
 
-from deploy.ncnn_runtime import FORMAT as NCNN_FORMAT
-from deploy.ncnn_runtime import load_ncnn
-from deploy.onnx import load_onnx
+from deploy.ncnn.runtime import FORMAT as NCNN_FORMAT
+from deploy.ncnn.runtime import load_ncnn
+from deploy.onnx.detector import load_onnx
 from deploy.openvino import FORMAT as OPENVINO_FORMAT
 from deploy.openvino import load_openvino
 from deploy.pytorch import load_pytorch
 from deploy.runtime import RuntimeModel, RuntimeOptions
-from deploy.tensorrt_file import FORMAT as TENSORRT_FORMAT
-from deploy.tensorrt_runtime import load_tensorrt
+from deploy.tensorrt.engine_file import FORMAT as TENSORRT_FORMAT
+from deploy.tensorrt.runtime import load_tensorrt
 from deploy.torchscript import load_torchscript
 from utils.errors import CheckpointError, ConfigError
 

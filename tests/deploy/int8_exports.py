@@ -9,9 +9,9 @@ import torch
 from exporting import export_arguments
 from torch import Tensor
 
-from deploy.ncnn_export import export_ncnn
-from deploy.ncnn_param import read_param
-from deploy.ncnn_runtime import load_ncnn
+from deploy.ncnn.export import export_ncnn
+from deploy.ncnn.param import read_param
+from deploy.ncnn.runtime import load_ncnn
 from deploy.runtime import RuntimeOptions
 from models.detector import Detector
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from deploy.agreement import BoxAgreement, HeadError
+from deploy.verification.agreement import BoxAgreement, HeadError
 
 
 def rows(*boxes: tuple[float, ...]) -> torch.Tensor:

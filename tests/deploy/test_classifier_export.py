@@ -12,9 +12,9 @@ from exporting import cut_off
 from mask_oracle import lively
 from torch import Tensor, nn
 
-from deploy.classifier_export import Logits, export_classifier, logits_error
-from deploy.classifier_metadata import ClassifierMetadata, ClassifierSettings, network_fingerprint
-from deploy.classifier_runtime import load_classifier
+from deploy.classifier.export import Logits, export_classifier, logits_error
+from deploy.classifier.metadata import ClassifierMetadata, ClassifierSettings, weights_fingerprint
+from deploy.classifier.runtime import load_classifier
 from models.classifiers import DenseNetCifar, LeNet5
 from pruning.graph import ChannelGraph
 from pruning.surgery import cut
@@ -84,7 +84,7 @@ def test_metadata_are_read_back(lenet: nn.Module, ending: str, tmp_path: Path) -
     assert found == written
     assert (found.format, found.num_classes, found.image_chw) == (ending, 10, (1, 28, 28))
     assert (found.names, found.mean, found.std) == (tuple("0123456789"), (0.13,), (0.31,))
-    assert found.fingerprint == network_fingerprint(lenet)
+    assert found.fingerprint == weights_fingerprint(lenet)
 
 
 def test_network_is_not_touched(tmp_path: Path) -> None:

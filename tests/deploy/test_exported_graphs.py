@@ -17,7 +17,7 @@ from tiny import tiny_data
 from deploy import Predictor, PredictSettings, load_runtime
 from deploy.artefact import ArtefactRuntime
 from deploy.metadata import ExportMetadata
-from deploy.onnx import export_onnx
+from deploy.onnx.detector import export_onnx
 from deploy.runtime import RuntimeOptions
 from deploy.torchscript import export_torchscript
 from models.detector import Detector

@@ -11,8 +11,8 @@ import torch
 from tiny import TINY_CFG
 
 from deploy.metadata import ExportMetadata, ExportSettings
-from deploy.ncnn_export import export_ncnn
-from deploy.ncnn_runtime import load_ncnn
+from deploy.ncnn.export import export_ncnn
+from deploy.ncnn.runtime import load_ncnn
 from deploy.registry import load_runtime
 from deploy.runtime import RuntimeOptions
 from models.detector import Detector, build_model

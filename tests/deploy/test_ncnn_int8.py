@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from deploy.calibration import as_input
 from deploy.metadata import ExportMetadata
-from deploy.ncnn_bin import FLOAT16_TAG, INT8_TAG, Stored, read_bin
-from deploy.ncnn_export import export_ncnn
-from deploy.ncnn_int8 import Calibrated, Int8Settings, calibrate, quantized_weights, write_int8
-from deploy.ncnn_param import ParamLayer, read_param, write_param
-from deploy.ncnn_ranges import NUM_BINS, kl_range
-from deploy.ncnn_runtime import load_ncnn, open_network
+from deploy.ncnn.bin import FLOAT16_TAG, INT8_TAG, Stored, read_bin
+from deploy.ncnn.export import export_ncnn
+from deploy.ncnn.int8 import Calibrated, Int8Settings, calibrate, quantized_weights, write_int8
+from deploy.ncnn.param import ParamLayer, read_param, write_param
+from deploy.ncnn.ranges import NUM_BINS, kl_range
+from deploy.ncnn.runtime import load_ncnn, open_network
 from deploy.prepare import ready_for_export
 from deploy.runtime import RuntimeOptions
 from models.detector import Detector

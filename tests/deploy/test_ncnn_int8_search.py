@@ -11,8 +11,8 @@ import torch
 from exporting import network
 from int8_exports import HEADS, exported, int8_layers, pictures
 
-from deploy.ncnn_int8 import Calibrated, Int8Settings, calibrate
-from deploy.ncnn_int8_search import (
+from deploy.ncnn.int8 import Calibrated, Int8Settings, calibrate
+from deploy.ncnn.int8_search import (
     Int8Search,
     Int8SearchSettings,
     Int8Trial,

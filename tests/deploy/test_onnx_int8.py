@@ -13,12 +13,12 @@ import torch
 from exporting import export_arguments, head_error, images_of, network
 from torch import Tensor, nn
 
-from deploy.classifier_export import export_classifier
-from deploy.classifier_metadata import ClassifierSettings
+from deploy.classifier.export import export_classifier
+from deploy.classifier.metadata import ClassifierSettings
 from deploy.metadata import METADATA_NAME
-from deploy.onnx import export_onnx, load_onnx
-from deploy.onnx_graph import GraphSettings, trace_onnx
-from deploy.onnx_int8 import as_int8
+from deploy.onnx.detector import export_onnx, load_onnx
+from deploy.onnx.graph import GraphSettings, trace_onnx
+from deploy.onnx.int8 import as_int8
 from deploy.prepare import ready_for_export
 from deploy.runtime import RuntimeOptions
 from models.classifiers import LeNet5

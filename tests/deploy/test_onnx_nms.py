@@ -13,8 +13,8 @@ from exporting import export_arguments, images_of, network
 from torch import Tensor
 
 from deploy.metadata import METADATA_NAME
-from deploy.onnx import load_onnx
-from deploy.onnx_nms import OUTPUTS, NmsSettings, export_onnx_with_nms
+from deploy.onnx.detector import load_onnx
+from deploy.onnx.nms import OUTPUTS, NmsSettings, export_onnx_with_nms
 from deploy.registry import load_runtime
 from deploy.runtime import RuntimeOptions
 from models.detector import Detector

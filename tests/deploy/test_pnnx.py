@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from deploy.ncnn_param import input_blobs, output_blobs, read_param
-from deploy.pnnx import convert_to_ncnn
+from deploy.ncnn.param import input_blobs, output_blobs, read_param
+from deploy.ncnn.pnnx import convert_to_ncnn
 from utils.errors import CheckpointError, ConfigError
 
 PARAM = """7767517
@@ -78,12 +78,12 @@ def test_operator_that_pnnx_leaves_out_is_an_error(tmp_path: Path) -> None:
 def child(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     """Python in the place of pnnx."""
     run = subprocess.run
-    monkeypatch.setattr("deploy.pnnx.optional_package", lambda *_, **__: type("pnnx", (), {"EXEC_PATH": "pnnx"}))
+    monkeypatch.setattr("deploy.ncnn.pnnx.optional_package", lambda *_, **__: type("pnnx", (), {"EXEC_PATH": "pnnx"}))
 
     def instead(command: list[str], **settings: Any) -> Any:
         return run([sys.executable, "-c", program, *command[1:]], **settings)
 
-    monkeypatch.setattr("deploy.pnnx.subprocess.run", instead)
+    monkeypatch.setattr("deploy.ncnn.pnnx.subprocess.run", instead)
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ import pytest
 import torch
 from exporting import cut_off, export_arguments, images_of, network
 
-from deploy import tensorrt_export
 from deploy.metadata import ExportMetadata
-from deploy.tensorrt_build import capabilities
-from deploy.tensorrt_export import export_tensorrt
-from deploy.tensorrt_file import EngineFile, read_engine, write_engine
+from deploy.tensorrt import export as tensorrt_export
+from deploy.tensorrt.build import capabilities
+from deploy.tensorrt.engine_file import EngineFile, read_engine, write_engine
+from deploy.tensorrt.export import export_tensorrt
 from models.detector import Detector
 from utils.errors import CheckpointError, ConfigError
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from refusal import Place, make_place, refusal, run
 
-from deploy.verify import TOLERANCES, Tolerance
+from deploy.verification.verify import TOLERANCES, Tolerance
 from models.load import load_model
 from utils.checkpoint import Checkpoint, save_checkpoint
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deploy.onnx_graph import onnx_package
+from deploy.onnx.graph import onnx_package
 from deploy.packages import optional_package
 from utils.errors import ConfigError
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from deploy.ncnn_param import read_param
+from deploy.ncnn.param import read_param
 from deploy.packages import optional_package
 from utils.errors import ConfigError
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from deploy.artefact import ArtefactRuntime
-from deploy.onnx import INPUT_NAME, head_names
+from deploy.onnx.detector import INPUT_NAME, head_names
 from deploy.packages import optional_package
 from deploy.runtime import RuntimeOptions
-from deploy.tensorrt_file import EngineFile, read_engine
+from deploy.tensorrt.engine_file import EngineFile, read_engine
 from utils.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """Builds a TensorRT engine from ONNX, in a process of its own: TensorRT can crash on a graph it does not like.
 
-`deploy.tensorrt_export` runs this file as a script with one argument, the fields of `BuildRequest` as JSON. It
+`deploy.tensorrt.export` runs this file as a script with one argument, the fields of `BuildRequest` as JSON. It
 imports nothing of this project, so that the process starts fast and has the memory for itself.
 """
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploy.classifier_metadata import ClassifierMetadata
+from deploy.classifier.metadata import ClassifierMetadata
 from deploy.metadata import METADATA_NAME, metadata_text
-from deploy.ncnn_param import input_blobs, output_blobs, read_param
-from deploy.ncnn_runtime import FORMAT as NCNN_FORMAT
-from deploy.ncnn_runtime import INPUT_BLOB, OUTPUT_BLOB, PARAM_NAME, open_network
-from deploy.onnx import FORMAT as ONNX_FORMAT
-from deploy.onnx_graph import open_session, run_session
+from deploy.ncnn.param import input_blobs, output_blobs, read_param
+from deploy.ncnn.runtime import FORMAT as NCNN_FORMAT
+from deploy.ncnn.runtime import INPUT_BLOB, OUTPUT_BLOB, PARAM_NAME, open_network
+from deploy.onnx.detector import FORMAT as ONNX_FORMAT
+from deploy.onnx.graph import open_session, run_session
 from deploy.packages import optional_package
 from deploy.runtime import RuntimeOptions
 from deploy.torchscript import FORMAT as TORCHSCRIPT_FORMAT
@@ -63,7 +63,7 @@ class ClassifierRuntime:
 
 
 def load_classifier(path: str | Path, *, threads: int | None = None) -> ClassifierRuntime:
-    """Load what `deploy.classifier_export.export_classifier` wrote; it computes on the CPU.
+    """Load what `deploy.classifier.export.export_classifier` wrote; it computes on the CPU.
 
     Args:
         path: The file or folder.

@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from deploy.artefact_folder import replaced_folder
-from deploy.classifier_metadata import ClassifierMetadata, ClassifierSettings
-from deploy.classifier_runtime import ClassifierRuntime, load_classifier
+from deploy.classifier.metadata import ClassifierMetadata, ClassifierSettings
+from deploy.classifier.runtime import ClassifierRuntime, load_classifier
 from deploy.metadata import METADATA_NAME
-from deploy.ncnn_runtime import BIN_NAME, PARAM_NAME
-from deploy.ncnn_runtime import FORMAT as NCNN_FORMAT
-from deploy.onnx import FORMAT as ONNX_FORMAT
-from deploy.onnx import INPUT_NAME
-from deploy.onnx_graph import GraphSettings, save_onnx, trace_onnx
-from deploy.onnx_int8 import as_int8
+from deploy.ncnn.pnnx import convert_to_ncnn
+from deploy.ncnn.runtime import BIN_NAME, PARAM_NAME
+from deploy.ncnn.runtime import FORMAT as NCNN_FORMAT
+from deploy.onnx.detector import FORMAT as ONNX_FORMAT
+from deploy.onnx.detector import INPUT_NAME
+from deploy.onnx.graph import GraphSettings, save_onnx, trace_onnx
+from deploy.onnx.int8 import as_int8
 from deploy.packages import optional_package
-from deploy.pnnx import convert_to_ncnn
 from deploy.prepare import HalfNetwork
 from deploy.runtime import Precision
 from deploy.torchscript import FORMAT as TORCHSCRIPT_FORMAT

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deploy.agreement import BoxAgreement, HeadError
-from deploy.latency import Latency, measure_latencies
 from deploy.runtime import Precision, RuntimeModel
+from deploy.verification.agreement import BoxAgreement, HeadError
+from deploy.verification.latency import Latency, measure_latencies
 from utils.decode import decode_heads
 from utils.nms import non_max_suppression
 

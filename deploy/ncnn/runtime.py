@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deploy.artefact import ArtefactRuntime, RunGraph
 from deploy.metadata import METADATA_NAME, ExportMetadata
-from deploy.ncnn_param import ParamLayer, input_blobs, output_blobs, read_param
+from deploy.ncnn.param import ParamLayer, input_blobs, output_blobs, read_param
 from deploy.packages import optional_package
 from deploy.runtime import Precision, RuntimeOptions
 from utils.errors import CheckpointError

@@ -9,9 +9,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from deploy.ncnn_bin import Floats
-from deploy.ncnn_param import ParamLayer
-from deploy.ncnn_runtime import INPUT_BLOB, open_network
+from deploy.ncnn.bin import Floats
+from deploy.ncnn.param import ParamLayer
+from deploy.ncnn.runtime import INPUT_BLOB, open_network
 from deploy.packages import optional_package
 from deploy.runtime import RuntimeOptions
 

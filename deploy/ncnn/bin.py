@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from deploy.ncnn_param import ParamLayer
+from deploy.ncnn.param import ParamLayer
 from utils.errors import CheckpointError, ConfigError
 
 FLOAT32_TAG, FLOAT16_TAG, INT8_TAG = 0, 0x01306B47, 0x000D4B38

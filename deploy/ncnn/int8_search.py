@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deploy.ncnn_int8 import Calibrated, Int8Settings, calibrate, write_int8
-from deploy.ncnn_param import read_param
-from deploy.ncnn_runtime import FORMAT, PARAM_NAME, load_ncnn
+from deploy.ncnn.int8 import Calibrated, Int8Settings, calibrate, write_int8
+from deploy.ncnn.param import read_param
+from deploy.ncnn.runtime import FORMAT, PARAM_NAME, load_ncnn
 from deploy.runtime import RuntimeOptions
 from utils.errors import ConfigError
 
@@ -88,7 +88,7 @@ def search_int8_skips(
 
     Args:
         folder: An fp32 ncnn export.
-        images: For calibration, as `deploy.ncnn_int8.calibrate` takes them.
+        images: For calibration, as `deploy.ncnn.int8.calibrate` takes them.
         map_of: From an exported folder to its mAP.
         int8: What is settled: how ranges are chosen, and what stays in floating point in any case.
         search: When to end.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from deploy.verify import TOLERANCES, VerifyReport
+from deploy.verification.verify import TOLERANCES, VerifyReport
 from utils.run_folder import plain
 
 _HEADER = ("artefact", "precision", "head error", "same boxes", "mAP", "was", "MB", "ms", "median", "PyTorch", "")

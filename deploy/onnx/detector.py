@@ -13,9 +13,9 @@ from torch import Tensor
 
 from deploy.artefact import ArtefactRuntime
 from deploy.metadata import METADATA_NAME, ExportMetadata, ExportSettings
-from deploy.onnx_graph import GraphSettings, onnx_package, open_session, run_session, save_onnx, trace_onnx
-from deploy.onnx_int8 import as_int8
-from deploy.onnx_padding import join_zeros_
+from deploy.onnx.graph import GraphSettings, onnx_package, open_session, run_session, save_onnx, trace_onnx
+from deploy.onnx.int8 import as_int8
+from deploy.onnx.padding import join_zeros_
 from deploy.prepare import HalfNetwork, ready_for_export
 from deploy.runtime import RuntimeOptions
 from models.detector import Detector
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = ".onnx"
 INPUT_NAME = "images"
-# Property of a file whose graph gives boxes, not raw heads; see `deploy.onnx_nms`.
+# Property of a file whose graph gives boxes, not raw heads; see `deploy.onnx.nms`.
 NMS_PROPERTY = "nms.json"
 
 
@@ -45,7 +45,7 @@ def export_onnx(
         path: The file.
         names: Class names by id.
         source_sha256: Of the weights file.
-        settings: Precision fp32, fp16 or int8; int8 is described in `deploy.onnx_int8`.
+        settings: Precision fp32, fp16 or int8; int8 is described in `deploy.onnx.int8`.
         calibration: Images (1, 3, H, W) RGB in [0, 1] of the exported size, for int8.
 
     Raises:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from deploy.metadata import METADATA_NAME, ExportMetadata, ExportSettings
-from deploy.onnx import NMS_PROPERTY, detector_graph, free_axes, head_names, onnx_metadata
-from deploy.onnx_graph import GraphSettings, onnx_package, save_onnx, trace_onnx
+from deploy.onnx.detector import NMS_PROPERTY, detector_graph, free_axes, head_names, onnx_metadata
+from deploy.onnx.graph import GraphSettings, onnx_package, save_onnx, trace_onnx
 from models.detector import Detector
 from utils.boxes import cxcywh_to_xyxy
 from utils.decode import decode_heads

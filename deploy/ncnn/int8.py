@@ -20,11 +20,11 @@ import numpy as np
 from torch import Tensor
 
 from deploy.metadata import METADATA_NAME, ExportMetadata
-from deploy.ncnn_bin import Floats, Stored, float_bytes, int8_bytes, read_bin, write_bin
-from deploy.ncnn_names import CONVOLUTIONS, matching_convolutions
-from deploy.ncnn_param import ParamLayer, output_blobs, read_param, write_param
-from deploy.ncnn_ranges import Int8Method, input_ranges
-from deploy.ncnn_runtime import BIN_NAME, PARAM_NAME
+from deploy.ncnn.bin import Floats, Stored, float_bytes, int8_bytes, read_bin, write_bin
+from deploy.ncnn.names import CONVOLUTIONS, matching_convolutions
+from deploy.ncnn.param import ParamLayer, output_blobs, read_param, write_param
+from deploy.ncnn.ranges import Int8Method, input_ranges
+from deploy.ncnn.runtime import BIN_NAME, PARAM_NAME
 from utils.errors import ConfigError
 
 _LARGEST = 127
@@ -37,7 +37,7 @@ class Int8Settings:
     """How a network becomes int8.
 
     Attributes:
-        method: How the range of activations is chosen, see `deploy.ncnn_ranges.input_ranges`.
+        method: How the range of activations is chosen, see `deploy.ncnn.ranges.input_ranges`.
         skip: Patterns of convolutions that stay in floating point, such as "model.2.*".
         head: Whether the last convolutions, whose outputs are the heads, become int8 too. They are a few thousandths
             of the weights, and nothing behind them evens out their rounding: boxes lose the last pixel.
@@ -90,7 +90,7 @@ def calibrate(folder: Path, *, images: Sequence[Tensor], method: Int8Method) -> 
     Args:
         folder: The export.
         images: Each (1, 3, H, W) float32, RGB in [0, 1], letterboxed.
-        method: See `deploy.ncnn_ranges.input_ranges`.
+        method: See `deploy.ncnn.ranges.input_ranges`.
 
     Raises:
         ConfigError: There are no images, or a layer whose storage is not known.

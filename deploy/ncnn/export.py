@@ -13,13 +13,13 @@ from torch import Tensor
 
 from deploy.artefact_folder import replaced_folder
 from deploy.metadata import METADATA_NAME, ExportMetadata, ExportSettings
-from deploy.ncnn_int8 import Int8Settings, calibrate, write_int8
-from deploy.ncnn_names import named_by_module
-from deploy.ncnn_param import ParamLayer, read_param, write_param
-from deploy.ncnn_readme import ncnn_readme
-from deploy.ncnn_runtime import BIN_NAME, FORMAT, PARAM_NAME, load_ncnn
+from deploy.ncnn.int8 import Int8Settings, calibrate, write_int8
+from deploy.ncnn.names import named_by_module
+from deploy.ncnn.param import ParamLayer, read_param, write_param
+from deploy.ncnn.pnnx import convert_to_ncnn
+from deploy.ncnn.readme import ncnn_readme
+from deploy.ncnn.runtime import BIN_NAME, FORMAT, PARAM_NAME, load_ncnn
 from deploy.packages import optional_package
-from deploy.pnnx import convert_to_ncnn
 from deploy.prepare import ready_for_export
 from deploy.runtime import RuntimeOptions
 from models.detector import Detector

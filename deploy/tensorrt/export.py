@@ -15,14 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deploy import tensorrt_build
 from deploy.metadata import ExportMetadata, ExportSettings
-from deploy.onnx import detector_graph, onnx_metadata
-from deploy.onnx_graph import save_onnx
-from deploy.onnx_int8 import as_int8
+from deploy.onnx.detector import detector_graph, onnx_metadata
+from deploy.onnx.graph import save_onnx
+from deploy.onnx.int8 import as_int8
 from deploy.packages import optional_package
-from deploy.tensorrt_build import BuildRequest, capabilities
-from deploy.tensorrt_file import FORMAT, EngineFile, write_engine
+from deploy.tensorrt.build import BuildRequest, capabilities
+from deploy.tensorrt.engine_file import FORMAT, EngineFile, write_engine
 from models.detector import Detector
 from utils.errors import ConfigError
 
@@ -32,7 +31,7 @@ BUILD_SECONDS = 3600
 WORKSPACE_BYTES = 4 << 30
 # A dynamic engine takes images up to so many times the height and width it is exported with, and so many at once.
 _LARGEST_SIDES, _LARGEST_BATCH = 2, 8
-_CHILD = Path(tensorrt_build.__file__)
+_CHILD = Path(__file__).with_name("build.py")
 _ERROR_MARK = "[TRT] [E] "
 _MAX_REASON = 300
 
@@ -47,7 +46,7 @@ def export_tensorrt(
     calibration: Sequence[Tensor] = (),
     compute_capability: str = "",
 ) -> ExportMetadata:
-    """Write a network as a TensorRT engine with its metadata; see `deploy.tensorrt_file` for the layout.
+    """Write a network as a TensorRT engine with its metadata; see `deploy.tensorrt.engine_file` for the layout.
 
     With `tensorrt` the engine is built on and for the GPU of this machine. With `tensorrt_rtx` it is built ahead of
     time for a named one, on any machine.

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deploy.agreement import BoxAgreement
-from deploy.onnx_nms import NmsSettings
+from deploy.onnx.nms import NmsSettings
 from deploy.packages import optional_package
-from deploy.verify import TOLERANCES, Reference
+from deploy.verification.agreement import BoxAgreement
+from deploy.verification.verify import TOLERANCES, Reference
 from utils.decode import decode_heads
 from utils.nms import non_max_suppression
 

@@ -50,7 +50,7 @@ class ClassifierMetadata:
         image_chw: As in the settings, and so `mean` and `std`: the network takes normalised images.
         mean: See there.
         std: See there.
-        fingerprint: `network_fingerprint` of the network.
+        fingerprint: `weights_fingerprint` of the network.
         versions: By package that had a part in it.
     """
 
@@ -99,7 +99,7 @@ class ClassifierMetadata:
             image_chw=settings.image_chw,
             mean=settings.mean,
             std=settings.std,
-            fingerprint=network_fingerprint(model),
+            fingerprint=weights_fingerprint(model),
             versions={"torch": torch.__version__, **versions},
         )
 
@@ -117,7 +117,7 @@ class ClassifierMetadata:
         return read_metadata(cls, text, where=where)
 
 
-def network_fingerprint(model: nn.Module) -> str:
+def weights_fingerprint(model: nn.Module) -> str:
     """SHA-256 over the names, types, shapes and numbers of a network's weights."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():

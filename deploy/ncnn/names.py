@@ -10,8 +10,8 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from deploy.ncnn_bin import LAYOUTS
-from deploy.ncnn_param import ParamLayer
+from deploy.ncnn.bin import LAYOUTS
+from deploy.ncnn.param import ParamLayer
 from utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)

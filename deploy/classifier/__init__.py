@@ -1,0 +1,1 @@
+"""Classifiers: the same formats for networks that give logits."""

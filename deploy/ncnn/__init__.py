@@ -1,0 +1,1 @@
+"""ncnn: export, int8, and the runtime."""

@@ -1,0 +1,1 @@
+"""TensorRT: engines, built in a child process, and the runtime."""

@@ -1,0 +1,1 @@
+"""Is an artefact the network it came from?"""
