@@ -15,9 +15,9 @@ import torch
 from exporting import network
 from test_tensorrt import engine_of, metadata_of
 
-from deploy.tensorrt import runtime as tensorrt_runtime
 from deploy.metadata import ExportMetadata
 from deploy.runtime import RuntimeOptions
+from deploy.tensorrt import runtime as tensorrt_runtime
 from deploy.tensorrt.engine_file import write_engine
 from deploy.tensorrt.runtime import EngineSession, load_tensorrt
 from models.detector import Detector
