@@ -45,11 +45,15 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"sparsity": "bn", "shortcuts": "tied", "aim": 0.85},
         {"target": "params=10%", "shortcuts": "tied"},
     ),
+    "fast": (
+        {"sparsity": "bn", "shortcuts": "tied", "aim": 0.85},
+        {"target": "macs=26%", "shortcuts": "tied", "round": "8"},
+    ),
 }
 # Settings of a stage that its report names, where it has them.
 _TOLD = (
     *("epochs", "close_mosaic", "sparsity", "sr", "srb", "src", "aim", "scale_rate", "beta_ratio", "shortcuts"),
-    *("percent", "target", "criterion", "bn_percent", "conv_percent", "drop_bottlenecks", "distill"),
+    *("percent", "target", "round", "criterion", "bn_percent", "conv_percent", "drop_bottlenecks", "distill"),
 )
 
 
