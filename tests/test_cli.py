@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
+from deploy.export_config import ExportConfig
 from detect import DetectConfig
 from engine.config import RESUME_LATEST
 from engine.evolve import DEFAULT_TRIALS
@@ -56,13 +57,18 @@ PRUNE_FLAGS = """
 """
 VAL_FLAGS = """
     --augment --batch --batch-size --cache-dir --conf --conf-thres --data --device --engine --exist-ok --half --img
-    --img-size --imgsz --iou --iou-thres --max-det --name --no-rect --project --save-conf --save-hybrid --save-json
-    --save-txt --single-cls --study-sizes --task --verbose --weights --workers
+    --img-size --imgsz --iou --iou-thres --max-det --name --no-rect --powersave --project --save-conf --save-hybrid
+    --save-json --save-txt --single-cls --study-sizes --task --threads --verbose --weights --workers
 """
 DETECT_FLAGS = """
     --agnostic-nms --augment --classes --conf --conf-thres --device --exist-ok --half --hide-conf --hide-labels --img
-    --img-size --imgsz --iou --iou-thres --line-thickness --max-det --name --nosave --project --save-conf --save-crop
-    --save-json --save-txt --source --view-img --weights
+    --img-size --imgsz --iou --iou-thres --line-thickness --max-det --name --nosave --powersave --project --save-conf
+    --save-crop --save-json --save-txt --source --threads --view-img --weights
+"""
+EXPORT_FLAGS = """
+    --batch --batch-size --calib-images --calib-method --compute-capability --conf --conf-thres --data --dynamic
+    --exist-ok --half --img --img-size --imgsz --include --int8 --int8-search --int8-skip --iou --iou-thres --max-det
+    --name --nms --opset --output --project --threads --verify-images --verify-only --weights --workers
 """
 
 
@@ -74,6 +80,7 @@ FROZEN = [
     (SlimConfig, SLIM_FLAGS),
     (ValConfig, VAL_FLAGS),
     (DetectConfig, DETECT_FLAGS),
+    (ExportConfig, EXPORT_FLAGS),
 ]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny import TINY_CFG
 
@@ -131,6 +132,7 @@ def make_place(root: Path) -> Place:
     place.data.write_text(f"train: images/train\nval: images/val\nnc: 3\nnames: {list(NAMES)}\n")
     place.coco_data.write_text("train: train.json\nval: val.json\nimage_root: images\n")
     spec = ModelSpec.from_yaml(TINY_CFG)
+    torch.manual_seed(0)
     checkpoint = Checkpoint(spec=spec.to_dict(), names=NAMES, weights=build_model(spec).state_dict())
     save_checkpoint(checkpoint, place.weights)
     return place

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from refusal import Place, make_place, refusal, run
 
 from deploy.verification.verify import TOLERANCES, Tolerance
@@ -21,7 +20,6 @@ for package in ("ncnn", "pnnx"):
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    torch.manual_seed(0)
     return make_place(tmp_path)
 
 

@@ -255,7 +255,7 @@ def test_scan_recommends_a_percent_draws_it_and_prunes_by_it(
 
 def test_scan_of_a_network_that_finds_nothing_is_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     line = refusal("prune", [*place.arguments("prune"), "--scan", "--data", str(place.data)], capsys)
-    assert "the network has mAP 0 on this data before any cut; check --data and --img-size" in line
+    assert "the network has mAP 0.000 on this data before any channel is cut" in line
     assert not place.project.exists()
 
 
