@@ -98,15 +98,13 @@ def _times(paths: list[str], config: RuntimesConfig) -> dict[str, Latency]:
 
 
 def _row(weights: str, path: str, report: dict[str, Any], *, times: Latency, dense_ncnn: float) -> list[object]:
-    boxes = report["boxes"]
-    share = 2 * boxes["matched"] / max(boxes["expected"] + boxes["found"], 1)
     was, now = report["ap"]
     return [
         Path(weights).stem,
         Path(path).name,
         report["precision"],
         f"{max(head['largest'] for head in report['heads']):.1e}",
-        f"{share:.1%} of {boxes['expected']}",
+        f"{report['same_boxes']:.1%} of {report['boxes']['expected']}",
         f"{was:.4f}",
         f"{now:.4f}",
         f"{report['megabytes'][1]:.2f}",

@@ -26,7 +26,8 @@ def verify_table(reports: Sequence[VerifyReport]) -> str:
 
 def report_data(report: VerifyReport) -> dict[str, Any]:
     """Plain data for result.json, the tolerances with it."""
-    return {**plain(report), "passed": report.passed, "tolerance": plain(TOLERANCES[report.precision])}
+    derived = {"passed": report.passed, "same_boxes": report.boxes.share}
+    return {**plain(report), **derived, "tolerance": plain(TOLERANCES[report.precision])}
 
 
 def _row(report: VerifyReport) -> tuple[str, ...]:
