@@ -4,7 +4,7 @@ The small network sees as many epochs in all (sparse and fine-tuning) as the den
 another number. Stages that are complete in the project folder are not run again.
 
 python -m benchmarks.pruning_bccd --weights yolov5s_coco.pt
-python -m benchmarks.pruning_bccd --weights yolov5s_coco.pt --variants tenfold --sparse-epochs 25 \
+python -m benchmarks.pruning_bccd --weights yolov5s_coco.pt --variants tenfold faster --sparse-epochs 25 \
     --finetune-epochs 120
 """
 
@@ -50,10 +50,21 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"target": "macs=26%", "shortcuts": "tied", "round": "8"},
     ),
 }
+# Per variant: whose fine-tuned network is cut once more, and how. That network is also the teacher.
+SECOND_CUTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "faster": (
+        "tenfold",
+        {
+            **{"criterion": "taylor", "cost_power": 0.5, "data": DATA, "batch_size": 16},
+            **{"target": "macs=500M", "shortcuts": "tied", "round": "8", "min_channels": 8},
+        },
+    ),
+}
 # Settings of a stage that its report names, where it has them.
 _TOLD = (
     *("epochs", "close_mosaic", "sparsity", "sr", "srb", "src", "aim", "scale_rate", "beta_ratio", "shortcuts"),
-    *("percent", "target", "round", "criterion", "bn_percent", "conv_percent", "drop_bottlenecks", "distill"),
+    *("percent", "target", "round", "criterion", "cost_power", "bn_percent", "conv_percent", "drop_bottlenecks"),
+    "distill",
 )
 
 
@@ -102,7 +113,7 @@ def measure(config: PruningBenchmark) -> None:
         for variant in config.variants:
             stages = _slim(config, variant, seed, teacher=dense / "weights/best.pt")
             rows += [row_of(variant, seed, stage, path, splits, config) for stage, path in stages.items()]
-            if "percent" in VARIANTS[variant][1]:
+            if "percent" in VARIANTS.get(variant, ({}, {}))[1]:
                 scans.append([variant, seed, *_scan(config, variant, seed, stages["sparse"])])
     label = f"_{config.label}" if config.label else ""
     path = write_report(
@@ -111,7 +122,8 @@ def measure(config: PruningBenchmark) -> None:
         body="\n\n".join([_table(rows), *_scan_table(scans)]),
         facts={
             **{f"stage {name}": told for name, told in _settings_told(config).items()},
-            "all trainings": f"batch {config.batch_size}, {Path(config.hyp).name}; the teacher is the dense network",
+            "all trainings": f"batch {config.batch_size}, {Path(config.hyp).name}",
+            "teacher": "the dense network; of a second cut the network before it",
             "mAP": "of best.pt for dense and fine-tuned, of last.pt for sparse, in float32",
         },
     )
@@ -131,13 +143,22 @@ def _scan_table(scans: list[list[object]]) -> list[str]:
 
 def _settings_told(config: PruningBenchmark) -> dict[str, str]:
     """By stage, the settings it ran with, from its own folder: they may come from an earlier run."""
-    stages = [f"{variant}_{stage}" for variant in config.variants for stage in ("sparse", "pruned", "finetuned")]
     told = {}
-    for stage in ["dense", *stages]:
+    for stage in ["dense", *_stages(config)]:
         values = yaml.safe_load((Path(config.project) / f"{stage}_seed{config.seeds[0]}/opt.yaml").read_text())
         chosen = {name: values[name] for name in _TOLD if values.get(name) not in (None, "", [], ())}
         told[stage] = json.dumps(chosen)
     return told
+
+
+def _stages(config: PruningBenchmark) -> list[str]:
+    """After the dense training, those that other variants start from included."""
+    variants = [name for variant in config.variants for name in (*SECOND_CUTS.get(variant, ())[:1], variant)]
+    stages = []
+    for variant in dict.fromkeys(variants):
+        first = [] if variant in SECOND_CUTS else ["sparse"]
+        stages += [f"{variant}_{stage}" for stage in (*first, "pruned", "finetuned")]
+    return stages
 
 
 def splits_of(config: PruningBenchmark) -> dict[str, Measure]:
@@ -164,6 +185,10 @@ def sparsity_of(config: PruningBenchmark) -> dict[str, Any]:
 
 def _slim(config: PruningBenchmark, variant: str, seed: int, *, teacher: Path) -> dict[str, Path]:
     """The checkpoints after sparse training, pruning and fine-tuning."""
+    if variant in SECOND_CUTS:
+        first, cut = SECOND_CUTS[variant]
+        teacher = _slim(config, first, seed, teacher=teacher)["fine-tuned"]
+        return _cut_and_tune(config, variant, seed, teacher, {**cut, "hyp": config.hyp}, teacher=teacher)
     training, cut = VARIANTS[variant]
     values = sparsity_of(config)
     sparse = train_stage(
@@ -179,11 +204,18 @@ def _slim(config: PruningBenchmark, variant: str, seed: int, *, teacher: Path) -
         run_sparsity_training,
     )
     last = sparse / "weights/last.pt"
+    return {"sparse": last, **_cut_and_tune(config, variant, seed, last, cut, teacher=teacher)}
+
+
+def _cut_and_tune(
+    config: PruningBenchmark, variant: str, seed: int, weights: Path, cut: Mapping[str, Any], *, teacher: Path
+) -> dict[str, Path]:
+    """The checkpoints after pruning and fine-tuning."""
     pruned = Path(config.project) / f"{variant}_pruned_seed{seed}"
     if not (pruned / "result.json").exists():
         run_pruning(
             PruneConfig(
-                weights=str(last),
+                weights=str(weights),
                 img_size=config.img_size,
                 project=str(pruned.parent),
                 name=pruned.name,
@@ -206,7 +238,7 @@ def _slim(config: PruningBenchmark, variant: str, seed: int, *, teacher: Path) -
         ),
         run_finetuning,
     )
-    return {"sparse": last, "pruned": small, "fine-tuned": tuned / "weights/best.pt"}
+    return {"pruned": small, "fine-tuned": tuned / "weights/best.pt"}
 
 
 def _scan(config: PruningBenchmark, variant: str, seed: int, sparse: Path) -> list[str]:

@@ -24,7 +24,7 @@ from torch import nn
 
 from pruning.allocation import Allocator, ranks_among
 from pruning.channel_ids import FloatArray, IntArray
-from pruning.cost import ChannelCost
+from pruning.cost import ChannelCost, CostQuantity, per_cost
 from pruning.criteria import num_ids
 from pruning.graph import ChannelGraph
 from pruning.planning import free_ids
@@ -37,7 +37,7 @@ from utils.errors import ConfigError
 
 LOGGER = logging.getLogger(__name__)
 
-Quantity = Literal["channels", "macs", "params"]
+Quantity = Literal["channels"] | CostQuantity
 _WORDS: dict[Quantity, str] = {"channels": "channels", "macs": "MACs", "params": "parameters"}
 
 
@@ -58,6 +58,7 @@ class IterativeSettings:
         min_channels: Fewest that stay of the channels that the same layers make.
         rounding: Of their number.
         protect: Patterns of paths of layers that stay whole.
+        cost_power: Importance is divided by what a channel costs in `quantity`, to this power.
     """
 
     ratio: float
@@ -72,6 +73,7 @@ class IterativeSettings:
     min_channels: int = 1
     rounding: Rounding = field(default_factory=Rounding)
     protect: tuple[str, ...] = ()
+    cost_power: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
@@ -199,6 +201,8 @@ def _next_round(
     cost = ChannelCost.of(model, graph, image_chw)
     batches = islice(task.batches(number), settings.rank_batches)
     importance = taylor_importance(model, graph, batches, loss_fn=task.loss)
+    if settings.quantity != "channels":
+        importance = per_cost(importance, cost, settings.quantity, power=settings.cost_power)
     allocator = _allocator(model, graph, importance, settings)
 
     def amounts(dropped: IntArray) -> dict[Quantity, float]:

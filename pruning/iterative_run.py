@@ -170,6 +170,7 @@ def iterative_settings(model: Detector, config: PruneConfig) -> IterativeSetting
         min_channels=config.min_channels,
         rounding=config.rounding,
         protect=config.protect,
+        cost_power=config.cost_power,
     )
 
 

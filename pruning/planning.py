@@ -14,7 +14,7 @@ from models.detector import Detector
 from pruning.allocation import Allocation, Allocator, ranked_ids, ranks_among
 from pruning.bottlenecks import drop_bottlenecks
 from pruning.channel_ids import FloatArray, IntArray
-from pruning.cost import ChannelCost
+from pruning.cost import ChannelCost, per_cost
 from pruning.criteria import CRITERIA, random_order
 from pruning.graph import ChannelGraph
 from pruning.plan import PruningPlan, network_fingerprint
@@ -62,6 +62,9 @@ class Planner:
         graph = ChannelGraph.of(model)
         candidates = free_ids(model, graph, shortcuts=config.shortcuts, protect=config.protect)
         importance = _importance(model, graph, candidates, config)
+        if config.target:
+            cost = ChannelCost.of(model, graph, config.image_chw)
+            importance = per_cost(importance, cost, parse_target(config.target).quantity, power=config.cost_power)
         ranked = ranked_ids(candidates, importance)
         if len(ranked) < len(candidates):
             first, _ = graph.owners(int(np.setdiff1d(candidates, ranked)[0]))[0]
@@ -150,7 +153,7 @@ class Planner:
             f"{allocation.threshold:.4g}; its limit is {limit.threshold:.4g} (--percent {limit.percent:.3f}), beyond "
             "it some layer would have none"
         ]
-        if self.config.criterion == "bn_gamma" and not self.config.is_mixed:
+        if self.config.criterion == "bn_gamma" and not self.config.is_mixed and not self.config.cost_power:
             stats = ScaleStats.of(self.allocator, aim=self.config.percent or DEFAULT_PERCENT)
             lines.append(f"scales: {stats.as_text()}")
             if stats.is_dense:

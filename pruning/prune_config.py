@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from engine.config import TrainConfig, spelled
+from pruning.cost import CostQuantity
 from pruning.criteria import CriterionName
 from pruning.rounding import Direction, Rounding
 from pruning.shortcuts import Shortcuts
@@ -14,6 +15,7 @@ from utils.errors import ConfigError
 
 ALL = "all"
 DEFAULT_PERCENT = 0.5
+MAX_COST_POWER = 4.0  # far beyond use; keeps costs to this power within float64
 
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 
@@ -34,6 +36,7 @@ class PruneConfig:
     round_direction: Direction = "nearest"  # up, down or nearest
     min_channels: int = 1  # fewest channels of a layer
     target: str = ""  # prune until macs=... or params=...: a number with K, M or G, or a percentage of now
+    cost_power: float = 0.0  # with a target: divide importance by what a channel costs, to this power; try 0.5
     protect: tuple[str, ...] = ()  # patterns of layer paths that stay whole, such as "model.2*"
     plan: str = ""  # apply this plan.json instead of making one
     constants: bool = True  # carry what cut channels still emit into the next layers
@@ -82,6 +85,12 @@ class PruneConfig:
                 raise ConfigError(f"--{flag} {getattr(self, name)}: expected at least {least}")
         self._check_ways()
         self._check_iterative()
+        if not 0 <= self.cost_power <= MAX_COST_POWER:
+            raise ConfigError(
+                f"--cost-power {self.cost_power}: expected a number from 0 to {MAX_COST_POWER:g}, such as 0.5"
+            )
+        if self.cost_power and not self.target:
+            raise ConfigError("--cost-power weighs what --target counts; give --target or leave --cost-power out")
         if not self.data and (self.scan or self.criterion == "taylor"):
             raise ConfigError("--scan and --criterion taylor measure on pictures; give --data")
         Rounding.parse(self.round, direction=self.round_direction)
@@ -166,7 +175,7 @@ class Target:
         is_share: Which of the two `amount` is.
     """
 
-    quantity: Literal["macs", "params"]
+    quantity: CostQuantity
     amount: float
     is_share: bool
 

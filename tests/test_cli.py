@@ -50,10 +50,10 @@ SLIM_FLAGS = " ".join(
     )
 )
 PRUNE_FLAGS = """
-    --batch --batch-size --bn-percent --cfg --conv-percent --criterion --data --device --drop-bottlenecks --dry-run
-    --exist-ok --hyp --img --img-size --imgsz --iterative --lr --min-channels --name --no-constants --noplots
-    --percent --plan --project --protect --resume --round --round-direction --scan --seed --shortcuts --step --strict
-    --target --taylor-batches --tolerance --updates --weights --workers
+    --batch --batch-size --bn-percent --cfg --conv-percent --cost-power --criterion --data --device --drop-bottlenecks
+    --dry-run --exist-ok --hyp --img --img-size --imgsz --iterative --lr --min-channels --name --no-constants
+    --noplots --percent --plan --project --protect --resume --round --round-direction --scan --seed --shortcuts --step
+    --strict --target --taylor-batches --tolerance --updates --weights --workers
 """
 VAL_FLAGS = """
     --augment --batch --batch-size --cache-dir --conf --conf-thres --data --device --engine --exist-ok --half --img

@@ -60,6 +60,19 @@ def test_classifier_costs_what_it_does_after_the_cut(name: str) -> None:
 
 @settings(max_examples=25)
 @given(program=programs, seed=st.integers(0, 999))
+def test_channel_costs_what_the_network_saves_without_it(program: Program, seed: int) -> None:
+    model = RandomNetwork(program, cells=1)
+    graph = ChannelGraph.of(model, image_chw=(3, 8, 8))
+    cost = ChannelCost.of(model, graph, (3, 8, 8))
+    one = np.random.default_rng(seed).choice(graph.prunable_ids, 1)
+    # A layer that both reads and makes the channel counts its own weight twice: once in each direction.
+    if not any(np.isin(one, layer.input_ids) & np.isin(one, layer.output_ids) for layer in graph.layers.values()):
+        assert cost.of_channels("macs")[one] == cost.macs() - cost.macs(one)
+        assert cost.of_channels("params")[one] == cost.parameters() - cost.parameters(one)
+
+
+@settings(max_examples=25)
+@given(program=programs, seed=st.integers(0, 999))
 def test_random_network_costs_what_it_does_after_the_cut(program: Program, seed: int) -> None:
     model = RandomNetwork(program, cells=1)
     graph = ChannelGraph.of(model, image_chw=(3, 8, 8))

@@ -112,6 +112,15 @@ def test_target_is_reached(model: Detector, quantity: str, count: str) -> None:
     assert 0.3 < cost(planner.allocate().dropped) / cost() <= 0.5
 
 
+@pytest.mark.parametrize("quantity", ["macs", "params"])
+def test_importance_per_cost_reaches_the_target_with_fewer_channels(model: Detector, quantity: str) -> None:
+    plain, weighed = (
+        planner_of(model, target=f"{quantity}=50%", round="none", cost_power=power).allocate().dropped
+        for power in (0.0, 1.0)
+    )
+    assert len(weighed) < 0.9 * len(plain)
+
+
 def test_percent_beyond_the_limit_warns_and_keeps_one_channel(
     model: Detector, caplog: pytest.LogCaptureFixture
 ) -> None:

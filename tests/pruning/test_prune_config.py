@@ -94,6 +94,17 @@ def test_settings_of_rounds_are_checked_when_made(settings: dict[str, Any], mess
         PruneConfig(**values)
 
 
+@pytest.mark.parametrize("power", [-0.1, 4.5, float("nan")])
+def test_cost_power_out_of_range_is_refused(power: float) -> None:
+    with pytest.raises(ConfigError, match=f"--cost-power {power}: expected a number from 0 to 4, such as 0.5"):
+        PruneConfig(weights="a.pt", target="macs=50%", cost_power=power)
+
+
+def test_cost_power_without_a_target_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--cost-power weighs what --target counts; give --target"):
+        PruneConfig(weights="a.pt", percent=0.5, cost_power=0.5)
+
+
 @pytest.mark.parametrize("name", ["step", "updates", "lr"])
 def test_settings_of_rounds_without_rounds_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"--{name} is for rounds; add --iterative or leave --{name} out"):
