@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -89,44 +89,67 @@ def scan(
     Raises:
         PruningError: The uncut network finds no more than the tolerance, so there is no cliff to find.
     """
-    points: dict[float, ScanPoint] = {}
-
-    def score(percent: float) -> float:
-        if percent not in points:
-            network: Any = planner.model
-            if percent:
-                allocation = planner.allocator.at(planner.allocator.threshold_at(percent))
-                network = cut(planner.model, planner.graph, allocation.dropped, carry=carry)
-            ap50, ap = measure(network)
-            points[percent] = ScanPoint(percent=percent, AP50=ap50, AP=ap)
-            LOGGER.info("cut %.1f %%: mAP50 %.3f mAP %.3f", 100 * percent, ap50, ap)
-        return points[percent].AP
-
-    whole = score(0.0)
+    cuts = _Cuts(planner=planner, measure=measure, carry=carry)
+    whole = cuts.score(0.0)
     if whole <= tolerance:
         raise PruningError(
             f"the network has mAP {whole:.3f} on this data before any channel is cut, no more than --tolerance "
             f"{tolerance:g}; check --data and --img-size, or leave --drop-bottlenecks out"
         )
-    grid = [round(_STEP * number, 3) for number in range(1, round(1 / _STEP))]
-    good, bad = _first_bad(grid, lambda percent: score(percent) >= whole - tolerance)
-    for percent in grid:
-        share_left = points[max(points)].AP / whole
-        if percent > bad and share_left > 1 - _LOST:
-            score(percent)
-    for _ in range(_REFINEMENTS):
-        middle = _middle(good, bad)
-        good, bad = (middle, bad) if score(middle) >= whole - tolerance else (good, middle)
-    low, high = _cliff(points)
-    while high - low > _CLIFF_WIDTH and points[high].AP < points[low].AP:
-        score(_middle(low, high))
-        low, high = _cliff(points)  # a half of it is at least as steep, so nothing else is
+    recommended = _last_good(cuts, least=whole - tolerance, hopeless=whole * (1 - _LOST))
+    cliff = _steepest(cuts)
     return Scan(
-        points=tuple(points[percent] for percent in sorted(points)),
-        recommended=good,
-        cliff=(low, high),
+        points=tuple(cuts.points[percent] for percent in sorted(cuts.points)),
+        recommended=recommended,
+        cliff=cliff,
         limit=planner.allocator.limit.percent,
     )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Cuts:
+    """Networks cut and measured, each share once."""
+
+    planner: Planner
+    measure: Callable[[Detector], tuple[float, float]]
+    carry: bool
+    points: dict[float, ScanPoint] = field(default_factory=dict)
+
+    def score(self, percent: float) -> float:
+        """The mAP right after cutting this share."""
+        if percent not in self.points:
+            planner = self.planner
+            network: Any = planner.model
+            if percent:
+                allocation = planner.allocator.at(planner.allocator.threshold_at(percent))
+                network = cut(planner.model, planner.graph, allocation.dropped, carry=self.carry)
+            ap50, ap = self.measure(network)
+            self.points[percent] = ScanPoint(percent=percent, AP50=ap50, AP=ap)
+            LOGGER.info("cut %.1f %%: mAP50 %.3f mAP %.3f", 100 * percent, ap50, ap)
+        return self.points[percent].AP
+
+
+def _last_good(cuts: _Cuts, *, least: float, hopeless: float) -> float:
+    """The largest share up to which mAP is at least `least`; coarse cuts go on until mAP is `hopeless`."""
+    grid = [round(_STEP * number, 3) for number in range(1, round(1 / _STEP))]
+    good, bad = _first_bad(grid, lambda percent: cuts.score(percent) >= least)
+    for percent in grid:
+        lowest = cuts.points[max(cuts.points)].AP
+        if percent > bad and lowest > hopeless:
+            cuts.score(percent)
+    for _ in range(_REFINEMENTS):
+        middle = _middle(good, bad)
+        good, bad = (middle, bad) if cuts.score(middle) >= least else (good, middle)
+    return good
+
+
+def _steepest(cuts: _Cuts) -> tuple[float, float]:
+    """Between which two shares mAP falls most per channel, with cuts in between until they are near."""
+    low, high = _cliff(cuts.points)
+    while high - low > _CLIFF_WIDTH and cuts.points[high].AP < cuts.points[low].AP:
+        cuts.score(_middle(low, high))
+        low, high = _cliff(cuts.points)  # a half of it is at least as steep, so nothing else is
+    return low, high
 
 
 def _middle(low: float, high: float) -> float:
