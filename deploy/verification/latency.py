@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -43,13 +44,28 @@ def measure_latencies(
         threads: To be named with the result.
         runs: Timed calls of each, after two that are not.
     """
-    seconds: list[list[float]] = [[] for _ in runtimes]
+
+    def call(runtime: RuntimeModel) -> None:
+        runtime(images)
+        if runtime.device.type == "cuda":
+            torch.cuda.synchronize(runtime.device)
+
+    return time_in_turns([partial(call, runtime) for runtime in runtimes], threads=threads, runs=runs)
+
+
+def time_in_turns(calls: Sequence[Callable[[], object]], *, threads: int, runs: int) -> list[Latency]:
+    """Time calls, one of each at a time; they return when their work is done.
+
+    Args:
+        calls: What is timed.
+        threads: To be named with the result.
+        runs: Timed calls of each, after two that are not.
+    """
+    seconds: list[list[float]] = [[] for _ in calls]
     for run in range(_WARM_UP + runs):
-        for runtime, own in zip(runtimes, seconds, strict=True):
+        for call, own in zip(calls, seconds, strict=True):
             start = time.perf_counter()
-            runtime(images)
-            if runtime.device.type == "cuda":
-                torch.cuda.synchronize(runtime.device)
+            call()
             if run >= _WARM_UP:
                 own.append(time.perf_counter() - start)
     return [
