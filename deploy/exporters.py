@@ -112,10 +112,11 @@ def _searched(job: ExportJob, int8: Int8Settings) -> Int8Settings:
         runtime = load_runtime(folder, device=torch.device("cpu"))
         return measure_ap(runtime, runtime.input_hw)
 
-    with tempfile.TemporaryDirectory(suffix=NCNN_ENDING) as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, f"network{NCNN_ENDING}")
         plain = {**_shared(job), "settings": replace(job.settings, precision="fp32")}
-        export_ncnn(job.model, scratch, **plain)
-        found = search_int8_skips(Path(scratch), images=job.calibration, map_of=map_of, int8=int8)
+        export_ncnn(job.model, folder, **plain)
+        found = search_int8_skips(folder, images=job.calibration, map_of=map_of, int8=int8)
     logger.info("left in 16 bits: %s", ", ".join(found.settings.skip) or "only the head")
     return found.settings
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,16 @@ def test_failed_verification_ends_with_1_and_the_numbers(
     assert "FAILED" in caplog.text
     assert "at most -1 allowed" in caplog.text
     assert report(place)["passed"] is False
+
+
+def test_int8_search_tells_which_layers_stay_in_16_bits(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    search = ["--int8", "--int8-search", "--calib-images", "2", "--data", str(place.data), "--workers", "0"]
+    with suppress(SystemExit):  # boxes of a network with random numbers may differ; the search is what is asked about
+        run("export", arguments(place, *search))
+    assert "int8 with 0 more layers skipped: mAP" in caplog.text
+    assert "left in 16 bits: " in caplog.text
+    assert (place.root / "tiny_int8_ncnn_model/model.ncnn.bin").is_file()
 
 
 def test_boxes_from_the_graph_are_compared_too(place: Place, caplog: pytest.LogCaptureFixture) -> None:
