@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -38,6 +41,24 @@ def calibration_images(data: str, *, count: int, image_hw: tuple[int, int], spli
             f"lower --calib-images to {len(paths)} or add images"
         )
     return [as_input(path, image_hw) for path in spread(paths, count)]
+
+
+def skipped_layers(names: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
+    """The layers that stay in floating point: those that any of the patterns fits; `*` stands for any part.
+
+    Raises:
+        ConfigError: A pattern fits none.
+    """
+    matching: set[str] = set()
+    for pattern in patterns:
+        fitting = {name for name in names if fnmatchcase(name, pattern)}
+        if not fitting:
+            raise ConfigError(
+                f"--int8-skip {pattern} matches no convolution; they are such as {', '.join(names[:3])}; "
+                "use * for any part"
+            )
+        matching |= fitting
+    return frozenset(matching)
 
 
 def spread(paths: tuple[str, ...], count: int) -> list[str]:

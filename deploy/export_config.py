@@ -28,7 +28,7 @@ class ExportConfig:
     data: str = ""  # data set YAML: mAP before and after on val, and calibration on train
     calib_images: int = 128  # pictures of the train split that int8 ranges are learnt from
     calib_method: Int8Method = "minmax"  # how ncnn's int8 ranges are chosen
-    int8_skip: tuple[str, ...] = ()  # ncnn: patterns of layer paths that stay in 16 bits, such as "model.24*"
+    int8_skip: tuple[str, ...] = ()  # patterns of layer paths that int8 leaves out, such as "model.1.*"
     int8_search: bool = False  # ncnn: find the few layers that cost most mAP and leave them in 16 bits
     opset: int = 17  # of ONNX
     nms: bool = False  # ONNX: decoding and suppression inside, boxes come out
@@ -57,8 +57,10 @@ class ExportConfig:
             raise ConfigError("--half and --int8 are two precisions; choose one (int8 leaves the rest in 16 bits)")
         if self.int8 and not self.data:
             raise ConfigError("--int8 learns ranges from pictures; give --data")
-        if (self.int8_skip or self.int8_search) and not (self.int8 and "ncnn" in self.include):
-            raise ConfigError("--int8-skip and --int8-search are for ncnn; give --int8 --include ncnn")
+        if self.int8_search and not (self.int8 and "ncnn" in self.include):
+            raise ConfigError("--int8-search is for ncnn; give --int8 --include ncnn")
+        if self.int8_skip and not (self.int8 and {"ncnn", "onnx", "openvino"} & set(self.include)):
+            raise ConfigError("--int8-skip is for ncnn, onnx and openvino; give --int8 and one of them")
         if self.nms and ("onnx" not in self.include or self.half or self.int8):
             raise ConfigError("--nms is for ONNX in fp32; give --include onnx without --half and --int8")
 

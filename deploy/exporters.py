@@ -74,11 +74,13 @@ class Exporter:
 
 
 def _write_onnx(job: ExportJob, path: Path) -> ExportMetadata:
-    return export_onnx(job.model, path, **_shared(job), calibration=job.calibration)
+    return export_onnx(job.model, path, **_shared(job), calibration=job.calibration, int8_skip=job.config.int8_skip)
 
 
 def _write_openvino(job: ExportJob, path: Path) -> ExportMetadata:
-    return export_openvino(job.model, path, **_shared(job), calibration=job.calibration)
+    return export_openvino(
+        job.model, path, **_shared(job), calibration=job.calibration, int8_skip=job.config.int8_skip
+    )
 
 
 def _write_tensorrt(job: ExportJob, path: Path) -> ExportMetadata:

@@ -163,7 +163,7 @@ class ExportMetadata:
             raise CheckpointError(f"{where} was exported from other weights; export it again from these")
 
     def raw_heads(self, maps: Sequence[Tensor], *, where: str | Path) -> list[Tensor]:
-        """Head maps (B, A * (5 + nc), H, W) of `deploy.prepare` to raw heads (B, A, H, W, 5 + nc).
+        """Head maps (B, A * (5 + nc), H, W) of `models.prepare` to raw heads (B, A, H, W, 5 + nc).
 
         Raises:
             CheckpointError: The maps are not those of the network that the metadata describes.

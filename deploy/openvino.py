@@ -40,6 +40,7 @@ def export_openvino(
     source_sha256: str,
     settings: ExportSettings,
     calibration: Sequence[Tensor] = (),
+    int8_skip: Sequence[str] = (),
 ) -> ExportMetadata:
     """Write a network as a folder for OpenVINO: `model.xml`, `model.bin` and `metadata.json`.
 
@@ -52,6 +53,7 @@ def export_openvino(
         source_sha256: Of the weights file.
         settings: fp16 halves the file, the arithmetic is chosen where it runs; int8 is computed in int8.
         calibration: For int8, images (1, 3, H, W) float32 RGB in [0, 1].
+        int8_skip: Patterns of layers that stay in float32 in int8.
 
     Raises:
         ConfigError: A precision, size or name that cannot be had, int8 without calibration images, a missing
@@ -74,6 +76,7 @@ def export_openvino(
             # Weights in 16 bits are a matter of the file here; the graph stays in float32.
             settings=replace(settings, precision="fp32") if is_half else settings,
             calibration=calibration,
+            int8_skip=int8_skip,
         )
         versions = {**exported.versions, "openvino": openvino.__version__}
         metadata = replace(exported, format=FORMAT, precision=settings.precision, versions=versions)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from deploy.artefact import ArtefactRuntime, RunGraph
 from deploy.metadata import METADATA_NAME, ExportMetadata, ExportSettings
-from deploy.prepare import ready_for_export
 from deploy.runtime import RuntimeOptions
 from models.detector import Detector
+from models.prepare import ready_for_export
 from utils.errors import CheckpointError, ConfigError
 from utils.files import atomic_write
 

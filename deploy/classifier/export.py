@@ -27,10 +27,10 @@ from deploy.onnx.detector import INPUT_NAME
 from deploy.onnx.graph import GraphSettings, save_onnx, trace_onnx
 from deploy.onnx.int8 import as_int8
 from deploy.packages import optional_package
-from deploy.prepare import HalfNetwork
 from deploy.runtime import Precision
 from deploy.torchscript import FORMAT as TORCHSCRIPT_FORMAT
 from deploy.torchscript import write_torchscript
+from models.prepare import HalfNetwork
 from utils.errors import ConfigError
 from utils.files import atomic_write
 

@@ -20,9 +20,9 @@ from deploy.ncnn.pnnx import convert_to_ncnn
 from deploy.ncnn.readme import ncnn_readme
 from deploy.ncnn.runtime import BIN_NAME, FORMAT, PARAM_NAME, load_ncnn
 from deploy.packages import optional_package
-from deploy.prepare import ready_for_export
 from deploy.runtime import RuntimeOptions
 from models.detector import Detector
+from models.prepare import ready_for_export
 from utils.errors import ConfigError
 
 # Attention is written with the number of cells of the traced image; every other layer follows its input.

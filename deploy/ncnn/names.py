@@ -7,12 +7,11 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 
+from deploy.calibration import skipped_layers
 from deploy.ncnn.bin import LAYOUTS
 from deploy.ncnn.param import ParamLayer
-from utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +19,7 @@ CONVOLUTIONS = ("Convolution", "ConvolutionDepthWise")
 # ncnn computes a convolution of a single pixel as a linear layer, and a linear one over rows as a matrix product.
 _WITH_WEIGHTS = (*CONVOLUTIONS, "InnerProduct", "Gemm")
 _OF_TORCH = ("nn.Conv2d", "nn.Linear")
-# What `deploy.prepare.ExportNetwork` puts before the paths of a detector.
+# What `models.prepare.ExportNetwork` puts before the paths of a detector.
 _PREFIX = "detector."
 _WEIGHT_SHAPE = re.compile(r"@weight=\(([\d,]+)\)")
 
@@ -66,14 +65,4 @@ def matching_convolutions(layers: Sequence[ParamLayer], patterns: Sequence[str])
     Raises:
         ConfigError: A pattern fits none.
     """
-    names = [layer.name for layer in layers if layer.kind in CONVOLUTIONS]
-    matching: set[str] = set()
-    for pattern in patterns:
-        fitting = {name for name in names if fnmatchcase(name, pattern)}
-        if not fitting:
-            raise ConfigError(
-                f"--int8-skip {pattern} matches no convolution; they are such as {', '.join(names[:3])}; "
-                "use * for any part"
-            )
-        matching |= fitting
-    return frozenset(matching)
+    return skipped_layers([layer.name for layer in layers if layer.kind in CONVOLUTIONS], patterns)

@@ -16,9 +16,9 @@ from deploy.metadata import METADATA_NAME, ExportMetadata, ExportSettings
 from deploy.onnx.graph import GraphSettings, onnx_package, open_session, run_session, save_onnx, trace_onnx
 from deploy.onnx.int8 import as_int8
 from deploy.onnx.padding import join_zeros_
-from deploy.prepare import HalfNetwork, ready_for_export
 from deploy.runtime import RuntimeOptions
 from models.detector import Detector
+from models.prepare import HalfNetwork, ready_for_export
 from utils.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ def export_onnx(
     source_sha256: str,
     settings: ExportSettings,
     calibration: Sequence[Tensor] = (),
+    int8_skip: Sequence[str] = (),
 ) -> ExportMetadata:
     """Write a network as ONNX, inputs and outputs float32 in every precision, metadata inside.
 
@@ -47,13 +48,14 @@ def export_onnx(
         source_sha256: Of the weights file.
         settings: Precision fp32, fp16 or int8; int8 is described in `deploy.onnx.int8`.
         calibration: Images (1, 3, H, W) RGB in [0, 1] of the exported size, for int8.
+        int8_skip: Patterns of layers that stay in float32 in int8.
 
     Raises:
         ConfigError: A precision, opset or image size that cannot be had, int8 without images, a missing package,
             an unwritable folder.
     """
     metadata = onnx_metadata(model, names=names, source_sha256=source_sha256, settings=settings)
-    graph = detector_graph(model, metadata, opset=settings.opset, calibration=calibration)
+    graph = detector_graph(model, metadata, opset=settings.opset, calibration=calibration, int8_skip=int8_skip)
     save_onnx(graph, path, properties={METADATA_NAME: metadata.to_json()})
     return metadata
 
@@ -79,7 +81,12 @@ def onnx_metadata(
 
 
 def detector_graph(
-    model: Detector, metadata: ExportMetadata, *, opset: int, calibration: Sequence[Tensor] = ()
+    model: Detector,
+    metadata: ExportMetadata,
+    *,
+    opset: int,
+    calibration: Sequence[Tensor] = (),
+    int8_skip: Sequence[str] = (),
 ) -> Any:
     """The raw-head graph of a network in the precision that the metadata name, an `onnx.ModelProto`.
 
@@ -94,7 +101,7 @@ def detector_graph(
     free = free_axes([INPUT_NAME, *outputs], metadata)
     settings = GraphSettings(inputs=[INPUT_NAME], outputs=outputs, opset=opset, dynamic=free)
     graph = trace_onnx(network, [torch.zeros(metadata.batch_size, 3, *metadata.image_hw)], settings)
-    return as_int8(graph, calibration) if metadata.precision == "int8" else graph
+    return as_int8(graph, calibration, skip=int8_skip) if metadata.precision == "int8" else graph
 
 
 def head_names(metadata: ExportMetadata) -> list[str]:

@@ -10,7 +10,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deploy.calibration import skipped_layers
 from deploy.onnx.graph import onnx_package
 from deploy.packages import optional_package
 from utils.errors import ConfigError
@@ -28,7 +29,9 @@ _OPERATORS = ("Conv", "Gemm", "MatMul")
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 
 
-def as_int8(graph: Any, calibration: Sequence[Tensor], *, for_tensorrt: bool = False) -> Any:
+def as_int8(
+    graph: Any, calibration: Sequence[Tensor], *, skip: Sequence[str] = (), for_tensorrt: bool = False
+) -> Any:
     """A float32 graph with its layers in 8 bits.
 
     Weights are symmetric int8 with a scale per output channel. Activations are uint8 over the range from the least to
@@ -44,14 +47,17 @@ def as_int8(graph: Any, calibration: Sequence[Tensor], *, for_tensorrt: bool = F
     Args:
         graph: An `onnx.ModelProto`; not touched.
         calibration: Images (1, C, H, W) as the network takes them.
+        skip: Patterns of the paths of further layers that stay in float32, such as "model.1.*".
         for_tensorrt: Activations symmetric int8, all that TensorRT takes; x86 processors compute uint8 only.
 
     Returns:
         An `onnx.ModelProto` with the same inputs and outputs.
 
     Raises:
-        ConfigError: No images, images of another size than the graph takes, or no onnxruntime.
+        ConfigError: No images, images of another size than the graph takes, a pattern that fits no layer, or no
+            onnxruntime.
     """
+    left_out = [*_outer_layers(graph.graph), *_skipped(graph.graph, skip)]
     images = [_fitted(image, graph) for image in calibration]
     if not images:
         raise ConfigError("int8 needs images to calibrate on; give --data")
@@ -67,7 +73,7 @@ def as_int8(graph: Any, calibration: Sequence[Tensor], *, for_tensorrt: bool = F
             activation_type=kinds.QInt8 if for_tensorrt else kinds.QUInt8,
             weight_type=kinds.QInt8,
             op_types_to_quantize=list(_OPERATORS),
-            nodes_to_exclude=_outer_layers(graph.graph),
+            nodes_to_exclude=left_out,
             extra_options={"ActivationSymmetric": for_tensorrt, "WeightSymmetric": True, "QuantizeBias": False},
         )
         int8 = onnx_package().load(path)
@@ -123,6 +129,19 @@ def _outer_layers(graph: Any) -> list[str]:
     """Names of the nodes that take an input of the graph or give an output."""
     ends = {item.name for item in (*graph.input, *graph.output)}
     return [node.name for node in graph.node if ends & {*node.input, *node.output}]
+
+
+def _skipped(graph: Any, patterns: Sequence[str]) -> list[str]:
+    """Names of the convolutions whose module path fits a pattern."""
+    by_path = {_module_path(node.name): node.name for node in graph.node if node.op_type == "Conv"}
+    return [by_path[path] for path in sorted(skipped_layers(list(by_path), patterns))]
+
+
+def _module_path(node_name: str) -> str:
+    """`/detector/model.2/m/m.0/cv1/conv/Conv` comes from `model.2.m.0.cv1.conv`: lists stand before their items."""
+    parts = node_name.split("/")[2:-1]
+    kept = [part for part, after in pairwise([*parts, ""]) if not after.startswith(f"{part}.")]
+    return ".".join(kept)
 
 
 def _shorten_names_(graph: Any) -> None:

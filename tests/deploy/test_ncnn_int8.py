@@ -23,10 +23,10 @@ from deploy.ncnn.int8 import Calibrated, Int8Settings, calibrate, quantized_weig
 from deploy.ncnn.param import ParamLayer, read_param, write_param
 from deploy.ncnn.ranges import NUM_BINS, kl_range
 from deploy.ncnn.runtime import load_ncnn, open_network
-from deploy.prepare import ready_for_export
 from deploy.runtime import RuntimeOptions
 from models.detector import Detector
 from models.load import load_model
+from models.prepare import ready_for_export
 from utils.errors import CheckpointError, ConfigError
 
 ncnn = pytest.importorskip("ncnn", reason="the ncnn package is not installed")

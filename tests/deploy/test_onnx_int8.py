@@ -19,10 +19,10 @@ from deploy.metadata import METADATA_NAME
 from deploy.onnx.detector import export_onnx, load_onnx
 from deploy.onnx.graph import GraphSettings, trace_onnx
 from deploy.onnx.int8 import as_int8
-from deploy.prepare import ready_for_export
 from deploy.runtime import RuntimeOptions
 from models.classifiers import LeNet5
 from models.detector import Detector
+from models.prepare import ready_for_export
 from utils.errors import ConfigError
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed; see requirements-export.txt")
@@ -129,6 +129,19 @@ def test_all_convolutions_but_first_and_last_have_eight_bit_weights(tiny: Detect
     assert not any(name in made for name in weights)
     zero_points = [item.data_type for item in graph.initializer if item.dims == [] and item.data_type != 1]
     assert UINT8 in zero_points
+
+
+def test_layers_are_left_in_float_by_their_paths(tiny: Detector, tiny_file: Path, tmp_path: Path) -> None:
+    def count_float(path: Path) -> int:
+        return sum(item.data_type == 1 and len(item.dims) == 4 for item in onnx.load(path).graph.initializer)
+
+    path = tmp_path / "skipped.onnx"
+    inside = next(name for name, module in tiny.named_modules() if isinstance(module, nn.Conv2d) and ".m." in name)
+    arguments = export_arguments(tiny, precision="int8")
+    export_onnx(tiny, path, **arguments, calibration=calibration(), int8_skip=[inside])
+    assert count_float(path) == count_float(tiny_file) + 1
+    with pytest.raises(ConfigError, match=r"--int8-skip model\.99\* matches no convolution; they are such as"):
+        export_onnx(tiny, path, **arguments, calibration=calibration(), int8_skip=["model.99*"])
 
 
 def test_scales_of_weights_are_one_per_channel(tiny_file: Path) -> None:
