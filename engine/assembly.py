@@ -53,6 +53,7 @@ def make_trainer(
             autocast=amp_dtype(device, config.amp_name),
             seed=config.seed,
             scales=_scales(train_size(config, model), model.max_stride) if config.multi_scale else (),
+            stride=model.max_stride,
         ),
         process=process,
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from utils.batch import Batch
+from utils.batch import TrainingBatch
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -20,14 +19,14 @@ class Step:
 
     Attributes:
         batch: The batch, on the training device, images as bytes.
-        images: (B, 3, H, W) what the network saw: normalised, scaled.
-        heads: Raw heads.
+        images: (B, C, H, W) what the network saw: normalised, scaled.
+        outputs: What it gave: raw heads of a detector, logits (B, classes) of a classifier.
         loss: Scalar, not yet divided or scaled.
     """
 
-    batch: Batch
+    batch: TrainingBatch
     images: Tensor
-    heads: Sequence[Tensor]
+    outputs: Any
     loss: Tensor
 
 

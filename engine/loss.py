@@ -22,11 +22,11 @@ _FOCAL_ALPHA = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class LossParts:
-    """Scalars on the device of the heads.
+    """A loss on the device of the outputs.
 
     Attributes:
-        total: What is differentiated: the sum of the parts times the global batch size.
-        parts: (3,) box, objectness and class loss, detached.
+        total: What is differentiated, a scalar; for detectors the sum of the parts times the global batch size.
+        parts: (P,) what people follow, detached; for detectors box, objectness and class loss.
     """
 
     total: Tensor
@@ -73,6 +73,8 @@ class DetectionLoss:
     Means over matches are taken over all processes of a distributed run, so that training on two processes follows
     the same curve as training on one with the same global batch.
     """
+
+    names = ("box", "obj", "cls")
 
     def __init__(
         self,

@@ -48,12 +48,20 @@ class Measure:
         Raises:
             ConfigError: It knows another number of classes than the data.
         """
+        self.check_classes(model)
+        return self.evaluate(ready_predictor(model, self.device), stride=model.max_stride, channels_last=True)
+
+    def check_classes(self, model: Detector) -> None:
+        """Refuse a network of other classes than the data.
+
+        Raises:
+            ConfigError: It knows another number of them.
+        """
         if model.spec.num_classes != len(self.index.names):
             raise ConfigError(
                 f"the network knows {model.spec.num_classes} classes but the data has {len(self.index.names)}; "
                 "use the data it was trained on"
             )
-        return self.evaluate(ready_predictor(model, self.device), stride=model.max_stride, channels_last=True)
 
     def evaluate(
         self,

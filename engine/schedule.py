@@ -14,8 +14,8 @@ from utils.hyp import Hyp
 
 ScheduleName = Literal["cosine", "linear", "multistep", "flat"]
 
-# Multi-step: a tenth at 60 % and again at 85 % of the run.
-_MILESTONES = (0.6, 0.85)
+# Multi-step: a tenth at 60 % and again at 85 % of the run, unless a run says otherwise.
+MILESTONES = (0.6, 0.85)
 # Flat, then anneal: the rate stays for this share of the run, then follows a cosine.
 _FLAT_SHARE = 0.7
 
@@ -28,8 +28,8 @@ def _linear(progress: float, final: float) -> float:
     return 1 - (1 - final) * progress
 
 
-def _multistep(progress: float, final: float) -> float:
-    return max(final**2, 0.1 ** sum(progress >= milestone for milestone in _MILESTONES))
+def _multistep(progress: float, final: float, milestones: tuple[float, ...] = MILESTONES) -> float:
+    return max(final**2, 0.1 ** sum(progress >= milestone for milestone in milestones))
 
 
 def _flat(progress: float, final: float) -> float:
@@ -57,6 +57,8 @@ class Schedule:
         epochs: Length of the run.
         batches: Batches per epoch.
         accumulate: Batches per optimiser step after the warm-up.
+        least_warmup: Batches that a warm-up lasts at least, short runs aside.
+        milestones: Shares of the run after which "multistep" falls to a tenth.
     """
 
     name: ScheduleName
@@ -64,13 +66,15 @@ class Schedule:
     epochs: int
     batches: int
     accumulate: int
+    least_warmup: int = 1000
+    milestones: tuple[float, ...] = MILESTONES
 
     @property
     def warmup_batches(self) -> int:
         """Batches over which rates and momentum rise."""
         if self.hyp.warmup_epochs <= 0:
             return 0
-        wanted = max(round(self.hyp.warmup_epochs * self.batches), 1000)
+        wanted = max(round(self.hyp.warmup_epochs * self.batches), self.least_warmup)
         return min(wanted, max(1, self.epochs * self.batches // 10))
 
     @property
@@ -86,11 +90,17 @@ class Schedule:
         """Batches per optimiser step: 1 at the start of the warm-up, `accumulate` after it."""
         return max(1, round(1 + (self.accumulate - 1) * self.warmup_progress(batch)))
 
+    def factor(self, batch: int) -> float:
+        """Share of the first learning rate that the decay leaves at `batch`."""
+        progress = min(1.0, batch / (self.epochs * self.batches))
+        if self.name == "multistep":
+            return _multistep(progress, self.hyp.lrf, self.milestones)
+        return SCHEDULES[self.name](progress, self.hyp.lrf)
+
     def apply_(self, optimizer: Optimizer, batch: int) -> None:
         """Set learning rates and momenta of all groups for `batch`."""
         done = self.warmup_progress(batch)
-        factor = SCHEDULES[self.name](min(1.0, batch / (self.epochs * self.batches)), self.hyp.lrf)
-        target = self.hyp.lr0 * factor
+        target = self.hyp.lr0 * self.factor(batch)
         momentum = self.hyp.warmup_momentum + (self.hyp.momentum - self.hyp.warmup_momentum) * done
         for group in optimizer.param_groups:
             start = self.hyp.warmup_bias_lr if group.get("name") == "bias" else 0.0

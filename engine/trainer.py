@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,14 +17,37 @@ from torch.optim import Optimizer
 
 from engine.distributed import Process
 from engine.hooks import Hook, Step
-from engine.loss import DetectionLoss
+from engine.loss import LossParts
 from engine.schedule import Schedule
-from engine.watch import LossWatch
-from models.detector import Detector
-from utils.batch import Batch
-from utils.datasets.loader import Loader
+from engine.watch import LossWatch, named_losses
+from utils.batch import TrainingBatch
 from utils.device import seed_everything
 from utils.progress import progress
+
+
+class TrainingLoader(Protocol):
+    """What the Trainer needs of a loader."""
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+
+    def __iter__(self) -> Iterator[TrainingBatch]: ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """Number of the epoch that the next iteration draws."""
+
+
+class TrainingLoss(Protocol):
+    """What the Trainer needs of a loss.
+
+    Attributes:
+        names: Of its parts.
+    """
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    def __call__(self, outputs: Any, targets: Tensor, /) -> LossParts: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +61,7 @@ class TrainerSettings:
         seed: Start of all randomness; sample, scale and dropout of an epoch depend on it and the epoch alone.
         clip_norm: Largest norm of the gradient of all parameters.
         scales: Image sizes of multi-scale training (multiples of the stride); empty keeps the loader's.
+        stride: What the sides of the network's images must be multiples of.
     """
 
     epochs: int
@@ -46,6 +70,7 @@ class TrainerSettings:
     seed: int = 0
     clip_norm: float = 10.0
     scales: tuple[int, ...] = ()
+    stride: int = 1
 
 
 @dataclass(kw_only=True)
@@ -54,7 +79,7 @@ class TrainState:
 
     Attributes:
         epoch: The epoch that runs, or has just run; -1 before the first.
-        losses: Its mean box, objectness and class loss.
+        losses: Mean of each part of its loss, by name.
         metrics: Of the last validation, by name.
         best_fitness, best_epoch: Of the best validation so far.
         extra: Further numbers of the epoch, by name, that hooks of a method report.
@@ -64,7 +89,7 @@ class TrainState:
     """
 
     epoch: int = -1
-    losses: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    losses: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     extra: dict[str, float] = field(default_factory=dict)
     best_fitness: float = -1.0
@@ -79,12 +104,12 @@ class Trainer:
 
     def __init__(
         self,
-        model: Detector,
+        model: nn.Module,
         *,
-        loss: DetectionLoss,
+        loss: TrainingLoss,
         optimizer: Optimizer,
         schedule: Schedule,
-        loader: Loader,
+        loader: TrainingLoader,
         settings: TrainerSettings,
         hooks: Sequence[Hook] = (),
         process: Process = Process(),  # noqa: B008 - immutable
@@ -139,7 +164,7 @@ class Trainer:
         seed_everything(self.settings.seed + epoch)
         self.loader.set_epoch(epoch)
         self.model.train()
-        watch = LossWatch(epoch=epoch)
+        watch = LossWatch(epoch=epoch, names=tuple(self.loss.names))
         sizes = np.random.default_rng((self.settings.seed, epoch, 1))
         waiting = 0  # batches whose gradients are not applied yet
         started = time.perf_counter()
@@ -151,23 +176,22 @@ class Trainer:
             is_step = waiting >= self.schedule.accumulation(number) or i + 1 == batches
             with self._synchronised(is_step):
                 parts = self._forward_backward(batch, sizes)
-            watch.add(parts, batch=i, lr=self.lr, images=tuple(info.path for info in batch.infos))
+            watch.add(parts, batch=i, lr=self.lr, images=batch.sources)
             if is_step:
                 self._optimizer_step()
                 waiting = 0
-            self.state.images += len(batch.infos) * self.process.world_size
+            self.state.images += len(batch) * self.process.world_size
         watch.check()
         self.state.losses = watch.mean()
         self.state.seconds += time.perf_counter() - started
 
-    def _progress(self, watch: LossWatch) -> Iterator[Batch]:
+    def _progress(self, watch: LossWatch) -> Iterator[TrainingBatch]:
         """The loader under a progress bar, on the main process."""
         if not self.process.is_main:
             return iter(self.loader)
 
         def state() -> str:
-            box, obj, cls = watch.mean()
-            return f"box {box:.4f} obj {obj:.4f} cls {cls:.4f} lr {self.lr:.2g}"
+            return f"{named_losses(watch.mean())} lr {self.lr:.2g}"
 
         return progress(self.loader, description=f"epoch {self.state.epoch + 1}/{self.settings.epochs}", state=state)
 
@@ -177,18 +201,18 @@ class Trainer:
             return nullcontext()
         return self._parallel.no_sync()
 
-    def _forward_backward(self, batch: Batch, sizes: np.random.Generator) -> Tensor:
-        """Add the gradients of one batch; returns its (3,) loss parts."""
+    def _forward_backward(self, batch: TrainingBatch, sizes: np.random.Generator) -> Tensor:
+        """Add the gradients of one batch; returns the parts of its loss, (P,)."""
         batch, targets = batch.to(self.settings.device), batch.targets
         images = self._resized(batch.normalised(), sizes).contiguous(memory_format=torch.channels_last)
         with torch.autocast(
             self.settings.device.type, dtype=self.settings.autocast, enabled=self.settings.autocast is not None
         ):
-            heads = self._parallel(images)
-        result = self.loss(heads, targets)
+            outputs = self._parallel(images)
+        result = self.loss(outputs, targets)
         total = result.total
         for hook in self.hooks:
-            total = hook.after_loss(self, Step(batch=batch, images=images, heads=heads, loss=total))
+            total = hook.after_loss(self, Step(batch=batch, images=images, outputs=outputs, loss=total))
         self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
         return result.parts
 
@@ -200,7 +224,7 @@ class Trainer:
         longest = max(images.shape[2:])
         if size == longest:
             return images
-        stride = self.model.max_stride
+        stride = self.settings.stride
         height, width = (max(stride, round(side * size / longest / stride) * stride) for side in images.shape[2:])
         return F.interpolate(images, size=(height, width), mode="bilinear", align_corners=False)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from engine.assembly import make_observers, make_trainer
-from engine.checkpointing import CheckpointHook, EmaHook
-from engine.config import RESUME_LATEST, TrainConfig
+from engine.checkpointing import CheckpointHook, EmaHook, SavePolicy, resumed_path
+from engine.config import TrainConfig
 from engine.distributed import Process, process_group, share, this_process
 from engine.hooks import Hook
 from engine.materials import Data, make_model, make_val_loader, read_data, read_hyp
@@ -23,6 +23,7 @@ from models.detector import Detector, build_model
 from models.spec import ModelSpec
 from utils.checkpoint import Checkpoint, load_checkpoint
 from utils.cli import config_from_values
+from utils.datasets.loader import Loader
 from utils.device import amp_dtype, memory_advice, seed_everything, select_device
 from utils.errors import CheckpointError
 from utils.files import write_yaml
@@ -58,7 +59,7 @@ def run_training(config: TrainConfig, *, hooks: HookFactory = no_hooks) -> Train
     device = select_device(config.device, local_rank=process.local_rank)
     with process_group(process, device):
         if config.resume:
-            path = share(str(_resumed_path(config) if process.is_main else ""))
+            path = share(str(resumed_path(config.resume, config.project) if process.is_main else ""))
             return _continue(Path(path), config, hooks, process=process)
         run = _Run(config, process=process, device=device)
         return run.start(hooks)
@@ -69,16 +70,6 @@ def _new_folder(config: TrainConfig, hyp: Hyp) -> str:
     folder.write_config(config)
     write_yaml(folder.path / "hyp.yaml", hyp.to_dict())
     return str(folder.path)
-
-
-def _resumed_path(config: TrainConfig) -> Path:
-    """The last.pt that `--resume` means."""
-    if config.resume != RESUME_LATEST:
-        return Path(config.resume)
-    found = sorted(Path(config.project).glob("*/weights/last.pt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise CheckpointError(f"--resume: no run in {config.project} has weights/last.pt; give the path of one")
-    return found[-1]
 
 
 def _continue(path: Path, config: TrainConfig, hooks: HookFactory, *, process: Process) -> TrainResult | None:
@@ -152,17 +143,18 @@ class _Run:
             synchronise_batch_norms_(model, self.device)
         trainer = make_trainer(config, model, self.data, hyp=hyp, device=self.device, process=self.process)
         val_loader = make_val_loader(config, model, self.data, device=self.device)
+        assert isinstance(trainer.loader, Loader)  # as `make_trainer` built it
         trainer.loader.start_workers()
         if self.process.is_main:
             val_loader.start_workers()
         ema = EmaHook(model, total_updates=trainer.schedule.total_updates)
         checkpoints = CheckpointHook(
             self.folder.path / "weights",
-            ema=ema.ema,
+            spec=model.spec.to_dict(),
             names=self.data.train.names,
             config=config,
-            save_period=config.save_period,
-            is_final_only=config.nosave,
+            ema=ema.ema,
+            policy=SavePolicy(period=config.save_period, is_final_only=config.nosave),
         )
         observers = make_observers(
             config, self.data, ema=ema, loader=val_loader, device=self.device, folder=self.folder.path

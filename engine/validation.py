@@ -84,6 +84,7 @@ class ImageWeightsHook(Hook):
 
     def _apply(self, trainer: Trainer) -> None:
         weights = self.class_weights * (1 - np.array(self.per_class)) ** 2
+        assert isinstance(trainer.loader, Loader)
         trainer.loader.set_image_weights(image_weights(self.index.labels, weights))
 
     def state(self) -> dict[str, list[float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,21 +15,28 @@ _GPU_BUNDLE = 20
 _IMAGES_NAMED = 4
 
 
+def named_losses(losses: Mapping[str, float]) -> str:
+    """Losses as words for people: "box 0.0312 obj 0.0204"."""
+    return " ".join(f"{name} {value:.4f}" for name, value in losses.items())
+
+
 @dataclass
 class LossWatch:
     """Collects the loss parts of one epoch on their device.
 
     Attributes:
         epoch: For the message.
+        names: Of the parts of the loss.
     """
 
     epoch: int
+    names: tuple[str, ...]
     _total: Tensor | None = None
     _batches: int = 0
-    _pending: list[tuple[Tensor, int, float, tuple[str, ...]]] = field(default_factory=list)
+    _pending: list[tuple[Tensor, int, float, Sequence[str]]] = field(default_factory=list)
 
-    def add(self, parts: Tensor, *, batch: int, lr: float, images: tuple[str, ...]) -> None:
-        """Take the (3,) loss parts of a batch, with what to say should they not be finite.
+    def add(self, parts: Tensor, *, batch: int, lr: float, images: Sequence[str]) -> None:
+        """Take the loss parts (P,) of a batch, with what to say should they not be finite.
 
         Raises:
             TrainingError: A loss of this batch, or of one shortly before it, is not finite.
@@ -51,17 +59,16 @@ class LossWatch:
         for row, (_, batch, lr, images) in zip(values, self._pending, strict=True):
             if not row.isfinite().all():
                 named = ", ".join(images[:_IMAGES_NAMED]) + (", ..." if len(images) > _IMAGES_NAMED else "")
-                box, obj, cls = row.tolist()
+                parts = ", ".join(f"{name} {value:.4g}" for name, value in zip(self.names, row.tolist(), strict=True))
                 raise TrainingError(
-                    f"the loss is not finite (box {box:.4g}, objectness {obj:.4g}, class {cls:.4g}) in epoch "
-                    f"{self.epoch}, batch {batch}, at learning rate {lr:.4g}, images {named}; the last good "
-                    "checkpoint is kept: lower lr0, or look at these images and their labels"
+                    f"the loss is not finite ({parts}) in epoch {self.epoch}, batch {batch}, at learning rate "
+                    f"{lr:.4g}, images {named}; the last good checkpoint is kept: lower lr0, or look at these images "
+                    "and their labels"
                 )
         self._pending.clear()
 
-    def mean(self) -> list[float]:
-        """Box, objectness and class loss, mean over the batches so far."""
+    def mean(self) -> dict[str, float]:
+        """Each part of the loss by name, mean over the batches so far."""
         if self._total is None:
-            return [0.0, 0.0, 0.0]
-        values: list[float] = (self._total / self._batches).tolist()
-        return values
+            return dict.fromkeys(self.names, 0.0)
+        return dict(zip(self.names, (self._total / self._batches).tolist(), strict=True))

@@ -168,6 +168,7 @@ class DistillationHook(Hook):
         """Bring the teacher to the student's device."""
         device = trainer.settings.device
         self.teacher = self.teacher.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        assert isinstance(trainer.loss, DetectionLoss)
         self.loss = DistillationLoss(trainer.loss, device=device)
         self._sums = self._sums.to(device)
         sizes = [count_parameters(model) / 1e6 for model in (self.teacher, trainer.model)]
@@ -180,7 +181,7 @@ class DistillationHook(Hook):
         kind = trainer.settings.autocast
         with torch.no_grad(), torch.autocast(step.images.device.type, dtype=kind, enabled=kind is not None):
             answers = self.teacher(step.images)
-        result = self.loss(step.heads, answers)
+        result = self.loss(step.outputs, answers)
         self._sums, self._steps = self._sums + result.parts, self._steps + 1
         return step.loss + self.strength * result.total
 

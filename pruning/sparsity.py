@@ -17,7 +17,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine.hooks import Hook
 from engine.trainer import Trainer
-from models.detector import Detector
 from pruning.channel_ids import IntArray
 from pruning.graph import ChannelGraph
 from pruning.shortcuts import Shortcuts, candidate_ids, shortcut_bottleneck_names
@@ -70,7 +69,13 @@ def decayed(strength: float, *, epoch: int, epochs: int) -> float:
 
 
 def make_penalties(
-    model: Detector, *, sparsity: Sparsity, strengths: Strengths, shortcuts: Shortcuts, is_decayed: bool
+    model: nn.Module,
+    *,
+    sparsity: Sparsity,
+    strengths: Strengths,
+    shortcuts: Shortcuts,
+    is_decayed: bool,
+    image_chw: tuple[int, int, int] | None = None,
 ) -> tuple[Penalty, ...]:
     """What a variant draws to zero; parameters without strength are left out.
 
@@ -81,8 +86,9 @@ def make_penalties(
         strengths: Factors of the signs.
         shortcuts: "skip" leaves out what shortcuts hold, which will not be pruned; "tied" does not.
         is_decayed: Whether strengths fall over the run.
+        image_chw: As for `ChannelGraph.of`.
     """
-    graph = ChannelGraph.of(model)
+    graph = ChannelGraph.of(model, image_chw=image_chw)
     ids = candidate_ids(model, graph, shortcuts)
     penalties: list[Penalty] = []
     if sparsity != "kernel":
@@ -97,7 +103,7 @@ def make_penalties(
 
 
 def _norm_penalties(
-    model: Detector, graph: ChannelGraph, ids: IntArray, strengths: Strengths, *, is_decayed: bool
+    model: nn.Module, graph: ChannelGraph, ids: IntArray, strengths: Strengths, *, is_decayed: bool
 ) -> list[Penalty]:
     """Scale and shift of every batch norm on `ids`."""
     penalties = []
@@ -119,7 +125,7 @@ def _norm_penalties(
 
 
 def _kernel_penalties(
-    model: Detector, graph: ChannelGraph, ids: IntArray, strength: float, *, is_decayed: bool
+    model: nn.Module, graph: ChannelGraph, ids: IntArray, strength: float, *, is_decayed: bool
 ) -> list[Penalty]:
     """The weights of every convolution all of whose outputs are among `ids`."""
     penalties = []
@@ -138,7 +144,7 @@ def _kernel_penalties(
     return penalties
 
 
-def _branch_penalties(model: Detector, branches: Sequence[str], strengths: Strengths) -> list[Penalty]:
+def _branch_penalties(model: nn.Module, branches: Sequence[str], strengths: Strengths) -> list[Penalty]:
     """The batch norms inside shortcut bottlenecks, so that whole blocks fall to the identity."""
     penalties = []
     for layer in branches:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from engine.hooks import Hook
 from engine.schedule import SCHEDULES, Schedule
 from engine.trainer import Trainer
-from models.detector import Detector
 from pruning.allocation import Allocator, ranked_ids
 from pruning.channel_ids import FloatArray, IntArray
 from pruning.criteria import CRITERIA, Criterion
@@ -82,7 +82,7 @@ class SparsityMonitor(Hook):
 
     def __init__(
         self,
-        model: Detector,
+        model: nn.Module,
         kinds: Mapping[str, Watched],
         *,
         shortcuts: Shortcuts,

@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
+
+
+class TrainingBatch(Protocol):
+    """What training needs of a batch, whatever its targets are.
+
+    Attributes:
+        images: (B, C, H, W) uint8, or float in [0, 1].
+        targets: What the loss compares outputs with.
+        sources: Where each image comes from, for messages.
+    """
+
+    @property
+    def images(self) -> Tensor: ...
+
+    @property
+    def targets(self) -> Tensor: ...
+
+    @property
+    def sources(self) -> Sequence[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: torch.device) -> Self:
+        """Copy to `device`."""
+
+    def normalised(self) -> Tensor:
+        """Images as the floats (B, C, H, W) that the network takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +78,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The image files."""
+        return tuple(info.path for info in self.infos)
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, for asynchronous copies to a GPU."""

@@ -1,0 +1,24 @@
+"""Small classifiers of the papers on pruning and quantisation, by name and by class."""
+
+from models.classifiers.densenet import DenseLayer, DenseNetCifar
+from models.classifiers.load import LoadedClassifier, load_classifier
+from models.classifiers.plain import LeNet5, VanillaCnn
+from models.classifiers.registry import CLASSIFIERS, build_classifier
+from models.classifiers.resnet import PreResNetCifar, ResNetCifar
+from models.classifiers.spec import ClassifierSpec
+from models.classifiers.vgg import VggCifar
+
+__all__ = [
+    "CLASSIFIERS",
+    "ClassifierSpec",
+    "DenseLayer",
+    "DenseNetCifar",
+    "LeNet5",
+    "LoadedClassifier",
+    "PreResNetCifar",
+    "ResNetCifar",
+    "VanillaCnn",
+    "VggCifar",
+    "build_classifier",
+    "load_classifier",
+]

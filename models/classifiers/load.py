@@ -1,0 +1,106 @@
+"""Files of classifiers, read: a network of the widths that its weights have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from models.classifiers.registry import build_classifier
+from models.classifiers.spec import ClassifierSpec
+from utils.checkpoint import load_checkpoint
+from utils.errors import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedClassifier:
+    """A classifier from a file.
+
+    Attributes:
+        model: In evaluation mode, float32, on the CPU.
+        spec: What it is.
+        names: Of its classes.
+    """
+
+    model: nn.Module
+    spec: ClassifierSpec
+    names: tuple[str, ...]
+
+
+def load_classifier(path: str | Path, *, skeleton: nn.Module | None = None) -> LoadedClassifier:
+    """Read a checkpoint of a classifier, whether pruned or not.
+
+    Args:
+        path: The file.
+        skeleton: The network to fill, where the file names none of ours; it takes the widths of the weights.
+
+    Raises:
+        CheckpointError: The file cannot be read, is no classifier's, or its weights do not make up its network.
+    """
+    where = f"weights {path}"
+    checkpoint = load_checkpoint(path)
+    spec = ClassifierSpec.from_dict(checkpoint.spec, where=where)
+    if skeleton is None and not spec.name:
+        raise CheckpointError(f"{where} name no network of this project; load them into one with skeleton=")
+    model = skeleton or build_classifier(spec.name, num_classes=spec.num_classes, in_channels=spec.image_chw[0])
+    fill_(model, checkpoint.best_weights, spec=spec, where=where)
+    return LoadedClassifier(model=model.eval(), spec=spec, names=checkpoint.names)
+
+
+def fill_(model: nn.Module, weights: Mapping[str, Tensor], *, spec: ClassifierSpec, where: str) -> None:
+    """Give a network these weights, and the widths they have.
+
+    A pruned network has the layers of the one it came from, and differs in the shapes of its weights alone: so they
+    are all that has to be kept of what was pruned.
+
+    Raises:
+        CheckpointError: They are of other layers, or do not fit each other.
+    """
+    for name, module in model.named_modules():
+        if (weight := weights.get(f"{name}.weight")) is not None:
+            _resize_(module, weight)
+    try:
+        model.load_state_dict(dict(weights), strict=True, assign=True)
+        shape = logits_shape(model.eval(), spec.image_chw)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(
+            f"{where} do not make up the network {spec.name or type(model).__name__} ({reason}); give another file"
+        ) from error
+    if shape[1:] != (spec.num_classes,):
+        raise CheckpointError(f"{where} give logits of {shape[1:]}, expected {spec.num_classes} of them")
+
+
+def logits_shape(model: nn.Module, image_chw: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of what a network gives for two pictures, found without computing anything.
+
+    Raises:
+        RuntimeError: It cannot take pictures of this size.
+    """
+    state = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
+    images = torch.empty(2, *image_chw, device="meta")
+    return tuple(torch.func.functional_call(model, state, (images,)).shape)
+
+
+def _resize_(module: nn.Module, weight: Tensor) -> None:
+    """Make the parameters of one layer as wide as the weight it is to get."""
+    if not isinstance(module, nn.Conv2d | nn.Linear | _BatchNorm) or weight.ndim != module.weight.ndim:
+        return
+    if isinstance(module, nn.Conv2d):
+        is_depthwise = module.groups == module.in_channels == module.out_channels > 1
+        module.groups = len(weight) if is_depthwise else module.groups
+        module.out_channels, module.in_channels = len(weight), weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    else:
+        module.num_features = len(weight)
+    for name, own in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        if name == "weight":
+            setattr(module, name, nn.Parameter(torch.empty_like(weight)))
+        elif own.ndim == 1:
+            fresh = torch.empty(len(weight), dtype=own.dtype)
+            setattr(module, name, nn.Parameter(fresh) if isinstance(own, nn.Parameter) else fresh)

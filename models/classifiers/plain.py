@@ -1,0 +1,71 @@
+"""Chains of a few layers: LeNet5, and the vanilla network of RePr."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class LeNet5(nn.Module):
+    """LeCun et al., "Gradient-based learning applied to document recognition", Proc. IEEE 1998.
+
+    With ReLU, maximum pooling and full connections between the two convolutions, as is usual today.
+
+    Args:
+        num_classes: Outputs.
+        in_channels: Of the images, which are padded from 28 x 28 to 32 x 32.
+    """
+
+    def __init__(self, *, num_classes: int = 10, in_channels: int = 1) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(in_channels, 6, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 16, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
+        self.classifier = nn.Sequential(
+            nn.Linear(16 * 5 * 5, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, num_classes)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, 28, 28) to logits (B, classes)."""
+        y: Tensor = self.classifier(torch.flatten(self.features(images), 1))
+        return y
+
+
+class VanillaCnn(nn.Module):
+    """Prakash et al., "RePr: Improved Training of Convolutional Filters", CVPR 2019: C(32) - C(32) - C(32) - FC(10).
+
+    The paper gives the number of filters and leaves the rest open. Ours: 3x3 filters, each layer with batch norm,
+    ReLU and 2x2 maximum pooling, and the 4 x 4 maps that remain go to the linear layer as they are.
+
+    Args:
+        num_classes: Outputs.
+        in_channels: Of the images.
+        width: Filters of each layer.
+        num_layers: Convolutions, each of which halves the picture.
+        side: Height and width of the pictures.
+    """
+
+    def __init__(
+        self, *, num_classes: int = 10, in_channels: int = 3, width: int = 32, num_layers: int = 3, side: int = 32
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for number in range(num_layers):
+            layers += [
+                nn.Conv2d(width if number else in_channels, width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(width * (side // 2**num_layers) ** 2, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, side, side) to logits (B, classes)."""
+        y: Tensor = self.classifier(torch.flatten(self.features(images), 1))
+        return y

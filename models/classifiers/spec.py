@@ -1,0 +1,66 @@
+"""`ClassifierSpec`: what a classifier is, as the data that its checkpoints hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from utils.config_values import checked_values, required_fields
+from utils.errors import CheckpointError, ConfigError
+
+# Marks the descriptions of classifiers among those that checkpoints hold.
+_KIND = "classifier"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierSpec:
+    """A classifier but for its widths, which the shapes of its weights tell.
+
+    Attributes:
+        name: One of `models.classifiers.CLASSIFIERS`; empty for a network that code elsewhere describes.
+        num_classes: Length of the logits.
+        image_chw: Channels, height and width of its images.
+        mean: Subtracted from each channel of an image in [0, 1] before the network.
+        std: What each channel is divided by after that.
+    """
+
+    name: str
+    num_classes: int
+    image_chw: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.image_chw) != 3 or min(self.image_chw) < 1:
+            raise ConfigError(f"image size: got {self.image_chw}, expected channels, height and width")
+        if self.num_classes < 2:
+            raise ConfigError(f"a classifier of {self.num_classes} classes: expected 2 or more")
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != self.image_chw[0]:
+                raise ConfigError(f"{name}: got {getattr(self, name)}, expected {self.image_chw[0]} numbers")
+        if min(self.std) <= 0:
+            raise ConfigError(f"std: got {self.std}, expected positive numbers")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for checkpoints."""
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {"kind": _KIND, **values}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, where: str) -> ClassifierSpec:
+        """Rebuild from `to_dict`; `where` names its origin in messages.
+
+        Raises:
+            CheckpointError: It describes something else, such as a detector.
+        """
+        if values.get("kind") != _KIND:
+            raise CheckpointError(f"{where}: not a classifier; give a file that a classifier's training wrote")
+        rest = {name: value for name, value in values.items() if name != "kind"}
+        try:
+            checked = checked_values(cls, rest, where=where)
+            if missing := [name for name in required_fields(cls) if name not in checked]:
+                raise CheckpointError(f"{where} has no {missing[0]!r}; use an undamaged copy")
+            return cls(**checked)
+        except ConfigError as error:
+            raise CheckpointError(f"{where}: {error}") from None
