@@ -16,8 +16,10 @@ from engine.training import run_training
 from models.detector import Detector, build_model
 from models.weights import WeightsFile, read_weights
 from pruning.distillation import DistillationHook, load_teacher
+from pruning.frozen_zeros import FrozenZerosHook
 from pruning.pipeline import check_agrees
 from pruning.scale_rate import ScaleRateHook
+from pruning.unstructured import zero_masks
 from utils.datasets.config import load_data_config
 from utils.errors import CheckpointError, ConfigError, DataError
 
@@ -39,6 +41,7 @@ class FinetuneConfig(TrainConfig):
     project: str = "runs/finetune"  # where run folders are made
     teacher: str = ""  # dense checkpoint whose answers are learnt beside the labels (knowledge distillation)
     distill: float = 1.0  # weight of the teacher's answers; 0 is plain fine-tuning
+    freeze_zeros: bool = False  # weights that are exactly 0 in the checkpoint stay 0, see prune.py --unstructured
     scale_rate: float = 1.0  # learning rate of batch-norm scales, as a multiple: sparse training left them small
 
     def __post_init__(self) -> None:
@@ -70,9 +73,14 @@ def run_finetuning(config: FinetuneConfig) -> TrainResult | None:
 
 
 def finetuning_hooks(model: Detector, config: TrainConfig, folder: Path) -> Sequence[Hook]:
-    """Faster scales and a teacher, where asked for."""
+    """Zeros that stay, faster scales and a teacher, where asked for."""
     assert isinstance(config, FinetuneConfig)
     hooks: list[Hook] = []
+    if config.freeze_zeros:
+        masks = zero_masks(model)
+        if not masks:
+            LOGGER.warning("--freeze-zeros: %s has no weight of exactly 0, so nothing is frozen", config.weights)
+        hooks.append(FrozenZerosHook(masks))
     if config.scale_rate != 1:
         hooks.append(ScaleRateHook(config.scale_rate))
     if config.teacher and config.distill == 0:
@@ -114,7 +122,7 @@ def _checked(config: FinetuneConfig) -> FinetuneConfig:
     if this_process().is_main:
         if str(path) != config.weights:
             LOGGER.info("--weights %s: taking %s, the newest", config.weights, path)
-        if not weights.spec.widths:
+        if not weights.spec.widths and not config.freeze_zeros:
             LOGGER.warning("%s: nothing was pruned: widths are empty; this trains a dense network on", path)
     return replace(config, weights=str(path), cfg="", noautoanchor=True)
 

@@ -13,7 +13,7 @@ from models.detector import Detector
 from models.load import LoadedModel, load_model
 from pruning.graph import ChannelGraph
 from pruning.iterative import IterativeSettings, Quantity, Round, before_rounds, prune_iteratively
-from pruning.plan import PruningPlan, network_fingerprint
+from pruning.plan import PruningPlan
 from pruning.planning import free_ids
 from pruning.prune_config import DEFAULT_PERCENT, PruneConfig, parse_target, training_config
 from pruning.training_task import detector_task_of
@@ -22,6 +22,7 @@ from utils.cli import config_from_values
 from utils.complexity import count_macs, count_parameters
 from utils.device import memory_advice, select_device
 from utils.errors import CheckpointError, PruningError
+from utils.fingerprint import network_fingerprint
 from utils.run_folder import RunFolder, plain
 
 LOGGER = logging.getLogger(__name__)

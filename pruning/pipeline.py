@@ -26,6 +26,7 @@ from pruning.prune_config import PruneConfig
 from pruning.report import NetworkSize, SurgeryReport
 from pruning.scan import Scan, scan
 from pruning.surgery import apply_plan, cut
+from pruning.unstructured import UnstructuredSettings, apply_masks_, l1_masks, sparsity_table
 from utils.checkpoint import Checkpoint, save_checkpoint
 from utils.device import select_device
 from utils.errors import PruningError
@@ -84,11 +85,15 @@ def run_pruning(config: PruneConfig) -> PruneResult:
     loaded = load_model(config.weights)
     model = loaded.model
     config = replace(config, img_size=round_up(config.img_size, model.max_stride))
+    if config.is_unstructured_only:
+        config = replace(config, percent=0.0, round="none")
     if config.cfg:
         check_agrees(model, config.cfg, weights=config.weights)
     measure = _measure(config) if config.scan or (config.data and not config.dry_run) else None
     result = _pruned(loaded, config, saved=saved, measure=measure)
     LOGGER.info("%s", result.report.as_text())
+    if config.unstructured is not None:
+        _zero_weights_(result.model, config, sparsity=config.unstructured)
     if config.dry_run:
         LOGGER.info("dry run: nothing was written")
         return result
@@ -121,6 +126,13 @@ def _pruned(
     assert isinstance(pruned, Detector)
     report = SurgeryReport(before=before, after=NetworkSize.of(pruned, config.image_chw))
     return PruneResult(model=pruned, plan=plan, report=report, scan=found)
+
+
+def _zero_weights_(model: Detector, config: PruneConfig, *, sparsity: float) -> None:
+    """Set the smallest weights of the pruned network to zero, as `--unstructured` asks."""
+    settings = UnstructuredSettings(sparsity=sparsity, scope=config.unstructured_scope, protect=config.protect)
+    apply_masks_(model, l1_masks(model, settings))
+    LOGGER.info("%s", sparsity_table(model))
 
 
 def check_agrees(model: Detector, cfg: str, *, weights: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,12 +15,7 @@ from pruning.channel_ids import IntArray
 from pruning.graph import ChannelGraph
 from utils.errors import PruningError
 from utils.files import write_json
-
-
-def network_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names and shapes of the state dict: equal for networks that one plan fits."""
-    shapes = [(name, list(tensor.shape)) for name, tensor in model.state_dict().items()]
-    return hashlib.sha256(json.dumps(shapes).encode()).hexdigest()
+from utils.fingerprint import network_fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)

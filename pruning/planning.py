@@ -17,12 +17,13 @@ from pruning.channel_ids import FloatArray, IntArray
 from pruning.cost import ChannelCost, per_cost
 from pruning.criteria import CRITERIA, random_order
 from pruning.graph import ChannelGraph
-from pruning.plan import PruningPlan, network_fingerprint
+from pruning.plan import PruningPlan
 from pruning.prune_config import ALL, DEFAULT_PERCENT, PruneConfig, parse_target, training_config
 from pruning.scales import ScaleStats
 from pruning.shortcuts import Shortcuts, candidate_ids, shortcut_bottleneck_names
 from pruning.taylor import detector_taylor
 from utils.errors import PruningError
+from utils.fingerprint import network_fingerprint
 from utils.run_folder import plain
 
 LOGGER = logging.getLogger(__name__)

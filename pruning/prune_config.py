@@ -11,6 +11,7 @@ from pruning.cost import CostQuantity
 from pruning.criteria import CriterionName
 from pruning.rounding import Direction, Rounding
 from pruning.shortcuts import Shortcuts
+from pruning.unstructured import Scope
 from utils.errors import ConfigError
 
 ALL = "all"
@@ -38,6 +39,10 @@ class PruneConfig:
     target: str = ""  # prune until macs=... or params=...: a number with K, M or G, or a percentage of now
     cost_power: float = 0.0  # with a target: divide importance by what a channel costs, to this power; try 0.5
     protect: tuple[str, ...] = ()  # patterns of layer paths that stay whole, such as "model.2*"
+    unstructured: float | None = None  # also set this share of all single weights to zero; alone, no channel is cut
+    unstructured_scope: Scope = (
+        "global"  # one threshold for the network (global), or the share in every layer (layer)
+    )
     plan: str = ""  # apply this plan.json instead of making one
     constants: bool = True  # carry what cut channels still emit into the next layers
     strict: bool = False  # refuse, rather than mend, a percent that would empty a layer
@@ -65,7 +70,7 @@ class PruneConfig:
     def __post_init__(self) -> None:
         if not self.weights and not self.resume:
             raise ConfigError("no --weights given; give the checkpoint to prune, or --resume with a run folder")
-        for name in ("percent", "bn_percent", "conv_percent"):
+        for name in ("percent", "bn_percent", "conv_percent", "unstructured"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 flag = name.replace("_", "-")
@@ -85,6 +90,8 @@ class PruneConfig:
                 raise ConfigError(f"--{flag} {getattr(self, name)}: expected at least {least}")
         self._check_ways()
         self._check_iterative()
+        if self.unstructured is None and self.unstructured_scope != PruneConfig.unstructured_scope:
+            raise ConfigError("--unstructured-scope is for single weights; give --unstructured or leave it out")
         if not 0 <= self.cost_power <= MAX_COST_POWER:
             raise ConfigError(
                 f"--cost-power {self.cost_power}: expected a number from 0 to {MAX_COST_POWER:g}, such as 0.5"
@@ -140,6 +147,12 @@ class PruneConfig:
     def is_mixed(self) -> bool:
         """Whether scales and kernels decide together."""
         return self.bn_percent is not None or self.conv_percent is not None
+
+    @property
+    def is_unstructured_only(self) -> bool:
+        """Whether single weights become zero and nothing asks for channels to be cut."""
+        asked = (self.percent, self.bn_percent, self.conv_percent, self.target, self.plan, self.drop_bottlenecks)
+        return self.unstructured is not None and not (any(asked) or self.scan or self.iterative)
 
     @property
     def rounding(self) -> Rounding:

@@ -23,3 +23,7 @@ class TrainingError(UserError):
 
 class PruningError(UserError):
     """A network, a plan or settings that allow no pruning as asked."""
+
+
+class QuantizationError(UserError):
+    """A network, or numbers seen while calibrating, that allow no quantisation as asked."""

@@ -14,12 +14,12 @@ from models.detector import Detector, build_model
 from models.spec import ModelSpec
 from pruning.iterative import Quantity, Round, before_rounds
 from pruning.iterative_run import SavedRound, iterative_settings
-from pruning.plan import network_fingerprint
 from pruning.prune_config import PruneConfig
 from pruning.rounding import Rounding
 from utils.checkpoint import Checkpoint, save_checkpoint
 from utils.complexity import count_macs, count_parameters
 from utils.errors import CheckpointError, PruningError
+from utils.fingerprint import network_fingerprint
 
 IMAGE = (3, 64, 64)
 # Of the tiny network: without those that shortcuts hold, and all that may be pruned.

@@ -14,8 +14,9 @@ from tiny import TINY_CFG
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
 from pruning.graph import ChannelGraph
-from pruning.plan import PruningPlan, network_fingerprint
+from pruning.plan import PruningPlan
 from utils.errors import PruningError
+from utils.fingerprint import network_fingerprint
 
 SPEC = ModelSpec.from_yaml(TINY_CFG)
 

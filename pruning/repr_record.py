@@ -1,0 +1,87 @@
+"""What RePr did in a run: which filters were off when, and how good the network was after each epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pruning.ranked_filters import Rows
+from utils.files import write_json
+from utils.plots.repr import plot_filter_map, plot_stages
+
+if TYPE_CHECKING:
+    from engine.trainer import TrainState
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """Epochs in which the same filters were off.
+
+    Attributes:
+        start: Its first epoch, from 0.
+        off: By path of each layer, the filters that were off.
+        end: The first epoch in which they were back; None while they are not.
+        orthogonal: How many came back orthogonal to all others; the rest came back random.
+    """
+
+    start: int
+    off: dict[str, list[int]]
+    end: int | None = None
+    orthogonal: int = 0
+
+
+@dataclass(kw_only=True)
+class ReprRecord:
+    """The stages of a run and its curve.
+
+    Attributes:
+        widths: Filters of each layer that is ranked, in order.
+        stages: So far.
+        curve: By epoch (from 0), the first number of its validation.
+        metric: Name of that number.
+        running: Of the run: when a checkpoint is written, it has the validation of the epoch that ends.
+    """
+
+    widths: Mapping[str, int]
+    stages: list[Stage] = field(default_factory=list)
+    curve: dict[int, float] = field(default_factory=dict)
+    metric: str = ""
+    running: TrainState | None = None
+
+    def begin(self, off: Rows, *, epoch: int) -> None:
+        """Filters are off from this epoch on."""
+        self.stages.append(Stage(start=epoch, off={name: rows.tolist() for name, rows in off.items()}))
+
+    def finish(self, *, epoch: int, orthogonal: int) -> None:
+        """They are back from this epoch on."""
+        self.stages[-1].end, self.stages[-1].orthogonal = epoch, orthogonal
+
+    def note_metrics(self, metrics: Mapping[str, float], *, epoch: int) -> None:
+        """Add the validation after an epoch, where there was one."""
+        if metrics and epoch >= 0:
+            self.metric, value = next(iter(metrics.items()))
+            self.curve[epoch] = float(value)
+
+    def state(self) -> dict[str, Any]:
+        """Plain data, with the validation of the epoch that is being saved."""
+        if self.running is not None:
+            self.note_metrics(self.running.metrics, epoch=self.running.epoch)
+        return {"stages": [asdict(stage) for stage in self.stages], "curve": self.curve, "metric": self.metric}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take it back."""
+        self.stages = [Stage(**stage) for stage in state["stages"]]
+        self.curve, self.metric = dict(state["curve"]), state["metric"]
+
+    def write(self, folder: Path, *, settings: Mapping[str, Any], is_plotting: bool) -> None:
+        """repr.json, and where it plots repr_map.png and repr_curve.png."""
+        write_json(folder / "repr.json", {"settings": settings, "widths": self.widths, **self.state()})
+        if not is_plotting:
+            return
+        if self.stages:
+            plot_filter_map(self.widths, [stage.off for stage in self.stages], folder / "repr_map.png")
+        if self.curve:
+            spans = [(stage.start, stage.end) for stage in self.stages]
+            plot_stages(self.curve, spans, folder / "repr_curve.png", what=self.metric)
