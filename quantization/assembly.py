@@ -1,0 +1,158 @@
+"""From a calibrated graph to the integers of an `IntegerProgram`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quantization.affine import Grid, quantise, weight_integers
+from quantization.fixed_point import common_fixed_point, fixed_point
+from quantization.graph import Graph, Node
+from quantization.program import Affine, FloatArray, IntArray, Operation
+from utils.errors import QuantizationError
+
+_INT32 = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Layer:
+    """What a node with weights is made of.
+
+    Attributes:
+        weight: (O, ...) real numbers.
+        bias: (O,) real numbers.
+        grid: How the weight becomes integers.
+        bits: Of the weight.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    grid: Grid
+    bits: int
+
+
+@torch.no_grad()
+def operations_of(
+    graph: Graph, *, affines: Mapping[str, Affine], layers: Mapping[str, Layer], dtype: torch.dtype
+) -> tuple[Operation, ...]:
+    """Every node as an operation on integers.
+
+    Args:
+        graph: The network.
+        affines: Of the results of nodes with a scale of their own, by name.
+        layers: Of nodes with weights, by name.
+        dtype: In which tables are computed.
+
+    Raises:
+        QuantizationError: A function gives NaN for a number that it may be given.
+    """
+    operations = []
+    for node in graph.nodes.values():
+        output = affines[graph.scale_of(node.name)]
+        inputs = tuple(affines[graph.scale_of(name)] for name in node.inputs)
+        arrays: dict[str, IntArray] = {}
+        weight_scales: FloatArray = np.empty(0)
+        layer = layers.get(node.name)
+        if layer is not None:
+            arrays = _layer_arrays(layer, inputs[0], output)
+            weight_scales = layer.grid.scales.cpu().numpy().copy()
+        elif node.kind == "lookup":
+            arrays = {"table": _table(node, inputs[0], output, dtype)}
+        elif node.kind in _FACTORS:
+            arrays = _FACTORS[node.kind](node, inputs, output)
+        operations.append(
+            Operation(
+                name=node.name,
+                kind=node.kind,
+                inputs=node.inputs,
+                output=output,
+                settings=dict(node.settings),
+                arrays=arrays,
+                weight_scales=weight_scales,
+                weight_bits=layer.bits if layer else 0,
+            )
+        )
+    return tuple(operations)
+
+
+def reach(affine: Affine) -> int:
+    """Largest magnitude of an integer less its zero point."""
+    return max(affine.high - affine.zero_point, affine.zero_point - affine.low)
+
+
+def _layer_arrays(layer: Layer, source: Affine, output: Affine) -> dict[str, IntArray]:
+    integers = weight_integers(layer.weight, layer.grid).long().cpu()
+    zero_points = layer.grid.zero_points.long().cpu()
+    scales = layer.grid.scales.cpu()
+    biases = torch.floor(layer.bias.detach().double().cpu() / (scales * source.scale) + 0.5)
+    bias = biases.clamp(-_INT32, _INT32).long()
+    centred = integers - zero_points.view(-1, *(1 for _ in integers.shape[1:]))
+    bounds = centred.abs().flatten(1).sum(1) * reach(source) + bias.abs()
+    factors = [
+        fixed_point(source.scale * scale / output.scale, bound=bound)
+        for scale, bound in zip(scales.tolist(), bounds.tolist(), strict=True)
+    ]
+    return {
+        "weight": integers.numpy(),
+        "weight_zero_point": zero_points.numpy().copy(),
+        "bias": bias.numpy(),
+        "multiplier": np.array([multiplier for multiplier, _ in factors], dtype=np.int64),
+        "shift": np.array([shift for _, shift in factors], dtype=np.int64),
+    }
+
+
+def _table(node: Node, source: Affine, output: Affine, dtype: torch.dtype) -> IntArray:
+    assert node.function is not None
+    integers = torch.arange(source.low, source.high + 1)
+    values = node.function((integers - source.zero_point).to(dtype) * source.scale).clamp(*node.clamp)
+    if values.isnan().any():
+        raise QuantizationError(
+            f"{node.name}: its function gives NaN for a number between {source.low} and {source.high} times "
+            f"{source.scale:.3g}; use a function that is defined there"
+        )
+    table: IntArray = quantise(values, output).numpy()
+    return table
+
+
+Inputs = tuple[Affine, ...]
+
+
+def _add_factors(node: Node, inputs: Inputs, output: Affine) -> dict[str, IntArray]:
+    reals = [source.scale / output.scale for source in inputs]
+    factors, shift = common_fixed_point(reals, bounds=[reach(source) for source in inputs])
+    return {"factor": np.array(factors, dtype=np.int64), "shift": np.array([shift], dtype=np.int64)}
+
+
+def _concat_factors(node: Node, inputs: Inputs, output: Affine) -> dict[str, IntArray]:
+    return _multipliers([(source.scale / output.scale, reach(source)) for source in inputs])
+
+
+def _multiply_factors(node: Node, inputs: Inputs, output: Affine) -> dict[str, IntArray]:
+    one, other = inputs
+    return _multipliers([(one.scale * other.scale / output.scale, reach(one) * reach(other))])
+
+
+def _mean_factors(node: Node, inputs: Inputs, output: Affine) -> dict[str, IntArray]:
+    return _multipliers([(inputs[0].scale / (output.scale * node.area), reach(inputs[0]) * node.area)])
+
+
+def _multipliers(wanted: list[tuple[float, int]]) -> dict[str, IntArray]:
+    """Integer factors from pairs of a real one and the bound of what it multiplies."""
+    pairs = [fixed_point(real, bound=bound) for real, bound in wanted]
+    return {
+        "multiplier": np.array([multiplier for multiplier, _ in pairs], dtype=np.int64),
+        "shift": np.array([shift for _, shift in pairs], dtype=np.int64),
+    }
+
+
+_FACTORS: dict[str, Callable[[Node, Inputs, Affine], dict[str, IntArray]]] = {
+    "add": _add_factors,
+    "concat": _concat_factors,
+    "multiply": _multiply_factors,
+    "mean": _mean_factors,
+    "rescale": _concat_factors,
+}

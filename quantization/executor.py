@@ -1,0 +1,77 @@
+"""An `IntegerProgram` in torch: every tensor between input and output is one of integers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from quantization.integer_ops import MAKERS
+from quantization.program import IntegerProgram
+from quantization.stored import restored, stored
+from utils.errors import DataError
+
+
+class Executor:
+    """Runs one program on the CPU; its constants are laid out once.
+
+    Args:
+        program: Made by `QuantizedNetwork.to_program`, or read and checked.
+    """
+
+    def __init__(self, program: IntegerProgram) -> None:
+        self._program = program
+        self._affines = {operation.name: operation.output for operation in program.operations}
+        self._steps = {
+            operation.name: MAKERS[operation.kind](operation, [self._affines[name] for name in operation.inputs])
+            for operation in program.operations[1:]
+        }
+        last_reader = {source: operation.name for operation in program.operations for source in operation.inputs}
+        # What nobody reads any more after an operation; letting it go bounds memory.
+        self._done_after = {
+            operation.name: tuple(source for source, reader in last_reader.items() if reader == operation.name)
+            for operation in program.operations
+        }
+        # Factors of a mean over whole maps hold the number of cells, so they are right for one size.
+        self._is_of_one_size = any(
+            operation.kind == "mean" and operation.settings["kernel"] == (0, 0) for operation in program.operations
+        )
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """Integers (B, C, H, W) of the input's scale to int32 integers of each output.
+
+        Raises:
+            DataError: The images have a shape that the program is not for.
+        """
+        wanted = set(self._program.outputs)
+        held = {name: value for name, value in self._run(images) if name in wanted}
+        return [self._given(name, held[name]) for name in self._program.outputs]
+
+    def values(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The int32 integers that each operation gives, in order: to find where two runtimes differ."""
+        return ((name, self._given(name, value)) for name, value in self._run(images))
+
+    @torch.no_grad()
+    def _run(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """What each operation gives, as it is held."""
+        self._check(images)
+        first, *others = self._program.operations
+        held = {first.name: stored(images, first.output).transpose(0, 1).contiguous()}
+        yield first.name, held[first.name]
+        for operation in others:
+            result = self._steps[operation.name]([held[source] for source in operation.inputs])
+            held[operation.name] = result
+            yield operation.name, result
+            for source in self._done_after[operation.name]:
+                del held[source]
+
+    def _given(self, name: str, value: Tensor) -> Tensor:
+        return restored(value, self._affines[name]).transpose(0, 1)
+
+    def _check(self, images: Tensor) -> None:
+        expected = self._program.image_shape
+        given = tuple(images.shape[1:])
+        is_fitting = given == expected if self._is_of_one_size else given[:1] == expected[:1]
+        if images.dim() != 4 or not is_fitting:
+            raise DataError(f"images have the shape {tuple(images.shape)}, expected (B, C, H, W) with {expected}")

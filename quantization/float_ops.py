@@ -1,0 +1,97 @@
+"""The operations of a graph in real numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quantization.graph import Node
+from quantization.program import Kind
+
+
+def pair_of(node: Node, name: str) -> tuple[int, int]:
+    """A setting of two numbers."""
+    value = node.settings[name]
+    assert isinstance(value, tuple)
+    return value[0], value[1]
+
+
+def number_of(node: Node, name: str) -> int:
+    """A setting of one number."""
+    value = node.settings[name]
+    assert isinstance(value, int)
+    return value
+
+
+def computed(node: Node, inputs: Sequence[Tensor], weights: tuple[Tensor, Tensor] | None) -> Tensor:
+    """The result of a node, clamped, but not rounded.
+
+    Args:
+        node: What to compute.
+        inputs: Results of the nodes it reads.
+        weights: Weight and bias; None for a node without.
+    """
+    if weights is not None:
+        weight, bias = weights
+        result = F.linear(inputs[0], weight, bias) if node.kind == "linear" else _conv(node, inputs[0], weight, bias)
+    else:
+        result = _OPERATIONS[node.kind](node, inputs)
+    low, high = node.clamp
+    return result if (low, high) == (-float("inf"), float("inf")) else result.clamp(low, high)
+
+
+def _conv(node: Node, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    stride, padding, dilation = (pair_of(node, name) for name in ("stride", "padding", "dilation"))
+    return F.conv2d(x, weight, bias, stride, padding, dilation, number_of(node, "groups"))
+
+
+def _lookup(node: Node, inputs: Sequence[Tensor]) -> Tensor:
+    assert node.function is not None
+    return node.function(inputs[0])
+
+
+def _max_pool(node: Node, inputs: Sequence[Tensor]) -> Tensor:
+    kernel, stride, padding = (pair_of(node, name) for name in ("kernel", "stride", "padding"))
+    return F.max_pool2d(inputs[0], kernel, stride, padding)
+
+
+def _mean(node: Node, inputs: Sequence[Tensor]) -> Tensor:
+    kernel = pair_of(node, "kernel")
+    if kernel == (0, 0):
+        return inputs[0].mean((2, 3), keepdim=True)
+    return F.avg_pool2d(inputs[0], kernel, pair_of(node, "stride"))
+
+
+def _upsample(node: Node, inputs: Sequence[Tensor]) -> Tensor:
+    rows, columns = pair_of(node, "scale")
+    return inputs[0].repeat_interleave(rows, 2).repeat_interleave(columns, 3)
+
+
+def _slice(node: Node, inputs: Sequence[Tensor]) -> Tensor:
+    start, stop, step = (number_of(node, name) for name in ("start", "stop", "step"))
+    everything = [slice(None)] * number_of(node, "axis")
+    return inputs[0][(*everything, slice(start, stop, step))]
+
+
+def _permute(node: Node, inputs: Sequence[Tensor]) -> Tensor:
+    axes = node.settings["axes"]
+    assert isinstance(axes, tuple)
+    return inputs[0].permute(axes)
+
+
+_OPERATIONS: dict[Kind, Callable[[Node, Sequence[Tensor]], Tensor]] = {
+    "lookup": _lookup,
+    "add": lambda node, inputs: inputs[0] + inputs[1],
+    "concat": lambda node, inputs: torch.cat(list(inputs), number_of(node, "axis")),
+    "multiply": lambda node, inputs: inputs[0] * inputs[1],
+    "max_pool": _max_pool,
+    "mean": _mean,
+    "rescale": lambda node, inputs: inputs[0],
+    "upsample": _upsample,
+    "slice": _slice,
+    "flatten": lambda node, inputs: inputs[0].flatten(number_of(node, "start_axis")),
+    "permute": _permute,
+}

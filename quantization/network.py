@@ -1,0 +1,255 @@
+"""`QuantizedNetwork`: one network in real numbers, in rounded ones, and in integers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from quantization.affine import Grid, dequantise, fake_bias, fake_quantise, fake_weight, quantise
+from quantization.assembly import Layer, operations_of
+from quantization.bits import BitPlan, planned_bits
+from quantization.calibration import Calibration
+from quantization.config import QuantConfig
+from quantization.executor import Executor
+from quantization.float_ops import computed
+from quantization.graph import INPUT, MOVERS, Graph, Node
+from quantization.lowering import lower
+from quantization.program import Affine, IntegerProgram
+from quantization.weights import weight_grid
+from utils.errors import QuantizationError
+from utils.fingerprint import network_fingerprint
+
+Mode: TypeAlias = Literal["float", "fake", "integer"]
+# One tensor, or several where the network gives several.
+Outputs: TypeAlias = Tensor | tuple[Tensor, ...]
+
+
+class QuantizedNetwork(nn.Module):
+    """A network whose parameters are real weights with batch norms folded in, under their old paths in `layers`.
+
+    Attributes:
+        graph: Its operations.
+        mode: What `forward` does. float: real numbers. fake: real numbers rounded where integers would be, with
+            gradients that pass through the rounding. integer: integers between input and output, on the CPU.
+        config: The settings it is quantised by.
+        bits: Of each weight and value; those of `config` until `set_bits_`.
+        fingerprint: Of the network it was made from.
+        image_shape: (C, H, W) it was made for.
+    """
+
+    def __init__(
+        self, graph: Graph, *, config: QuantConfig, fingerprint: str, image_shape: tuple[int, int, int]
+    ) -> None:
+        super().__init__()
+        self.layers = nn.Module()
+        self.graph = replace(graph, nodes={name: self._without_weights(node) for name, node in graph.nodes.items()})
+        self.mode: Mode = "float"
+        self.config = config
+        self.bits = planned_bits(graph, config)
+        self.fingerprint = fingerprint
+        self.image_shape = image_shape
+        self._calibration = Calibration(self.graph, config)
+        self._affines: Mapping[str, Affine] = {}
+        self._held_grids: dict[str, Grid] = {}
+        self._prepared: tuple[tuple[int, ...], IntegerProgram, Executor] | None = None
+
+    def _without_weights(self, node: Node) -> Node:
+        """Make the weights of a node parameters; the node is told without them."""
+        if node.weight is None or node.bias is None:
+            return node
+        place = self.layers
+        for part in node.name.split("."):
+            if part not in place._modules:
+                place.add_module(part, nn.Module())
+            place = place.get_submodule(part)
+        place.register_parameter("weight", nn.Parameter(node.weight))
+        place.register_parameter("bias", nn.Parameter(node.bias))
+        return replace(node, weight=None, bias=None)
+
+    def weights(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """Weight and bias of a node that has some."""
+        place = self.layers.get_submodule(name)
+        return place.get_parameter("weight"), place.get_parameter("bias")
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Learn the range of every value from images; what was learnt before is forgotten.
+
+        Args:
+            batches: Each (B, C, H, W), as the network takes them.
+
+        Raises:
+            DataError: There are none, or NaN or infinite numbers come out somewhere.
+        """
+        calibration = Calibration(self.graph, self.config)
+        for images in batches:
+            calibration.observe(self._values(images, is_rounded=False))
+        self._calibration = calibration
+        self.set_bits_(self.bits)
+
+    def set_config_(self, config: QuantConfig) -> None:
+        """Quantise by other settings, with the ranges that were learnt from the same images.
+
+        Raises:
+            ConfigError: A pattern of `config.layers` fits no layer.
+            DataError: It is not calibrated.
+        """
+        bits = planned_bits(self.graph, config)
+        self.config = config
+        self._calibration = self._calibration.with_config(config)
+        self.set_bits_(bits)
+
+    def set_bits_(self, bits: BitPlan) -> None:
+        """Give each weight and value so many bits; None leaves it a real number, in fake mode.
+
+        Raises:
+            DataError: It is not calibrated.
+        """
+        self._affines = {
+            name: self._calibration.affine(name, number) for name, number in bits.values.items() if number is not None
+        }
+        self.bits = bits
+        self._held_grids = {}
+        self._prepared = None
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Images (B, C, H, W) to what the network gives, in every mode as real numbers.
+
+        Raises:
+            QuantizationError: It is to compute in integers and some numbers have none.
+        """
+        if self.mode == "integer":
+            outputs = self._in_integers(images)
+        else:
+            values = self._values(images, is_rounded=self.mode == "fake")
+            outputs = [values[name] for name in self.graph.outputs]
+        return outputs[0] if self.graph.is_single else tuple(outputs)
+
+    def rounded(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
+        """The result of a node in fake mode; the input is given the images."""
+        return self._result(node, inputs, is_rounded=True)
+
+    def _values(self, images: Tensor, *, is_rounded: bool) -> dict[str, Tensor]:
+        """The result of every node."""
+        values: dict[str, Tensor] = {}
+        for node in self.graph.nodes.values():
+            inputs = [images] if node.name == INPUT else [values[name] for name in node.inputs]
+            values[node.name] = self._result(node, inputs, is_rounded=is_rounded)
+        return values
+
+    def _result(self, node: Node, inputs: Sequence[Tensor], *, is_rounded: bool) -> Tensor:
+        weights = None
+        if node.name in self.bits.weights:
+            weights = self.rounded_weights(node) if is_rounded else self.weights(node.name)
+        result = inputs[0] if node.name == INPUT else computed(node, inputs, weights)
+        affine = self._affines.get(node.name) if is_rounded and node.kind not in MOVERS else None
+        return fake_quantise(result, affine) if affine else result
+
+    def rounded_weights(self, node: Node) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a node in fake mode."""
+        weight, bias = self.weights(node.name)
+        grid, source = self.grid(node), self._source(node)
+        if grid is None:
+            return weight, bias
+        rounded = fake_bias(bias, grid.scales * source.scale) if source else bias
+        return fake_weight(weight, grid), rounded
+
+    def grid(self, node: Node) -> Grid | None:
+        """How the weight of a node becomes integers; None where it stays in real numbers."""
+        bits, source = self.bits.weights[node.name], self._source(node)
+        if bits is None or node.name in self._held_grids:
+            return self._held_grids.get(node.name)
+        weight, bias = self.weights(node.name)
+        scale = source.scale if source else None
+        return weight_grid(weight, bias, bits=bits, config=self.config, input_scale=scale)
+
+    def hold_grid_(self, name: str, grid: Grid) -> None:
+        """Keep the scale of a weight as it is, until bits or settings change; without this it follows the weight."""
+        self._held_grids[name] = grid
+        self._prepared = None
+
+    def _source(self, node: Node) -> Affine | None:
+        """How the integers that a node reads stand for numbers."""
+        return self._affines.get(self.graph.scale_of(node.inputs[0]))
+
+    def to_program(self) -> IntegerProgram:
+        """The network in integers, as its weights are now.
+
+        Raises:
+            QuantizationError: It is not calibrated, or some of it is to stay in real numbers.
+        """
+        layers = {}
+        for name in self.graph.weighted:
+            grid, bits = self.grid(self.graph.nodes[name]), self.bits.weights[name]
+            if grid is not None and bits is not None:
+                weight, bias = self.weights(name)
+                layers[name] = Layer(weight=weight, bias=bias, grid=grid, bits=bits)
+        missing = [name for name in self.graph.scaled if name not in self._affines]
+        missing += [name for name in self.graph.weighted if name not in layers]
+        if missing:
+            raise QuantizationError(
+                f"{missing[0]}: has no integers yet; calibrate the network first, and give all of it bits"
+            )
+        dtype = next(self.parameters()).dtype if layers else torch.float32
+        return IntegerProgram(
+            operations=operations_of(self.graph, affines=self._affines, layers=layers, dtype=dtype),
+            outputs=self.graph.outputs,
+            fingerprint=self.fingerprint,
+            image_shape=self.image_shape,
+        )
+
+    @torch.no_grad()
+    def _in_integers(self, images: Tensor) -> list[Tensor]:
+        # torch counts the changes of a tensor; integers of older weights are no longer those of the network.
+        versions = tuple(parameter._version for parameter in self.parameters())
+        if self._prepared is None or self._prepared[0] != versions:
+            program = self.to_program()
+            self._prepared = versions, program, Executor(program)
+        _, program, executor = self._prepared
+        return run_program(program, executor, images)
+
+
+def run_program(program: IntegerProgram, executor: Executor, images: Tensor) -> list[Tensor]:
+    """Real numbers in and out, integers between.
+
+    Args:
+        program: What is run.
+        executor: Of this program.
+        images: (B, C, H, W).
+
+    Returns:
+        Each output, float32, on the device of the images.
+    """
+    integers = executor(quantise(images.cpu(), program.operations[0].output))
+    affines = {operation.name: operation.output for operation in program.operations}
+    pairs = zip(integers, program.outputs, strict=True)
+    return [dequantise(result, affines[name]).to(images.device) for result, name in pairs]
+
+
+def quantize(
+    model: nn.Module, batches: Iterable[Tensor], *, config: QuantConfig, image_shape: tuple[int, int, int]
+) -> QuantizedNetwork:
+    """A quantised copy of a network, calibrated and in fake mode.
+
+    Args:
+        model: Not touched; see `lowering.lower`.
+        batches: Images (B, C, H, W) to learn ranges from, as the network takes them.
+        config: Bits and kinds of ranges.
+        image_shape: (C, H, W).
+
+    Raises:
+        QuantizationError: The network cannot be traced, or has an operator that integers cannot do here.
+        DataError: There are no images, or they give NaN or infinite numbers.
+        ConfigError: A pattern of `config.layers` fits no layer.
+    """
+    graph = lower(model, image_shape=image_shape)
+    network = QuantizedNetwork(
+        graph, config=config, fingerprint=network_fingerprint(model), image_shape=image_shape
+    ).eval()
+    network.calibrate(batches)
+    network.mode = "fake"
+    return network

@@ -1,0 +1,140 @@
+"""What each layer costs when it alone is quantised, and bits for each layer from that."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from torch import nn
+
+from quantization.bits import BitPlan
+from quantization.config import LayerBits, QuantConfig, check_bits
+from quantization.network import QuantizedNetwork
+from utils.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+# Higher is better: accuracy or mAP.
+Metric: TypeAlias = Callable[[nn.Module], float]
+Part: TypeAlias = Literal["both", "weights", "activations"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity:
+    """One row of the table.
+
+    Attributes:
+        layer: Name of a node with weights.
+        bits: Of its weights, of the values it reads, or both; all else was a real number.
+        metric: Of the network.
+        loss: By how much that is worse than with real numbers.
+    """
+
+    layer: str
+    bits: int
+    metric: float
+    loss: float
+
+
+def sensitivities(
+    network: QuantizedNetwork, metric: Metric, *, bits: Sequence[int], part: Part = "both"
+) -> list[Sensitivity]:
+    """Measure a network with one layer at a time quantised.
+
+    Args:
+        network: Calibrated; its mode and bits are as before in the end.
+        metric: Measures it, with whatever data.
+        bits: To try for each layer.
+        part: What of the layer is quantised: its weights, the values it reads, or both.
+
+    Returns:
+        One row for each layer and number of bits, in the order of the network.
+
+    Raises:
+        ConfigError: `bits` holds none, or one outside 2 to 16.
+    """
+    if not bits:
+        raise ConfigError("sensitivity: no numbers of bits are given; give some from 2 to 16")
+    for number in bits:
+        check_bits(number, what="bits to try")
+    before = network.mode, network.bits
+    rows = []
+    try:
+        network.mode = "float"
+        dense = metric(network)
+        network.mode = "fake"
+        for layer in network.graph.weighted:
+            for number in bits:
+                network.set_bits_(only_layer(network, layer, bits=number, part=part))
+                found = metric(network)
+                rows.append(Sensitivity(layer=layer, bits=number, metric=found, loss=dense - found))
+                logger.info("%s in %d bits: %.4f, %+.4f", layer, number, found, found - dense)
+    finally:
+        network.mode = before[0]
+        network.set_bits_(before[1])
+    return rows
+
+
+def only_layer(network: QuantizedNetwork, layer: str, *, bits: int, part: Part = "both") -> BitPlan:
+    """The plan under which one layer alone is quantised."""
+    graph = network.graph
+    source = graph.scale_of(graph.nodes[layer].inputs[0])
+    of_weights = {name: bits if name == layer and part != "activations" else None for name in graph.weighted}
+    of_values = {name: bits if name == source and part != "weights" else None for name in graph.scaled}
+    return BitPlan(weights=of_weights, values=of_values)
+
+
+def weight_bytes(network: QuantizedNetwork, bits: Mapping[str, int]) -> float:
+    """Bytes of all weights with so many bits for each layer, biases and scales not counted."""
+    return sum(network.weights(name)[0].numel() * number / 8 for name, number in bits.items())
+
+
+def mixed_precision(network: QuantizedNetwork, table: Sequence[Sensitivity], *, budget_bytes: float) -> QuantConfig:
+    """Bits of each layer's weights such that all fit in a budget, and the least of the metric is lost.
+
+    Greedy: from the most bits of the table on, the layer that loses least for each byte it saves gets fewer, until
+    they fit. Losses are taken to add up.
+
+    Args:
+        network: The table's.
+        table: Of `sensitivities` of weights, with the same numbers of bits for every layer.
+        budget_bytes: Of all weights together, see `weight_bytes`.
+
+    Returns:
+        The network's settings with an exception for each layer.
+
+    Raises:
+        ConfigError: Not even the fewest bits fit.
+    """
+    losses: dict[str, dict[int, float]] = {}
+    for row in table:
+        losses.setdefault(row.layer, {})[row.bits] = row.loss
+    chosen = {layer: max(options) for layer, options in losses.items()}
+    while weight_bytes(network, chosen) > budget_bytes:
+        steps = [
+            (_price(network, layer, losses[layer], chosen[layer], fewer), layer, fewer)
+            for layer in chosen
+            for fewer in losses[layer]
+            if fewer < chosen[layer]
+        ]
+        if not steps:
+            least = weight_bytes(network, chosen)
+            raise ConfigError(
+                f"budget of {budget_bytes:.0f} bytes: the weights take {least:.0f} in the fewest bits measured; "
+                "raise it, or measure fewer bits"
+            )
+        _, layer, fewer = min(steps)
+        chosen[layer] = fewer
+    return replace(network.config, layers={**network.config.layers, **_exceptions(chosen)})
+
+
+def _exceptions(bits: Mapping[str, int]) -> dict[str, LayerBits]:
+    return {layer: LayerBits(weights=number) for layer, number in bits.items()}
+
+
+def _price(network: QuantizedNetwork, layer: str, losses: Mapping[int, float], now: int, fewer: int) -> float:
+    """Metric lost for each byte saved."""
+    saved = network.weights(layer)[0].numel() * (now - fewer) / 8
+    return (losses[fewer] - losses[now]) / saved

@@ -1,0 +1,226 @@
+"""A program as plain names, numbers and lists, the same in every kind of file.
+
+    format, version, layout, fingerprint, image_shape, outputs
+    operations: one mapping each, with the fields of `Operation`; weight is {shape, and the parts of its layout}
+
+How lists of numbers are held is up to the kind of file: `NumberWriter` and `NumberReader`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from quantization.program import Affine, FloatArray, IntArray, IntegerProgram, Operation, Setting
+from quantization.storage.budget import Budget
+from quantization.storage.sparse import PARTS, Layout, Parts, check_layout, to_matrix, to_parts
+from utils.config_values import fitted
+from utils.errors import CheckpointError, ConfigError
+
+VERSION = 1
+_MOST_SHOWN = 80
+_WORD = 2**63
+_REMEDY = "the file is damaged or was edited, write it again"
+
+
+class NumberWriter(Protocol):
+    """How a kind of file holds numbers."""
+
+    def integers(self, values: IntArray) -> Any:
+        """Whole numbers (N,) as something plain."""
+
+    def floats(self, values: FloatArray) -> Any:
+        """Real numbers (N,) as something plain, exactly."""
+
+    def parts(self, parts: Parts, *, layout: Layout, shape: tuple[int, int]) -> dict[str, Any]:
+        """A matrix of whole numbers, taken apart."""
+
+
+class NumberReader(Protocol):
+    """Undoes a `NumberWriter`; what is not as it wrote it is a CheckpointError."""
+
+    budget: Budget
+
+    def integers(self, value: Any) -> IntArray:
+        """Whole numbers (N,)."""
+
+    def floats(self, value: Any) -> FloatArray:
+        """Real numbers (N,)."""
+
+    def parts(self, values: Mapping[str, Any], *, layout: Layout, shape: tuple[int, int]) -> Parts:
+        """The parts of a matrix of whole numbers."""
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Of a weight (O, I, KH, KW) as a matrix (O, I * KH * KW)."""
+    return shape[0], math.prod(shape[1:])
+
+
+def program_record(
+    program: IntegerProgram, *, kind_of_file: str, layout: Layout, numbers: NumberWriter
+) -> dict[str, Any]:
+    """The program as plain data."""
+    return {
+        "format": kind_of_file,
+        "version": VERSION,
+        "layout": layout,
+        "fingerprint": program.fingerprint,
+        "image_shape": list(program.image_shape),
+        "outputs": list(program.outputs),
+        "operations": [_operation_record(item, layout=layout, numbers=numbers) for item in program.operations],
+    }
+
+
+def program_from_record(record: Any, *, kind_of_file: str, numbers: NumberReader) -> IntegerProgram:
+    """Undo `program_record`. Kinds, shapes and ranges are left to `check_program`.
+
+    Raises:
+        CheckpointError: The record is of another kind or version, lacks something, or has something of another type.
+    """
+    layout = check_head(record, kind_of_file=kind_of_file)
+    operations = plain_field(record, "operations", list, where="the file")
+    channels, height, width = _three(plain_field(record, "image_shape", tuple[int, ...], where="the file"))
+    return IntegerProgram(
+        operations=tuple(_operation(item, layout=layout, numbers=numbers) for item in operations),
+        outputs=plain_field(record, "outputs", tuple[str, ...], where="the file"),
+        fingerprint=plain_field(record, "fingerprint", str, where="the file"),
+        image_shape=(channels, height, width),
+    )
+
+
+def check_head(record: Any, *, kind_of_file: str) -> Layout:
+    """The layout of a record of that kind.
+
+    Raises:
+        CheckpointError: It is of another kind, or of a version this code does not know.
+    """
+    found = record.get("format") if isinstance(record, dict) else None
+    if found != kind_of_file:
+        raise CheckpointError(f"this is no {kind_of_file} (its format is {_shown(found)}); give a file of that kind")
+    version = plain_field(record, "version", int, where="the file")
+    if version != VERSION:
+        raise CheckpointError(f"format version is {version}, expected {VERSION}; write the file again with this code")
+    try:
+        return check_layout(plain_field(record, "layout", str, where="the file"))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _operation_record(operation: Operation, *, layout: Layout, numbers: NumberWriter) -> dict[str, Any]:
+    settings = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in operation.settings.items()
+    }
+    # Numbers are written in the order they stand in, which is the order they are read in.
+    return {
+        "name": operation.name,
+        "kind": operation.kind,
+        "inputs": list(operation.inputs),
+        "output": {name: getattr(operation.output, name) for name in ("scale", "zero_point", "low", "high")},
+        "settings": settings,
+        "weight_bits": operation.weight_bits,
+        "weight_scales": numbers.floats(operation.weight_scales),
+        "arrays": _array_records(operation, layout=layout, numbers=numbers),
+    }
+
+
+def _array_records(operation: Operation, *, layout: Layout, numbers: NumberWriter) -> dict[str, Any]:
+    arrays = {name: numbers.integers(values) for name, values in operation.arrays.items() if name != "weight"}
+    if "weight" in operation.arrays:
+        arrays["weight"] = _weight_record(operation, layout=layout, numbers=numbers)
+    return arrays
+
+
+def _weight_record(operation: Operation, *, layout: Layout, numbers: NumberWriter) -> dict[str, Any]:
+    weight = operation.arrays["weight"]
+    shape = matrix_shape(weight.shape)
+    parts = to_parts(weight.reshape(shape), layout=layout, fill=operation.arrays["weight_zero_point"])
+    return {"shape": list(weight.shape), **numbers.parts(parts, layout=layout, shape=shape)}
+
+
+def _operation(record: Any, *, layout: Layout, numbers: NumberReader) -> Operation:
+    named = f"operation {_shown(record.get('name'))}" if isinstance(record, dict) else "an operation"
+    try:
+        return Operation(
+            name=plain_field(record, "name", str, where="it"),
+            kind=plain_field(record, "kind", str, where="it"),
+            inputs=plain_field(record, "inputs", tuple[str, ...], where="it"),
+            output=_affine(plain_field(record, "output", dict, where="it")),
+            settings=_settings(plain_field(record, "settings", dict, where="it")),
+            weight_bits=plain_field(record, "weight_bits", int, where="it"),
+            weight_scales=numbers.floats(_member(record, "weight_scales")),
+            arrays=_arrays(plain_field(record, "arrays", dict, where="it"), layout=layout, numbers=numbers),
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{named}: {error}") from None
+
+
+def _affine(record: dict[str, Any]) -> Affine:
+    values = {name: plain_field(record, name, int, where="its output") for name in ("zero_point", "low", "high")}
+    return Affine(scale=plain_field(record, "scale", float, where="its output"), **values)
+
+
+def _settings(record: dict[str, Any]) -> dict[str, Setting]:
+    return {name: plain_field(record, name, int | tuple[int, ...], where="its settings") for name in record}
+
+
+def _arrays(record: dict[str, Any], *, layout: Layout, numbers: NumberReader) -> dict[str, IntArray]:
+    arrays = {name: numbers.integers(value) for name, value in record.items() if name != "weight"}
+    if "weight" not in record:
+        return arrays
+    stored = plain_field(record, "weight", dict, where="its arrays")
+    shape = plain_field(stored, "shape", tuple[int, ...], where="its weight")
+    if len(shape) < 2 or min(shape) < 1:
+        raise CheckpointError(f"its weight has shape {shape}, expected (O, I) or (O, I, KH, KW); {_REMEDY}")
+    fill = arrays.get("weight_zero_point")
+    if fill is None or len(fill) != shape[0]:
+        raise CheckpointError(
+            f"weight_zero_point is not one number for each of {shape[0]} rows of weights; {_REMEDY}"
+        )
+    flat = matrix_shape(shape)
+    values = {name: _member(stored, name) for name in PARTS[layout]}
+    parts = numbers.parts(values, layout=layout, shape=flat)
+    if layout != "dense":
+        # The parts may be few and the matrix large: it is asked for before it is made.
+        numbers.budget.take(math.prod(flat))
+    weight = to_matrix(parts, layout=layout, shape=flat, fill=fill).reshape(shape)
+    return {"weight": weight.astype(np.int64, copy=False), **arrays}
+
+
+def _member(record: Mapping[str, Any], name: str) -> Any:
+    if name not in record:
+        raise CheckpointError(f"there is no {name!r}; {_REMEDY}")
+    return record[name]
+
+
+def plain_field(record: Any, name: str, kind: Any, *, where: str) -> Any:
+    """The value of that name, of that type."""
+    if not isinstance(record, dict) or name not in record:
+        raise CheckpointError(f"{where} has no {name!r}; {_REMEDY}")
+    try:
+        value = fitted(record[name], kind)
+    except (ValueError, OverflowError) as error:
+        raise CheckpointError(f"{where}: {name} is {_shown(record[name])}, expected {error}") from None
+    if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+        raise CheckpointError(f"{where}: {name} has keys that are no names; {_REMEDY}")
+    if any(_is_huge(number) for number in (value if isinstance(value, tuple) else (value,))):
+        raise CheckpointError(f"{where}: {name} has a number of more than 64 bits; {_REMEDY}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: short, and of containers their kind alone."""
+    is_plain = value is None or isinstance(value, str | int | float)
+    return repr(value)[:_MOST_SHOWN] if is_plain and not _is_huge(value) else type(value).__name__
+
+
+def _is_huge(value: Any) -> bool:
+    return isinstance(value, int) and not -_WORD <= value < _WORD
+
+
+def _three(numbers: tuple[int, ...]) -> tuple[int, int, int]:
+    if len(numbers) != 3:
+        raise CheckpointError(f"image_shape is {numbers}, expected (C, H, W); {_REMEDY}")
+    return numbers[0], numbers[1], numbers[2]

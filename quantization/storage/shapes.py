@@ -1,0 +1,202 @@
+"""The shape of every result of a program, without running it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from quantization.program import IntegerProgram, Operation
+from utils.errors import CheckpointError
+
+Shape = tuple[int, ...]
+
+# Numbers of one result, borders included: 4 GiB as 64-bit integers for one image.
+_MOST_NUMBERS = 2**29
+
+
+class _Misfit(Exception):
+    """What does not fit, in words that follow the name of the operation."""
+
+
+def pair(operation: Operation, name: str) -> tuple[int, int]:
+    """A setting of two numbers."""
+    value = operation.settings[name]
+    assert isinstance(value, tuple)
+    return value[0], value[1]
+
+
+def number(operation: Operation, name: str) -> int:
+    """A setting of one number."""
+    value = operation.settings[name]
+    assert isinstance(value, int)
+    return value
+
+
+def result_shapes(program: IntegerProgram, image_shape: tuple[int, int, int]) -> dict[str, Shape]:
+    """The result of each operation for one image, by name: (1, C, H, W) and the like.
+
+    Args:
+        program: Its operations have the settings and arrays of their kind.
+        image_shape: (C, H, W) of the image, which may have other H and W than the program was calibrated with.
+
+    Raises:
+        CheckpointError: Results do not fit what reads them.
+    """
+    shapes: dict[str, Shape] = {}
+    for operation in program.operations:
+        try:
+            if operation.kind == "input":
+                shape = _image(program.image_shape, image_shape)
+            elif operation.kind == "mean" and pair(operation, "kernel") == (0, 0):
+                shape = _whole_mean(shapes[operation.inputs[0]], program.image_shape, image_shape)
+            else:
+                shape = _SHAPES[operation.kind](operation, [shapes[name] for name in operation.inputs])
+            _check_size(shape)
+        except _Misfit as misfit:
+            raise CheckpointError(
+                f"operation {operation.name!r} {misfit}; the file is damaged, or the image of another size "
+                "than the network takes"
+            ) from None
+        shapes[operation.name] = shape
+    return shapes
+
+
+def _image(expected: Shape, found: Shape) -> Shape:
+    if found[0] != expected[0] or min(found) < 1:
+        raise _Misfit(f"takes images of {expected}, channels first, and gets {found}")
+    return (1, *found)
+
+
+def _whole_mean(shape: Shape, calibrated: Shape, image: Shape) -> Shape:
+    _maps(shape)
+    if image != calibrated:
+        raise _Misfit(f"takes the mean over a whole map, which holds for images of {calibrated} and not of {image}")
+    return (*shape[:2], 1, 1)
+
+
+def _conv(operation: Operation, shapes: Sequence[Shape]) -> Shape:
+    _, channels, height, width = _maps(shapes[0])
+    num_out, num_in, *kernel = operation.arrays["weight"].shape
+    groups = number(operation, "groups")
+    if num_in * groups != channels or num_out % groups:
+        raise _Misfit(f"has weights for {num_in} x {groups} channels in {groups} groups and gets {channels}")
+    dilation = pair(operation, "dilation")
+    spans = tuple(step * (size - 1) + 1 for size, step in zip(kernel, dilation, strict=True))
+    rows, columns = _windows(operation, (channels, height, width), spans, pair(operation, "padding"))
+    return (1, num_out, rows, columns)
+
+
+def _max_pool(operation: Operation, shapes: Sequence[Shape]) -> Shape:
+    one, channels, height, width = _maps(shapes[0])
+    padding, kernel = pair(operation, "padding"), pair(operation, "kernel")
+    return (one, channels, *_windows(operation, (channels, height, width), kernel, padding))
+
+
+def _mean(operation: Operation, shapes: Sequence[Shape]) -> Shape:
+    one, channels, height, width = _maps(shapes[0])
+    return (one, channels, *_windows(operation, (channels, height, width), pair(operation, "kernel"), (0, 0)))
+
+
+def _windows(operation: Operation, shape: Shape, kernel: Shape, padding: Shape) -> tuple[int, int]:
+    """How many windows of that extent lie on the padded map."""
+    padded = [size + 2 * extra for size, extra in zip(shape[1:], padding, strict=True)]
+    _check_size((shape[0], *padded))
+    stride = pair(operation, "stride")
+    counts = [(size - span) // step + 1 for size, span, step in zip(padded, kernel, stride, strict=True)]
+    if min(counts) < 1 or min(kernel) < 1:
+        raise _Misfit(f"has windows of {tuple(kernel)} on a map of {tuple(padded)}")
+    return counts[0], counts[1]
+
+
+def _linear(operation: Operation, shapes: Sequence[Shape]) -> Shape:
+    num_out, num_in = operation.arrays["weight"].shape
+    if shapes[0][-1] != num_in or len(shapes[0]) < 2:
+        raise _Misfit(f"takes {num_in} numbers and gets {shapes[0][1:]}")
+    return (*shapes[0][:-1], num_out)
+
+
+def _same(operation: Operation, shapes: Sequence[Shape]) -> Shape:
+    if len(set(shapes)) > 1:
+        raise _Misfit(f"takes results of one shape and gets {', '.join(map(str, shapes))}")
+    return shapes[0]
+
+
+def _broadcast(operation: Operation, shapes: Sequence[Shape]) -> Shape:
+    if len(shapes[0]) != len(shapes[1]) or any(a != b and 1 not in (a, b) for a, b in zip(*shapes, strict=True)):
+        raise _Misfit(f"cannot multiply {shapes[0]} and {shapes[1]}")
+    return tuple(max(sizes) for sizes in zip(*shapes, strict=True))
+
+
+def _concat(operation: Operation, shapes: Sequence[Shape]) -> Shape:
+    axis = _axis(operation, "axis", shapes[0])
+    others = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
+    if len(others) > 1 or len({len(shape) for shape in shapes}) > 1:
+        raise _Misfit(f"cannot join {', '.join(map(str, shapes))} along axis {axis}")
+    return (*shapes[0][:axis], sum(shape[axis] for shape in shapes), *shapes[0][axis + 1 :])
+
+
+def _upsample(operation: Operation, shapes: Sequence[Shape]) -> Shape:
+    one, channels, height, width = _maps(shapes[0])
+    rows, columns = pair(operation, "scale")
+    return (one, channels, height * rows, width * columns)
+
+
+def _slice(operation: Operation, shapes: Sequence[Shape]) -> Shape:
+    axis = _axis(operation, "axis", shapes[0])
+    size = len(range(shapes[0][axis])[numbers_taken(operation)])
+    if size == 0:
+        raise _Misfit(f"takes nothing of {shapes[0]}")
+    return (*shapes[0][:axis], size, *shapes[0][axis + 1 :])
+
+
+def numbers_taken(operation: Operation) -> slice:
+    """What a slice takes along its axis."""
+    return slice(number(operation, "start"), number(operation, "stop"), number(operation, "step"))
+
+
+def _flatten(operation: Operation, shapes: Sequence[Shape]) -> Shape:
+    start = _axis(operation, "start_axis", shapes[0])
+    return (*shapes[0][:start], math.prod(shapes[0][start:]))
+
+
+def _permute(operation: Operation, shapes: Sequence[Shape]) -> Shape:
+    axes = operation.settings["axes"]
+    assert isinstance(axes, tuple)
+    if sorted(axes) != list(range(len(shapes[0]))) or axes[0] != 0:
+        raise _Misfit(f"cannot put axes {axes} of {shapes[0]} in order, the batch staying first")
+    return tuple(shapes[0][axis] for axis in axes)
+
+
+def _axis(operation: Operation, name: str, shape: Shape) -> int:
+    axis = number(operation, name)
+    if axis >= len(shape):
+        raise _Misfit(f"has {name} {axis} and gets {shape}")
+    return axis
+
+
+def _maps(shape: Shape) -> Shape:
+    if len(shape) != 4:
+        raise _Misfit(f"takes maps (1, C, H, W) and gets {shape}")
+    return shape
+
+
+def _check_size(shape: Shape) -> None:
+    if math.prod(shape) > _MOST_NUMBERS:
+        raise _Misfit(f"makes {shape}, more than {_MOST_NUMBERS} numbers per image")
+
+
+_SHAPES: Mapping[str, Callable[[Operation, Sequence[Shape]], Shape]] = {
+    "conv": _conv,
+    "linear": _linear,
+    "lookup": _same,
+    "add": _same,
+    "concat": _concat,
+    "multiply": _broadcast,
+    "max_pool": _max_pool,
+    "mean": _mean,
+    "rescale": _same,
+    "upsample": _upsample,
+    "slice": _slice,
+    "flatten": _flatten,
+    "permute": _permute,
+}
