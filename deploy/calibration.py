@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from utils.datasets.images import read_image
 from utils.datasets.index import build_label_index
 from utils.datasets.letterbox import letterbox
 from utils.errors import ConfigError, DataError
+
+Item = TypeVar("Item")
 
 
 def calibration_images(data: str, *, count: int, image_hw: tuple[int, int], split: str = "train") -> list[Tensor]:
@@ -61,9 +64,9 @@ def skipped_layers(names: Sequence[str], patterns: Sequence[str]) -> frozenset[s
     return frozenset(matching)
 
 
-def spread(paths: tuple[str, ...], count: int) -> list[str]:
+def spread(items: Sequence[Item], count: int) -> list[Item]:
     """The middle one of each of `count` equal stretches: neighbours in a list are often much alike."""
-    return [paths[(2 * position + 1) * len(paths) // (2 * count)] for position in range(count)]
+    return [items[(2 * position + 1) * len(items) // (2 * count)] for position in range(count)]
 
 
 def as_input(path: str, image_hw: tuple[int, int]) -> Tensor:

@@ -8,6 +8,8 @@ from typing import TypeAlias
 
 import torch
 
+from deploy.integer.runtime import FORMAT as INTEGER_FORMAT
+from deploy.integer.runtime import load_integer
 from deploy.ncnn.runtime import FORMAT as NCNN_FORMAT
 from deploy.ncnn.runtime import load_ncnn
 from deploy.onnx.detector import load_onnx
@@ -30,6 +32,7 @@ RUNTIMES: dict[str, RuntimeLoader] = {
     ".torchscript": load_torchscript,
     OPENVINO_FORMAT: load_openvino,
     TENSORRT_FORMAT: load_tensorrt,
+    INTEGER_FORMAT: load_integer,
 }
 
 

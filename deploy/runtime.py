@@ -10,7 +10,8 @@ from torch import Tensor
 
 from utils.errors import ConfigError
 
-Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
+# "integer" is arithmetic on integers of any bits alone; "int8" leaves to a runtime what it computes in floats.
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "integer"]
 
 
 @dataclass(frozen=True, kw_only=True)

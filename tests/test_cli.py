@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from deploy.export_config import ExportConfig
+from deploy.integer.quantize_config import QuantizeConfig
 from detect import DetectConfig
 from engine.config import RESUME_LATEST
 from engine.evolve import DEFAULT_TRIALS
@@ -30,7 +31,7 @@ TRAIN_FLAGS = """
     --patience --project --quad --rect --resume --save-period --schedule --seed --single-cls --sync-bn --weights
     --workers
 """
-FINETUNE_FLAGS = " ".join(sorted([*TRAIN_FLAGS.split(), "--distill", "--scale-rate", "--teacher"]))
+FINETUNE_FLAGS = " ".join(sorted([*TRAIN_FLAGS.split(), "--distill", "--freeze-zeros", "--scale-rate", "--teacher"]))
 SPARSITY_FLAGS = " ".join(
     sorted(
         [
@@ -53,7 +54,7 @@ PRUNE_FLAGS = """
     --batch --batch-size --bn-percent --cfg --conv-percent --cost-power --criterion --data --device --drop-bottlenecks
     --dry-run --exist-ok --hyp --img --img-size --imgsz --iterative --lr --min-channels --name --no-constants
     --noplots --percent --plan --project --protect --resume --round --round-direction --scan --seed --shortcuts --step
-    --strict --target --taylor-batches --tolerance --updates --weights --workers
+    --strict --target --taylor-batches --tolerance --unstructured --unstructured-scope --updates --weights --workers
 """
 VAL_FLAGS = """
     --augment --batch --batch-size --cache-dir --conf --conf-thres --data --device --engine --exist-ok --half --img
@@ -70,6 +71,12 @@ EXPORT_FLAGS = """
     --exist-ok --half --img --img-size --imgsz --include --int8 --int8-search --int8-skip --iou --iou-thres --max-det
     --name --nms --opset --output --project --threads --verify-images --verify-only --weights --workers
 """
+QUANTIZE_FLAGS = """
+    --activation-bits --activation-symmetric --budget --budget-bits --cache-dir --calib-images --data --exist-ok
+    --fake --img --img-size --imgsz --layers --layout --name --no-compensate --observer --output --per-tensor
+    --percentile --project --sensitivity --sensitivity-images --sensitivity-part --threads --weight-asymmetric
+    --weight-bits --weight-range --weights --workers --yaml
+"""
 
 
 FROZEN = [
@@ -81,6 +88,7 @@ FROZEN = [
     (ValConfig, VAL_FLAGS),
     (DetectConfig, DETECT_FLAGS),
     (ExportConfig, EXPORT_FLAGS),
+    (QuantizeConfig, QUANTIZE_FLAGS),
 ]
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from deploy.classifier.metadata import ClassifierMetadata
+from deploy.integer.runtime import FORMAT as INTEGER_FORMAT
+from deploy.integer.runtime import open_network as open_integers
 from deploy.metadata import METADATA_NAME, metadata_text
 from deploy.ncnn.param import input_blobs, output_blobs, read_param
 from deploy.ncnn.runtime import FORMAT as NCNN_FORMAT
@@ -109,6 +111,15 @@ def _load_ncnn(path: Path, options: RuntimeOptions) -> ClassifierRuntime:
     return ClassifierRuntime(partial(_run_ncnn, ncnn, net, path=path), metadata, path=path)
 
 
+def _load_integer(path: Path, options: RuntimeOptions) -> ClassifierRuntime:
+    metadata = ClassifierMetadata.from_json(metadata_text(path), where=path)
+    channels, height, width = metadata.image_chw
+    run = open_integers(
+        path, image_chw=(channels, height, width), output_shapes=[(1, metadata.num_classes)], threads=options.threads
+    )
+    return ClassifierRuntime(lambda images: run(images)[0], metadata, path=path)
+
+
 def _run_ncnn(ncnn: Any, net: Any, images: Tensor, *, path: Path) -> Tensor:
     """One image after the other, from tensors to tensors by way of numpy."""
     logits = []
@@ -126,4 +137,5 @@ _LOADERS: dict[str, Callable[[Path, RuntimeOptions], ClassifierRuntime]] = {
     ONNX_FORMAT: _load_onnx,
     TORCHSCRIPT_FORMAT: _load_torchscript,
     NCNN_FORMAT: _load_ncnn,
+    INTEGER_FORMAT: _load_integer,
 }

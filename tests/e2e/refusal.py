@@ -17,6 +17,8 @@ from tiny import TINY_CFG
 
 from deploy.export_config import ExportConfig
 from deploy.export_run import run_export
+from deploy.integer.quantize_config import QuantizeConfig
+from deploy.integer.quantize_run import run_quantization
 from detect import DetectConfig, detect
 from engine.config import RESUME_LATEST
 from models.detector import build_model
@@ -40,6 +42,7 @@ SCRIPTS: dict[str, tuple[Callable[[Any], object], type[Any]]] = {
     "prune": (run_pruning, PruneConfig),
     "slim": (run_slimming, SlimConfig),
     "export": (run_export, ExportConfig),
+    "quantize": (run_quantization, QuantizeConfig),
 }
 
 

@@ -1,0 +1,72 @@
+"""A network in integers of 8 bits down to 2: mAP or accuracy, and the size of its file.
+
+python -m benchmarks.quantization_bits --weights pruned.pt --data data/bccd.yaml --img-size 320
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.report import table, write_report
+from deploy.integer.quantize_config import QuantizeConfig
+from deploy.integer.quantize_run import run_quantization
+from quantization.config import Observer
+from utils.cli import run_script
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitsConfig:
+    """Quantise with as many bits for weights as for activations."""
+
+    weights: str  # checkpoint of a detector or a classifier
+    data: str = "data/bccd.yaml"
+    img_size: int = 320
+    bits: tuple[int, ...] = (8, 7, 6, 5, 4, 3, 2)
+    observer: Observer = QuantizeConfig.observer
+    calib_images: int = QuantizeConfig.calib_images
+    project: str = "runs/benchmark/quantization"
+    label: str = ""  # of the report's file name
+
+
+def measure(config: BitsConfig) -> None:
+    """Quantise, measure what was written, write the report."""
+    rows: list[list[object]] = []
+    for bits in config.bits:
+        start = time.perf_counter()
+        result = run_quantization(
+            QuantizeConfig(
+                weights=config.weights,
+                data=config.data,
+                img_size=(config.img_size,),
+                weight_bits=bits,
+                activation_bits=bits,
+                observer=config.observer,
+                calib_images=config.calib_images,
+                output=f"{config.project}/{bits}bit",
+                project=config.project,
+                name=f"{bits}bit_run",
+                exist_ok=True,
+            )
+        )
+        seconds = time.perf_counter() - start
+        measured, size = result.measured, next(size for size in result.sizes if size.form == "npz dense")
+        rows.append([bits, f"{measured.integer:.4f}", f"{measured.integer - measured.floats:+.4f}"])
+        rows[-1] += [f"{size.num_bytes / 1e6:.3f}", f"{size.times_smaller:.1f}", f"{seconds:.0f}"]
+    path = write_report(
+        f"quantization_bits{'_' if config.label else ''}{config.label}",
+        title=f"{Path(config.weights).stem} in integers of fewer and fewer bits, {Path(config.data).stem}",
+        body=table(["bits", measured.metric, "against floats", "MB", "times smaller", "seconds in all"], rows),
+        facts={
+            "float32": f"{measured.metric} {measured.floats:.4f}",
+            "how": f"weights per channel, activations per tensor, observer {config.observer}, {config.calib_images} "
+            "calibration pictures, rounding compensated; measured in integers from the file, on all of val",
+        },
+    )
+    sys.stdout.write(f"{path.read_text()}written to {path}\n")
+
+
+if __name__ == "__main__":
+    run_script(measure, BitsConfig)

@@ -1,0 +1,1 @@
+"""Quantised networks as artefacts: integers between image and output, run by torch on CPUs."""

@@ -1,0 +1,162 @@
+"""LeNet5 on MNIST in five steps: train, prune single weights, fine-tune, quantise to integers, store sparsely.
+
+    python -m examples.lenet_mnist
+
+The files it leaves run without torch: `python -m quantization.storage network_8bit_csr.npz pictures.npz`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from engine.classification import classifier_spec, make_classifier, read_pictures, train_classifier
+from engine.classifier_config import ClassifierConfig
+from engine.classifier_scores import picture_batches, score_classifier
+from models.classifiers import ClassifierSpec, load_classifier
+from pruning.frozen_zeros import FrozenZerosHook
+from pruning.unstructured import UnstructuredSettings, apply_masks_, l1_masks
+from quantization.config import QuantConfig
+from quantization.network import QuantizedNetwork, quantize
+from quantization.storage import reader
+from quantization.storage.binary import load_program, save_program
+from quantization.storage.sizes import float_bytes
+from quantization.storage.text import save_yaml
+from utils.cli import run_script
+from utils.datasets.classification import PictureData
+from utils.errors import ConfigError
+from utils.run_folder import RunFolder
+
+LOGGER = logging.getLogger(__name__)
+
+_SPARSE_LAYOUTS = ("coo", "csr", "csc")
+# Test pictures that the numpy reader is asked about.
+_READ = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class LenetConfig:
+    """Train, prune, fine-tune, quantise and store a LeNet5."""
+
+    data: str = "mnist"  # mnist, fetched once, or an .npz of x_train, y_train, x_test and y_test
+    cache_dir: str = ""  # where fetched data are kept; empty is the user's cache folder
+    epochs: int = 20  # of the dense network
+    finetune_epochs: int = 20  # of the pruned one, its zeros frozen
+    sparsity: float = 0.9  # share of single weights that become zero
+    bits: tuple[int, ...] = (8, 4)  # of weights and activations, one network each
+    calib_batches: int = 4  # batches of 500 pictures that ranges are learnt from
+    seed: int = 0  # of weights and order
+    project: str = "runs/lenet"  # where run folders are made
+    name: str = "exp"  # name of the run folder
+    exist_ok: bool = False  # use the folder even if it exists
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One stage of the table: its accuracy from 0 to 1, and the bytes of its smallest form."""
+
+    stage: str
+    accuracy: float
+    num_bytes: int
+
+
+def run(config: LenetConfig) -> None:
+    """Every step, then one table and result.json."""
+    folder = RunFolder.create(project=config.project, name=config.name, exist_ok=config.exist_ok)
+    folder.write_config(config)
+    data = read_pictures(_training(config, folder.path, "dense"))
+    dense_path, dense = _train_dense(config, folder.path, data)
+    sparse_path, sparse = _train_sparse(config, folder.path, data, weights=dense_path)
+    model = load_classifier(sparse_path).model
+    spec = classifier_spec(model, data, name="lenet5")
+    whole = sum(4 * parameter.numel() for parameter in model.parameters())
+    rows = [
+        Row(stage="dense float32", accuracy=dense, num_bytes=whole),
+        Row(stage=f"{config.sparsity:.0%} zeros, float32", accuracy=sparse, num_bytes=whole),
+    ]
+    for bits in config.bits:
+        rows += _quantised(model, spec, data, bits=bits, config=config, folder=folder.path)
+    for row in rows:
+        LOGGER.info(
+            "%-24s accuracy %.4f  %7d bytes  %5.1f times smaller",
+            row.stage,
+            row.accuracy,
+            row.num_bytes,
+            whole / row.num_bytes,
+        )
+    folder.write_result({"rows": [vars(row) for row in rows]})
+    LOGGER.info("results in %s", folder.path)
+
+
+def _training(config: LenetConfig, folder: Path, name: str, **values: Any) -> ClassifierConfig:
+    return ClassifierConfig(
+        model="lenet5",
+        data=config.data,
+        cache_dir=config.cache_dir,
+        seed=config.seed,
+        project=str(folder),
+        name=name,
+        **values,
+    )
+
+
+def _train_dense(config: LenetConfig, folder: Path, data: PictureData) -> tuple[Path, float]:
+    """The checkpoint, and the accuracy after the last epoch."""
+    training = _training(config, folder, "dense", epochs=config.epochs, augment="crop")
+    result = train_classifier(make_classifier(training, data), data, config=training)
+    return result.last, result.final_accuracy
+
+
+def _train_sparse(config: LenetConfig, folder: Path, data: PictureData, *, weights: Path) -> tuple[Path, float]:
+    """Set the smallest weights to zero, and train the others."""
+    training = _training(
+        config, folder, "sparse", weights=str(weights), epochs=config.finetune_epochs, augment="crop", lr0=0.02
+    )
+    model = make_classifier(training, data)
+    masks = l1_masks(model, UnstructuredSettings(sparsity=config.sparsity))
+    apply_masks_(model, masks)
+    result = train_classifier(model, data, config=training, hooks=[FrozenZerosHook(masks)])
+    return result.last, result.final_accuracy
+
+
+def _quantised(
+    model: nn.Module, spec: ClassifierSpec, data: PictureData, *, bits: int, config: LenetConfig, folder: Path
+) -> list[Row]:
+    """Integers of so many bits: accuracy, and the forms they are stored in."""
+    calibration = [batch.normalised() for batch in islice(picture_batches(data.train, spec), config.calib_batches)]
+    settings = QuantConfig(weight_bits=bits, activation_bits=bits, weight_range="mse" if bits < 8 else "minmax")
+    network = quantize(model, calibration, config=settings, image_shape=data.image_chw)
+    network.mode = "integer"
+    accuracy = score_classifier(network, data.test, spec=spec).accuracy
+    program = network.to_program()
+    rows = []
+    for layout in ("dense", *_SPARSE_LAYOUTS):
+        path = folder / f"network_{bits}bit_{layout}.npz"
+        save_program(program, path, layout=layout)
+        _check_file(path, network, spec, data)
+        rows.append(Row(stage=f"{bits} bit integer, {layout}", accuracy=accuracy, num_bytes=path.stat().st_size))
+    save_yaml(program, folder / f"network_{bits}bit.yaml", layout="csr")
+    LOGGER.info("%d bit: weights and biases alone would be %d bytes in float32", bits, float_bytes(program))
+    return rows
+
+
+def _check_file(path: Path, network: QuantizedNetwork, spec: ClassifierSpec, data: PictureData) -> None:
+    """The numpy reader must predict from the file what torch predicts from the network."""
+    images = next(iter(picture_batches(data.test, spec, batch_size=_READ))).normalised()
+    with torch.no_grad():
+        expected = network(images)
+    assert isinstance(expected, torch.Tensor), "a classifier has one output"
+    (found,) = reader.run(load_program(path, fingerprint=network.fingerprint), images.numpy())
+    if not np.array_equal(found.argmax(1), expected.numpy().argmax(1)):
+        raise ConfigError(f"{path}: the numpy reader predicts other classes than torch; report this with the file")
+
+
+if __name__ == "__main__":
+    run_script(run, LenetConfig)
