@@ -35,9 +35,9 @@ class DemoConfig:
 
     cfg: str = "yolov5n.yaml"  # architecture YAML, trained from scratch
     data: str = "data/bccd.yaml"  # data set YAML
-    epochs: int = 40  # of the dense network
-    sparse_epochs: int = 10  # with channels drawn to zero
-    finetune_epochs: int = 25  # of the pruned network, the sparse one as teacher
+    epochs: int = 36  # of the dense network
+    sparse_epochs: int = 8  # with channels drawn to zero
+    finetune_epochs: int = 22  # of the pruned network, the sparse one as teacher
     target: str = "macs=50%"  # what is left of the network
     project: str = "runs/demo"  # where run folders are made
     name: str = "exp"  # name of the run folder
