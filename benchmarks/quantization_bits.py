@@ -1,14 +1,17 @@
-"""A network in integers of 8 bits down to 2: mAP or accuracy, and the size of its file.
+"""A network in integers of 8 bits down to 2, or with bits to fit a budget: mAP or accuracy, and the size of its file.
 
 python -m benchmarks.quantization_bits --weights pruned.pt --data data/bccd.yaml --img-size 320
+python -m benchmarks.quantization_bits --weights pruned.pt --data data/bccd.yaml --img-size 320 --bits --budgets 330K
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.report import table, write_report
 from deploy.integer.quantize_config import QuantizeConfig
@@ -19,12 +22,14 @@ from utils.cli import run_script
 
 @dataclass(frozen=True, kw_only=True)
 class BitsConfig:
-    """Quantise with as many bits for weights as for activations."""
+    """Quantise with as many bits for weights as for activations, or with mixed ones."""
 
     weights: str  # checkpoint of a detector or a classifier
     data: str = "data/bccd.yaml"
     img_size: int = 320
     bits: tuple[int, ...] = (8, 7, 6, 5, 4, 3, 2)
+    budgets: tuple[str, ...] = ()  # of all weights, in bytes: bits of each layer's weights to fit, values in 8 bits
+    sensitivity_images: int = 16  # pictures of val that these bits are chosen on
     observer: Observer = QuantizeConfig.observer
     calib_images: int = QuantizeConfig.calib_images
     project: str = "runs/benchmark/quantization"
@@ -34,26 +39,25 @@ class BitsConfig:
 def measure(config: BitsConfig) -> None:
     """Quantise, measure what was written, write the report."""
     rows: list[list[object]] = []
-    for bits in config.bits:
+    for name, settings in _ways(config):
         start = time.perf_counter()
         result = run_quantization(
             QuantizeConfig(
                 weights=config.weights,
                 data=config.data,
                 img_size=(config.img_size,),
-                weight_bits=bits,
-                activation_bits=bits,
+                **settings,
                 observer=config.observer,
                 calib_images=config.calib_images,
-                output=f"{config.project}/{bits}bit",
+                output=f"{config.project}/{name}",
                 project=config.project,
-                name=f"{bits}bit_run",
+                name=f"{name}_run",
                 exist_ok=True,
             )
         )
         seconds = time.perf_counter() - start
         measured, size = result.measured, next(size for size in result.sizes if size.form == "npz dense")
-        rows.append([bits, f"{measured.integer:.4f}", f"{measured.integer - measured.floats:+.4f}"])
+        rows.append([name, f"{measured.integer:.4f}", f"{measured.integer - measured.floats:+.4f}"])
         rows[-1] += [f"{size.num_bytes / 1e6:.3f}", f"{size.times_smaller:.1f}", f"{seconds:.0f}"]
     path = write_report(
         f"quantization_bits{'_' if config.label else ''}{config.label}",
@@ -66,6 +70,14 @@ def measure(config: BitsConfig) -> None:
         },
     )
     sys.stdout.write(f"{path.read_text()}written to {path}\n")
+
+
+def _ways(config: BitsConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A name for each row, and its settings."""
+    for bits in config.bits:
+        yield str(bits), {"weight_bits": bits, "activation_bits": bits}
+    for budget in config.budgets:
+        yield f"mixed_{budget}", {"budget": budget, "sensitivity_images": config.sensitivity_images}
 
 
 if __name__ == "__main__":
