@@ -36,8 +36,8 @@ class Tolerance:
     ap_loss: float
 
 
-# By what the artefact computes in. Eight bits move single values of a head far, and boxes and mAP hardly: yolov5s with
-# COCO weights has .54 at 640 px on ncnn and loses .009 mAP.
+# By what the artefact computes in. Eight bits move single values of a head far, and boxes and mAP hardly: yolov5s
+# with COCO weights has .54 at 640 px on ncnn and loses .009 mAP.
 TOLERANCES: Mapping[Precision, Tolerance] = {
     "fp32": Tolerance(head_error=1e-4, unmatched=0.005, score=1e-4, ap_loss=0.0005),
     "fp16": Tolerance(head_error=2e-2, unmatched=0.02, score=5e-3, ap_loss=0.002),
