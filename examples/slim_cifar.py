@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from torch import nn
 
 from engine.classification import make_classifier, read_pictures, train_classifier
 from engine.classifier_config import ClassifierConfig
+from engine.hooks import Hook
 from engine.optim import OptimizerName
 from engine.schedule import ScheduleName
 from models.classifiers import load_classifier
@@ -26,6 +28,7 @@ from pruning.cost import ChannelCost
 from pruning.criteria import CRITERIA
 from pruning.graph import ChannelGraph
 from pruning.iterative import IterativeSettings, prune_iteratively
+from pruning.planning import at_target
 from pruning.prune_config import parse_target
 from pruning.rounding import Rounding
 from pruning.scale_rate import ScaleRateHook
@@ -141,7 +144,7 @@ def _trained(
     data: PictureData,
     *,
     model: nn.Module | None = None,
-    hooks: Any = (),
+    hooks: Callable[[nn.Module], Sequence[Hook]] | None = None,
     **values: Any,
 ) -> StageRow:
     """Train a new network, or this one, unless the stage is complete already."""
@@ -149,7 +152,7 @@ def _trained(
     path = folder / stage / "result.json"
     if not path.exists():
         model = make_classifier(training, data) if model is None else model
-        train_classifier(model, data, config=training, hooks=hooks(model) if callable(hooks) else hooks)
+        train_classifier(model, data, config=training, hooks=hooks(model) if hooks else ())
     result = json.loads(path.read_text(encoding="utf-8"))
     loaded = load_classifier(folder / stage / "weights/last.pt").model
     return _row(stage, result["final_accuracy"], loaded, data)
@@ -163,7 +166,7 @@ def _row(stage: str, accuracy: float, model: nn.Module, data: PictureData) -> St
 def _sparse(config: SlimClassifierConfig, folder: Path, data: PictureData) -> StageRow:
     """Train new weights with scales drawn to zero."""
 
-    def hooks(model: nn.Module) -> list[Any]:
+    def hooks(model: nn.Module) -> list[Hook]:
         penalties = make_penalties(
             model,
             sparsity="bn",
@@ -197,10 +200,8 @@ def _allocation(
 ) -> Allocation:
     if not config.target:
         return allocator.at(allocator.threshold_at(0.7 if config.percent is None else config.percent))
-    target = parse_target(config.target)
     cost = ChannelCost.of(model, allocator.graph, data.image_chw)
-    count, what = (cost.macs, "MACs") if target.quantity == "macs" else (cost.parameters, "parameters")
-    return allocator.at_cost(count, target.absolute(count()), what=what)
+    return at_target(allocator, cost, parse_target(config.target))
 
 
 def _by_taylor(config: SlimClassifierConfig, weights: Path, data: PictureData) -> nn.Module:

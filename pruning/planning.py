@@ -18,7 +18,7 @@ from pruning.cost import ChannelCost, per_cost
 from pruning.criteria import CRITERIA, random_order
 from pruning.graph import ChannelGraph
 from pruning.plan import PruningPlan
-from pruning.prune_config import ALL, DEFAULT_PERCENT, PruneConfig, parse_target, training_config
+from pruning.prune_config import ALL, DEFAULT_PERCENT, PruneConfig, Target, parse_target, training_config
 from pruning.scales import ScaleStats
 from pruning.shortcuts import Shortcuts, candidate_ids, shortcut_bottleneck_names
 from pruning.taylor import detector_taylor
@@ -63,7 +63,7 @@ class Planner:
         graph = ChannelGraph.of(model)
         candidates = free_ids(model, graph, shortcuts=config.shortcuts, protect=config.protect)
         importance = _importance(model, graph, candidates, config)
-        if config.target:
+        if config.cost_power:
             cost = ChannelCost.of(model, graph, config.image_chw)
             importance = per_cost(importance, cost, parse_target(config.target).quantity, power=config.cost_power)
         ranked = ranked_ids(candidates, importance)
@@ -129,11 +129,8 @@ class Planner:
         """As `allocate`, but layers that had to be mended are neither told of nor refused."""
         if not self.config.target:
             return self.allocator.at(self.threshold)
-        target = parse_target(self.config.target)
         cost = ChannelCost.of(self.model, self.graph, self.config.image_chw)
-        count, what = (cost.macs, "MACs") if target.quantity == "macs" else (cost.parameters, "parameters")
-        now = count(np.empty(0, dtype=np.int64))
-        return self.allocator.at_cost(count, target.absolute(now), what=what)
+        return at_target(self.allocator, cost, parse_target(self.config.target))
 
     def plan(self, allocation: Allocation) -> PruningPlan:
         """As a file can hold it."""
@@ -168,6 +165,16 @@ class Planner:
     def _scales(self) -> FloatArray:
         scales: FloatArray = self.allocator.importance[self.allocator.candidates]
         return scales
+
+
+def at_target(allocator: Allocator, cost: ChannelCost, target: Target) -> Allocation:
+    """Drop the fewest channels with which the network costs no more than the target.
+
+    Raises:
+        PruningError: It cannot be reached.
+    """
+    count, what = (cost.macs, "MACs") if target.quantity == "macs" else (cost.parameters, "parameters")
+    return allocator.at_cost(count, target.absolute(count()), what=what)
 
 
 def free_ids(model: nn.Module, graph: ChannelGraph, *, shortcuts: Shortcuts, protect: Sequence[str]) -> IntArray:
