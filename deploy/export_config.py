@@ -59,8 +59,8 @@ class ExportConfig:
             raise ConfigError("--int8 learns ranges from pictures; give --data")
         if self.int8_search and not (self.int8 and "ncnn" in self.include):
             raise ConfigError("--int8-search is for ncnn; give --int8 --include ncnn")
-        if self.int8_skip and not (self.int8 and {"ncnn", "onnx", "openvino"} & set(self.include)):
-            raise ConfigError("--int8-skip is for ncnn, onnx and openvino; give --int8 and one of them")
+        if self.int8_skip and not self.int8:
+            raise ConfigError("--int8-skip says what int8 leaves out; give --int8")
         if self.nms and ("onnx" not in self.include or self.half or self.int8):
             raise ConfigError("--nms is for ONNX in fp32; give --include onnx without --half and --int8")
 

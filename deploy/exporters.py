@@ -89,6 +89,7 @@ def _write_tensorrt(job: ExportJob, path: Path) -> ExportMetadata:
         path,
         **_shared(job),
         calibration=job.calibration,
+        int8_skip=job.config.int8_skip,
         compute_capability=job.config.compute_capability,
     )
 

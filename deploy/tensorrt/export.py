@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,7 @@ def export_tensorrt(
     source_sha256: str,
     settings: ExportSettings,
     calibration: Sequence[Tensor] = (),
+    int8_skip: Sequence[str] = (),
     compute_capability: str = "",
 ) -> ExportMetadata:
     """Write a network as a TensorRT engine with its metadata; see `deploy.tensorrt.engine_file` for the layout.
@@ -59,6 +61,7 @@ def export_tensorrt(
         settings: fp32 is computed without TF32. Dynamic engines take any batch, and sides from the stride to twice
             `image_hw`.
         calibration: For int8, images (1, 3, H, W) float32 RGB in [0, 1].
+        int8_skip: Patterns of layers that stay in float32 in int8.
         compute_capability: Of the GPU that will run it, such as "8.9"; "" for the one of this machine.
 
     Raises:
@@ -76,7 +79,8 @@ def export_tensorrt(
         source, plan = Path(scratch, "model.onnx"), Path(scratch, "model.plan")
         exported = onnx_metadata(model, names=names, source_sha256=source_sha256, settings=settings)
         metadata = replace(exported, format=FORMAT, versions={**exported.versions, package: version})
-        _write_source(source, model, metadata, opset=settings.opset, calibration=calibration)
+        graph = _source(model, metadata, opset=settings.opset, calibration=calibration, int8_skip=int8_skip)
+        save_onnx(graph, source, properties={})
         request = BuildRequest(
             package=package,
             source=str(source),
@@ -96,16 +100,19 @@ def export_tensorrt(
     return metadata
 
 
-def _write_source(
-    path: Path, model: Detector, metadata: ExportMetadata, *, opset: int, calibration: Sequence[Tensor]
-) -> None:
-    """The ONNX file that the engine is built from, of the engine's own types."""
-    if metadata.precision == "int8":
-        full = detector_graph(model, replace(metadata, precision="fp32"), opset=opset)
-        graph = as_int8(full, calibration, for_tensorrt=True)
-    else:
-        graph = detector_graph(model, metadata, opset=opset)
-    save_onnx(graph, path, properties={})
+def _source(
+    model: Detector,
+    metadata: ExportMetadata,
+    *,
+    opset: int,
+    calibration: Sequence[Tensor],
+    int8_skip: Sequence[str],
+) -> Any:
+    """The ONNX graph that the engine is built from, of the engine's own types."""
+    if metadata.precision != "int8":
+        return detector_graph(model, metadata, opset=opset)
+    full = detector_graph(model, replace(metadata, precision="fp32"), opset=opset)
+    return as_int8(full, calibration, skip=int8_skip, for_tensorrt=True)
 
 
 def _package(compute_capability: str) -> str:

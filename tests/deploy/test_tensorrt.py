@@ -15,6 +15,7 @@ import torch
 from exporting import cut_off, export_arguments, images_of, network
 
 from deploy.metadata import ExportMetadata
+from deploy.onnx.graph import save_onnx
 from deploy.tensorrt import export as tensorrt_export
 from deploy.tensorrt.build import capabilities
 from deploy.tensorrt.engine_file import EngineFile, read_engine, write_engine
@@ -138,6 +139,35 @@ def test_engine_is_built_without_a_gpu(tiny: Detector, settings: dict[str, Any],
     assert [item.name for item in tmp_path.iterdir()] == ["best.engine"]
 
 
+@needs_onnx
+@needs_rtx
+def test_layer_is_left_in_float_by_its_path(tiny: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    quantised: list[int] = []
+
+    def count(graph: Any, path: Path, **more: Any) -> None:
+        quantised.append(sum(node.op_type == "QuantizeLinear" for node in graph.graph.node))
+        save_onnx(graph, path, **more)
+
+    monkeypatch.setattr(tensorrt_export, "save_onnx", count)
+
+    def export(*skip: str) -> None:
+        export_tensorrt(
+            tiny,
+            tmp_path / "best.engine",
+            **export_arguments(tiny, precision="int8"),
+            calibration=[images_of((32, 48))],
+            int8_skip=skip,
+            compute_capability=RTX_4090,
+        )
+
+    export()
+    export("model.1.conv")
+    assert 0 < quantised[1] < quantised[0]
+    with pytest.raises(ConfigError, match=r"--int8-skip model\.99\* matches no convolution"):
+        export("model.99*")
+
+
 def child(monkeypatch: pytest.MonkeyPatch, folder: Path, program: str) -> None:
     """Another program in the place of the one that builds."""
     path = folder / "child.py"
@@ -183,12 +213,12 @@ def test_graph_that_tensorrt_cannot_read_is_one_line(
 ) -> None:
     onnx = pytest.importorskip("onnx")
 
-    def unknown(path: Path, *_: Any, **__: Any) -> None:
+    def unknown(graph: Any, path: Path, **_: Any) -> None:
         ends = [onnx.helper.make_tensor_value_info(name, 1, [1]) for name in "ab"]
         nodes = [onnx.helper.make_node("Unheard", ["a"], ["b"])]
         onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:])), path)
 
-    monkeypatch.setattr(tensorrt_export, "_write_source", unknown)
+    monkeypatch.setattr(tensorrt_export, "save_onnx", unknown)
     with pytest.raises(
         ConfigError, match=r"ended with code 1: TensorRT cannot read the ONNX graph: .*Plugin"
     ) as caught:

@@ -105,7 +105,7 @@ def test_boxes_from_the_graph_are_compared_too(place: Place, caplog: pytest.LogC
         (["--img", "64", "64", "64"], "give one side, or height and width"),
         (["--int8"], "--int8 learns ranges from pictures; give --data"),
         (["--half", "--int8", "--data", "data.yaml"], "choose one"),
-        (["--int8-skip", "model.0*"], "--int8-skip is for ncnn, onnx and openvino; give --int8"),
+        (["--int8-skip", "model.0*"], "--int8-skip says what int8 leaves out; give --int8"),
         (["--int8-search"], "--int8-search is for ncnn; give --int8 --include ncnn"),
         (["--nms"], "--nms is for ONNX"),
         (["--include", "torchscript", "--half"], "torchscript in fp16 is not supported; it can be had in fp32"),
