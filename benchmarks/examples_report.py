@@ -14,10 +14,9 @@ from typing import Any
 import yaml
 
 from benchmarks.report import table, write_report
+from examples.stages import PLACES
 from utils.cli import run_script
 
-# Settings that say where, not what.
-_PLACES = ("project", "name", "exist_ok", "cache_dir", "device")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +32,7 @@ def report(config: ReportConfig) -> None:
     folder = Path(config.run)
     rows: list[dict[str, Any]] = json.loads((folder / "result.json").read_text(encoding="utf-8"))["rows"]
     settings = yaml.safe_load((folder / "opt.yaml").read_text(encoding="utf-8"))
-    told = {name: value for name, value in settings.items() if name not in _PLACES and value not in (None, "")}
+    told = {name: value for name, value in settings.items() if name not in PLACES and value not in (None, "")}
     told["data"] = Path(str(told["data"])).name
     path = write_report(
         config.name,

@@ -44,8 +44,8 @@ class ClassifierResult:
         folder: The run folder.
         best, last: Checkpoints, float32.
         accuracies: On the test pictures after each epoch, 0 to 1.
-        best_epoch: The first of the highest accuracy, from 0. It was chosen on the pictures it is judged by, so
-            compare methods by the last epoch.
+        best_epoch: The first of the highest accuracy of those that count, from 0. It was chosen on the pictures it is
+            judged by, so compare methods by the last epoch.
         seconds: Of the whole run in this process's life.
         images_per_second: While training steps ran.
     """

@@ -9,6 +9,7 @@ from typing import Annotated
 from engine.config import spelled
 from engine.optim import OptimizerName
 from engine.schedule import ScheduleName
+from utils.config_values import check_least
 from utils.datasets.picture_loader import Augment
 from utils.device import Amp
 from utils.errors import ConfigError
@@ -49,9 +50,7 @@ class ClassifierConfig:
     noplots: bool = False  # draw no curves
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 2), ("seed", 0), ("warmup_epochs", 0), ("weight_decay", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least {least}")
+        check_least(self, epochs=1, batch_size=2, seed=0, warmup_epochs=0, weight_decay=0)
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"--label-smoothing {self.label_smoothing}: expected 0 or more and less than 1")
         if list(self.milestones) != sorted(self.milestones) or not all(0 < place < 1 for place in self.milestones):

@@ -118,5 +118,4 @@ class AccuracyHook(Hook):
         state = trainer.state
         scores = score(trainer.model.eval(), self.loader)
         state.metrics = {"accuracy": scores.accuracy, "loss": scores.loss}
-        if scores.accuracy > state.best_fitness:
-            state.best_fitness, state.best_epoch = scores.accuracy, state.epoch
+        state.judge(scores.accuracy)

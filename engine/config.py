@@ -9,13 +9,11 @@ import tyro
 
 from engine.optim import OptimizerName
 from engine.schedule import ScheduleName
+from utils.config_values import check_least
 from utils.device import Amp
 from utils.errors import ConfigError
 
 RESUME_LATEST = "latest"
-
-# Least value of settings that count something.
-_LEAST = {"epochs": 1, "batch_size": 1, "nominal_batch": 1, "workers": 0, "evolve": 0, "seed": 0, "close_mosaic": 0}
 
 
 def spelled(*names: str) -> Any:
@@ -76,10 +74,7 @@ class TrainConfig:
                 object.__setattr__(self, name, (value,))
         if not 1 <= len(self.img_size) <= 2 or min(self.img_size) < 1:
             raise ConfigError(f"--img-size {self.img_size}: expected one or two sizes, for training and testing")
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                flag = name.replace("_", "-")
-                raise ConfigError(f"--{flag} {getattr(self, name)}: expected at least {least}")
+        check_least(self, epochs=1, batch_size=1, nominal_batch=1, workers=0, evolve=0, seed=0, close_mosaic=0)
         if self.image_weights and self.rect:
             raise ConfigError("--image-weights and --rect both decide the order of images; leave one out")
 

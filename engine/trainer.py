@@ -83,6 +83,8 @@ class TrainState:
         metrics: Of the last validation, by name.
         best_fitness, best_epoch: Of the best validation so far.
         extra: Further numbers of the epoch, by name, that hooks of a method report.
+        is_interim: Set by a hook of a method in its `epoch_end`: the network of this epoch is not yet what the method
+            leads to (filters are off, weights still to be zero), so it cannot be the best one.
         images: Pictures trained on in this process's life, over all ranks.
         seconds: Spent on training steps in this process's life.
         stop: Set by a hook to end after this epoch.
@@ -94,9 +96,15 @@ class TrainState:
     extra: dict[str, float] = field(default_factory=dict)
     best_fitness: float = -1.0
     best_epoch: int = -1
+    is_interim: bool = False
     images: int = 0
     seconds: float = 0.0
     stop: bool = False
+
+    def judge(self, fitness: float) -> None:
+        """Remember this epoch if it is better than all before it."""
+        if fitness > self.best_fitness and not self.is_interim:
+            self.best_fitness, self.best_epoch = fitness, self.epoch
 
 
 class Trainer:
@@ -130,6 +138,7 @@ class Trainer:
             hook.before_training(self)
         while self.state.epoch + 1 < self.settings.epochs and not self.state.stop:
             self.state.epoch += 1
+            self.state.is_interim = False
             self._train_epoch()
             for hook in self.hooks:
                 hook.epoch_end(self)

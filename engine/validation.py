@@ -44,8 +44,7 @@ class ValidationHook(Hook):
             self.latest = self._evaluate(trainer.settings.device)
             metrics = self.latest.metrics
             state.metrics = {**metrics.twelve(), "precision": metrics.precision, "recall": metrics.recall}
-            if (now := fitness(metrics)) > state.best_fitness:
-                state.best_fitness, state.best_epoch = now, state.epoch
+            state.judge(fitness(metrics))
         wait_for_all()
         state.metrics, state.best_fitness, state.best_epoch = share(
             (state.metrics, state.best_fitness, state.best_epoch)

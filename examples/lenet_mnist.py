@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.classification import classifier_spec, make_classifier, read_pictures, train_classifier
+from engine.classification import classifier_spec, make_classifier, read_pictures
 from engine.classifier_config import ClassifierConfig
 from engine.classifier_scores import picture_batches, score_classifier
+from examples.stages import Stage, experiment_folder, train_stage
 from models.classifiers import ClassifierSpec, load_classifier
 from pruning.frozen_zeros import FrozenZerosHook
 from pruning.unstructured import UnstructuredSettings, apply_masks_, l1_masks
@@ -30,9 +31,9 @@ from quantization.storage.binary import load_program, save_program
 from quantization.storage.sizes import float_bytes
 from quantization.storage.text import save_yaml
 from utils.cli import run_script
+from utils.config_values import check_least
 from utils.datasets.classification import PictureData
 from utils.errors import ConfigError
-from utils.run_folder import RunFolder
 
 LOGGER = logging.getLogger(__name__)
 
@@ -55,7 +56,13 @@ class LenetConfig:
     seed: int = 0  # of weights and order
     project: str = "runs/lenet"  # where run folders are made
     name: str = "exp"  # name of the run folder
-    exist_ok: bool = False  # use the folder even if it exists
+    exist_ok: bool = False  # go on in this folder: complete trainings are kept, one that was begun continues
+
+    def __post_init__(self) -> None:
+        check_least(self, epochs=1, finetune_epochs=1, calib_batches=1)
+        UnstructuredSettings(sparsity=self.sparsity)
+        for bits in self.bits:
+            _quantisation(bits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +76,17 @@ class Row:
 
 def run(config: LenetConfig) -> None:
     """Every step, then one table and result.json."""
-    folder = RunFolder.create(project=config.project, name=config.name, exist_ok=config.exist_ok)
-    folder.write_config(config)
-    data = read_pictures(_training(config, folder.path, "dense"))
-    dense_path, dense = _train_dense(config, folder.path, data)
-    sparse_path, sparse = _train_sparse(config, folder.path, data, weights=dense_path)
-    model = load_classifier(sparse_path).model
+    folder = experiment_folder(config)
+    training = _training(config, folder.path, "dense", epochs=config.epochs)
+    data = read_pictures(training)
+    dense = train_stage(training, data)
+    sparse = _train_sparse(config, folder.path, data, weights=dense.weights)
+    model = load_classifier(sparse.weights).model
     spec = classifier_spec(model, data, name="lenet5")
     whole = sum(4 * parameter.numel() for parameter in model.parameters())
     rows = [
-        Row(stage="dense float32", accuracy=dense, num_bytes=whole),
-        Row(stage=f"{config.sparsity:.0%} zeros, float32", accuracy=sparse, num_bytes=whole),
+        Row(stage="dense float32", accuracy=dense.accuracy, num_bytes=whole),
+        Row(stage=f"{config.sparsity:.0%} zeros, float32", accuracy=sparse.accuracy, num_bytes=whole),
     ]
     for bits in config.bits:
         rows += _quantised(model, spec, data, bits=bits, config=config, folder=folder.path)
@@ -101,29 +108,29 @@ def _training(config: LenetConfig, folder: Path, name: str, **values: Any) -> Cl
         data=config.data,
         cache_dir=config.cache_dir,
         seed=config.seed,
+        augment="crop",
         project=str(folder),
         name=name,
         **values,
     )
 
 
-def _train_dense(config: LenetConfig, folder: Path, data: PictureData) -> tuple[Path, float]:
-    """The checkpoint, and the accuracy after the last epoch."""
-    training = _training(config, folder, "dense", epochs=config.epochs, augment="crop")
-    result = train_classifier(make_classifier(training, data), data, config=training)
-    return result.last, result.final_accuracy
-
-
-def _train_sparse(config: LenetConfig, folder: Path, data: PictureData, *, weights: Path) -> tuple[Path, float]:
+def _train_sparse(config: LenetConfig, folder: Path, data: PictureData, *, weights: Path) -> Stage:
     """Set the smallest weights to zero, and train the others."""
-    training = _training(
-        config, folder, "sparse", weights=str(weights), epochs=config.finetune_epochs, augment="crop", lr0=0.02
-    )
-    model = make_classifier(training, data)
-    masks = l1_masks(model, UnstructuredSettings(sparsity=config.sparsity))
-    apply_masks_(model, masks)
-    result = train_classifier(model, data, config=training, hooks=[FrozenZerosHook(masks)])
-    return result.last, result.final_accuracy
+    training = _training(config, folder, "sparse", weights=str(weights), epochs=config.finetune_epochs, lr0=0.02)
+    masks = l1_masks(make_classifier(training, data), UnstructuredSettings(sparsity=config.sparsity))
+
+    def make_model() -> nn.Module:
+        model = make_classifier(training, data)
+        apply_masks_(model, masks)
+        return model
+
+    return train_stage(training, data, make_model=make_model, hooks=lambda _: [FrozenZerosHook(masks)])
+
+
+def _quantisation(bits: int) -> QuantConfig:
+    """So many bits for weights and activations."""
+    return QuantConfig(weight_bits=bits, activation_bits=bits, weight_range="mse" if bits < 8 else "minmax")
 
 
 def _quantised(
@@ -131,8 +138,7 @@ def _quantised(
 ) -> list[Row]:
     """Integers of so many bits: accuracy, and the forms they are stored in."""
     calibration = [batch.normalised() for batch in islice(picture_batches(data.train, spec), config.calib_batches)]
-    settings = QuantConfig(weight_bits=bits, activation_bits=bits, weight_range="mse" if bits < 8 else "minmax")
-    network = quantize(model, calibration, config=settings, image_shape=data.image_chw)
+    network = quantize(model, calibration, config=_quantisation(bits), image_shape=data.image_chw)
     network.mode = "integer"
     accuracy = score_classifier(network, data.test, spec=spec).accuracy
     program = network.to_program()

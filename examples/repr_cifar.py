@@ -2,24 +2,28 @@
 
     python -m examples.repr_cifar --epochs 100 --seeds 0 1 2
 
-Prakash et al., "RePr: Improved Training of Convolutional Filters", CVPR 2019: 72.1 to 76.4 % for this network.
+Prakash et al., "RePr: Improved Training of Convolutional Filters", CVPR 2019: 72.1 to 76.4 % for this network; others
+that trained it anew went from 67 to 70 % and from 64.9 to 69.1 %.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.classification import make_classifier, read_pictures, train_classifier
+from torch import nn
+
+from engine.classification import make_classifier, read_pictures
 from engine.classifier_config import ClassifierConfig
+from examples.stages import experiment_folder, train_stage
 from pruning.repr import ReprHook, ReprSettings
 from utils.cli import run_script
+from utils.config_values import check_least
 from utils.datasets.classification import PictureData
 from utils.datasets.picture_loader import Augment
-from utils.run_folder import RunFolder
+from utils.errors import ConfigError
 
 LOGGER = logging.getLogger(__name__)
 
@@ -44,7 +48,18 @@ class ReprCifarConfig:
     weight_decay: float = 0.0  # none, as RePr's filters are to differ
     project: str = "runs/repr_cifar"  # where run folders are made
     name: str = "exp"  # name of the run folder
-    exist_ok: bool = False  # go on in this folder: trainings whose result.json is there are not run again
+    exist_ok: bool = False  # go on in this folder: complete trainings are kept, one that was begun continues
+
+    def __post_init__(self) -> None:
+        check_least(self, epochs=1, batch_size=2, lr0=0, momentum=0, weight_decay=0)
+        self.settings.check_fits(self.epochs)
+        if not self.seeds or not self.augments:
+            raise ConfigError("--seeds and --augments: give at least one of each")
+
+    @property
+    def settings(self) -> ReprSettings:
+        """Of the hook."""
+        return ReprSettings(s1=self.s1, s2=self.s2, cycles=self.cycles, ratio=self.ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,18 +75,25 @@ class Comparison:
         """By seed, in points."""
         return tuple(100 * (better - base) for base, better in zip(self.plain, self.repr, strict=True))
 
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the gains, in points; 0 for a single seed."""
+        return statistics.stdev(self.gains) if len(self.gains) > 1 else 0.0
+
 
 def run(config: ReprCifarConfig) -> None:
     """Every training, then a line per augmentation."""
-    settings = ReprSettings(s1=config.s1, s2=config.s2, cycles=config.cycles, ratio=config.ratio)
-    folder = RunFolder.create(project=config.project, name=config.name, exist_ok=config.exist_ok)
-    folder.write_config(config)
-    data = read_pictures(_training(config, folder.path, "none", seed=0, is_repr=False))
+    folder = experiment_folder(config)
+    training = _training(config, folder.path, augment="none", seed=0, is_repr=False)
+    data = read_pictures(training)
+    _repr_hook(
+        make_classifier(training, data), config, folder.path, data
+    )  # refused now, not after the plain trainings
     rows = []
     for augment in config.augments:
         accuracies = {
             is_repr: tuple(
-                _accuracy(config, folder.path, data, augment, seed, settings if is_repr else None)
+                _accuracy(config, folder.path, data, augment=augment, seed=seed, is_repr=is_repr)
                 for seed in config.seeds
             )
             for is_repr in (False, True)
@@ -79,19 +101,21 @@ def run(config: ReprCifarConfig) -> None:
         rows.append(Comparison(augment=augment, plain=accuracies[False], repr=accuracies[True]))
     for row in rows:
         LOGGER.info(
-            "augmentation %-9s plain %.2f %%, RePr %.2f %%, gain %+.2f points (%s)",
+            "augmentation %-9s plain %.2f %%, RePr %.2f %%, gain %+.2f points, spread %.2f (%s)",
             row.augment,
             100 * statistics.mean(row.plain),
             100 * statistics.mean(row.repr),
             statistics.mean(row.gains),
+            row.spread,
             ", ".join(f"{gain:+.2f}" for gain in row.gains),
         )
-    folder.write_result({"rows": [{**vars(row), "gains": row.gains} for row in rows]})
+    LOGGER.info("published for this network: +4.3 points; by others +3 and +4.2")
+    folder.write_result({"rows": [{**vars(row), "gains": row.gains, "spread": row.spread} for row in rows]})
     LOGGER.info("results in %s", folder.path)
 
 
 def _training(
-    config: ReprCifarConfig, folder: Path, augment: Augment, *, seed: int, is_repr: bool
+    config: ReprCifarConfig, folder: Path, *, augment: Augment, seed: int, is_repr: bool
 ) -> ClassifierConfig:
     return ClassifierConfig(
         model=config.model,
@@ -108,29 +132,23 @@ def _training(
         seed=seed,
         project=str(folder),
         name=f"{'repr' if is_repr else 'plain'}_{augment}_seed{seed}",
-        exist_ok=True,
     )
 
 
 def _accuracy(
-    config: ReprCifarConfig,
-    folder: Path,
-    data: PictureData,
-    augment: Augment,
-    seed: int,
-    settings: ReprSettings | None,
+    config: ReprCifarConfig, folder: Path, data: PictureData, *, augment: Augment, seed: int, is_repr: bool
 ) -> float:
-    """After the last epoch of one training, which is run where its result is missing."""
-    training = _training(config, folder, augment, seed=seed, is_repr=settings is not None)
-    path = folder / training.name / "result.json"
-    if not path.exists():
-        model = make_classifier(training, data)
-        hooks = []
-        if settings is not None:
-            hooks.append(ReprHook(model, settings=settings, folder=path.parent, image_chw=data.image_chw))
-        train_classifier(model, data, config=training, hooks=hooks)
-    accuracy: float = json.loads(path.read_text(encoding="utf-8"))["final_accuracy"]
-    return accuracy
+    """After the last epoch of one training."""
+    training = _training(config, folder, augment=augment, seed=seed, is_repr=is_repr)
+
+    def hooks(model: nn.Module) -> list[ReprHook]:
+        return [_repr_hook(model, config, folder / training.name, data)]
+
+    return train_stage(training, data, hooks=hooks if is_repr else None).accuracy
+
+
+def _repr_hook(model: nn.Module, config: ReprCifarConfig, folder: Path, data: PictureData) -> ReprHook:
+    return ReprHook(model, settings=config.settings, folder=folder, image_chw=data.image_chw)
 
 
 if __name__ == "__main__":

@@ -8,20 +8,19 @@ Slimming: Liu et al., ICCV 2017 (arXiv 1708.06519). Taylor: Molchanov et al., IC
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
-from engine.classification import make_classifier, read_pictures, train_classifier
+from engine.classification import make_classifier, read_pictures
 from engine.classifier_config import ClassifierConfig
 from engine.hooks import Hook
 from engine.optim import OptimizerName
 from engine.schedule import ScheduleName
+from examples.stages import Stage, experiment_folder, train_stage
 from models.classifiers import load_classifier
 from pruning.allocation import Allocation, Allocator, ranked_ids
 from pruning.cost import ChannelCost
@@ -38,11 +37,11 @@ from pruning.surgery import cut
 from pruning.training_task import classifier_task
 from utils.cli import run_script
 from utils.complexity import count_macs, count_parameters
+from utils.config_values import check_least
 from utils.datasets.classification import PictureData, channel_statistics
 from utils.datasets.picture_loader import Augment, Normalisation
 from utils.device import select_device
 from utils.errors import ConfigError
-from utils.run_folder import RunFolder
 
 LOGGER = logging.getLogger(__name__)
 
@@ -77,13 +76,23 @@ class SlimClassifierConfig:
     seed: int = 0  # of weights, order and augmentation
     project: str = "runs/slim_cifar"  # where run folders are made
     name: str = "exp"  # name of the run folder
-    exist_ok: bool = False  # go on in this folder: stages whose result.json is there are not run again
+    exist_ok: bool = False  # go on in this folder: complete stages are kept, one that was begun continues
 
     def __post_init__(self) -> None:
+        check_least(self, epochs=1, sparse_epochs=1, finetune_epochs=1, sr=0, scale_rate=0, batch_size=2)
+        check_least(self, step=1, updates=0, update_lr=0)
+        if self.percent is not None and not 0 <= self.percent < 1:
+            raise ConfigError(
+                f"--percent {self.percent}: expected a share from 0 up to, not including, 1, such as 0.7"
+            )
+        Rounding.parse(self.round)
         if self.percent is not None and self.target:
             raise ConfigError("--percent and --target both say how much to cut; leave one out")
         if self.method == "taylor" and self.target[:5] != "macs=":
             raise ConfigError("--method taylor prunes until --target macs=...; give it, such as --target macs=50%")
+        target = parse_target(self.target) if self.target else None
+        if self.method == "taylor" and target and target.is_share and target.amount >= 1:
+            raise ConfigError(f"--target {self.target}: nothing to prune; give less than 100%")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,19 +107,16 @@ class StageRow:
 
 def run(config: SlimClassifierConfig) -> None:
     """Every stage, one table, result.json."""
-    folder = RunFolder.create(project=config.project, name=config.name, exist_ok=config.exist_ok)
-    folder.write_config(config)
-    data = read_pictures(_training(config, folder.path, "dense", epochs=1))
-    rows = [_trained("dense", config, folder.path, data, epochs=config.epochs, lr0=config.lr0)]
+    folder = experiment_folder(config)
+    training = _training(config, folder.path, "dense", epochs=config.epochs)
+    data = read_pictures(training)
+    if config.method == "slimming":  # a network that cannot be is refused now, not after the dense training
+        _allocator(make_classifier(training, data), config, data)
+    stages = {"dense": train_stage(training, data)}
     if config.method == "slimming":
-        rows.append(_sparse(config, folder.path, data))
-        small = _slimmed(config, folder.path / "sparse/weights/last.pt", data)
-    else:
-        small = _by_taylor(config, folder.path / "dense/weights/last.pt", data)
-    lr0 = config.lr0 and config.lr0 / 10
-    rows.append(
-        _trained("fine-tuned", config, folder.path, data, model=small, epochs=config.finetune_epochs, lr0=lr0)
-    )
+        stages["sparse"] = _sparse(config, folder.path, data)
+    stages["fine-tuned"] = _finetuned(config, folder.path, data)
+    rows = [_row(name, stage, data) for name, stage in stages.items()]
     dense = rows[0]
     for row in rows:
         LOGGER.info(
@@ -126,73 +132,74 @@ def run(config: SlimClassifierConfig) -> None:
     LOGGER.info("results in %s", folder.path)
 
 
-def _training(config: SlimClassifierConfig, folder: Path, name: str, **values: Any) -> ClassifierConfig:
+def _training(
+    config: SlimClassifierConfig, folder: Path, name: str, *, epochs: int, lr_factor: float = 1.0
+) -> ClassifierConfig:
     shared = ("model", "data", "cache_dir", "batch_size", "weight_decay", "optimizer", "schedule", "augment")
     return ClassifierConfig(
         **{field: getattr(config, field) for field in (*shared, "device", "seed")},
+        epochs=epochs,
+        lr0=config.lr0 and config.lr0 * lr_factor,
         project=str(folder),
         name=name,
-        exist_ok=True,
-        **values,
     )
 
 
-def _trained(
-    stage: str,
-    config: SlimClassifierConfig,
-    folder: Path,
-    data: PictureData,
-    *,
-    model: nn.Module | None = None,
-    hooks: Callable[[nn.Module], Sequence[Hook]] | None = None,
-    **values: Any,
-) -> StageRow:
-    """Train a new network, or this one, unless the stage is complete already."""
-    training = _training(config, folder, stage, **values)
-    path = folder / stage / "result.json"
-    if not path.exists():
-        model = make_classifier(training, data) if model is None else model
-        train_classifier(model, data, config=training, hooks=hooks(model) if hooks else ())
-    result = json.loads(path.read_text(encoding="utf-8"))
-    loaded = load_classifier(folder / stage / "weights/last.pt").model
-    return _row(stage, result["final_accuracy"], loaded, data)
-
-
-def _row(stage: str, accuracy: float, model: nn.Module, data: PictureData) -> StageRow:
+def _row(name: str, stage: Stage, data: PictureData) -> StageRow:
+    model = load_classifier(stage.weights).model
     macs = count_macs(model, data.image_chw)
-    return StageRow(stage=stage, accuracy=accuracy, parameters=count_parameters(model), macs=macs)
+    return StageRow(stage=name, accuracy=stage.accuracy, parameters=count_parameters(model), macs=macs)
 
 
-def _sparse(config: SlimClassifierConfig, folder: Path, data: PictureData) -> StageRow:
+def _sparse(config: SlimClassifierConfig, folder: Path, data: PictureData) -> Stage:
     """Train new weights with scales drawn to zero."""
 
-    def hooks(model: nn.Module) -> list[Hook]:
-        penalties = make_penalties(
-            model,
-            sparsity="bn",
-            strengths=Strengths(scale=config.sr),
-            shortcuts=config.shortcuts,
-            is_decayed=False,
-            image_chw=data.image_chw,
-        )
-        faster = [ScaleRateHook(config.scale_rate)] if config.scale_rate != 1 else []
-        return [*faster, SparsityHook(penalties)]
+    training = _training(config, folder, "sparse", epochs=config.sparse_epochs)
+    return train_stage(training, data, hooks=lambda model: _sparsity_hooks(model, config, data))
 
-    return _trained("sparse", config, folder, data, hooks=hooks, epochs=config.sparse_epochs, lr0=config.lr0)
+
+def _sparsity_hooks(model: nn.Module, config: SlimClassifierConfig, data: PictureData) -> list[Hook]:
+    penalties = make_penalties(
+        model,
+        sparsity="bn",
+        strengths=Strengths(scale=config.sr),
+        shortcuts=config.shortcuts,
+        is_decayed=False,
+        image_chw=data.image_chw,
+    )
+    faster = [ScaleRateHook(config.scale_rate)] if config.scale_rate != 1 else []
+    return [*faster, SparsityHook(penalties)]
+
+
+def _finetuned(config: SlimClassifierConfig, folder: Path, data: PictureData) -> Stage:
+    """Prune what the stage before left, and train it at a tenth of the rate."""
+
+    def make_model() -> nn.Module:
+        if config.method == "slimming":
+            return _slimmed(config, folder / "sparse/weights/last.pt", data)
+        return _by_taylor(config, folder / "dense/weights/last.pt", data)
+
+    training = _training(config, folder, "fine-tuned", epochs=config.finetune_epochs, lr_factor=0.1)
+    return train_stage(training, data, make_model=make_model)
 
 
 def _slimmed(config: SlimClassifierConfig, weights: Path, data: PictureData) -> nn.Module:
     """The sparse network without its channels of least scale."""
     model = load_classifier(weights).model
+    allocator = _allocator(model, config, data)
+    return cut(model, allocator.graph, _allocation(allocator, model, config, data).dropped)
+
+
+def _allocator(model: nn.Module, config: SlimClassifierConfig, data: PictureData) -> Allocator:
+    """Ranks channels by the scales of their batch norms."""
     graph = ChannelGraph.of(model, image_chw=data.image_chw)
     importance = CRITERIA["bn_gamma"](model, graph)
-    allocator = Allocator(
+    return Allocator(
         graph=graph,
         importance=importance,
         candidates=ranked_ids(candidate_ids(model, graph, config.shortcuts), importance),
         rounding=Rounding.parse(config.round),
     )
-    return cut(model, graph, _allocation(allocator, model, config, data).dropped)
 
 
 def _allocation(

@@ -112,6 +112,7 @@ class FrozenZerosHook(Hook):
         total = sum(mask.numel() for mask in self.masks.values())
         zeros = sum(int((~mask).sum()) for mask in self.masks.values())
         trainer.state.extra |= {"sparsity/held_zeros": zeros / max(total, 1)}
+        trainer.state.is_interim |= self.gradual is not None and self.sparsity < self.gradual.settings.sparsity
 
     def state(self) -> dict[str, Any]:
         """The masks and how far sparsity has risen."""

@@ -78,9 +78,9 @@ class IterativeSettings:
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
             raise ConfigError(f"ratio {self.ratio}: expected a share to remove between 0 and 1, such as 0.5")
-        for name in ("step", "rank_batches"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)}: expected at least 1")
+        for name, least in (("step", 1), ("rank_batches", 1), ("updates", 0), ("final_updates", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} {getattr(self, name)}: expected at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def overlap(filters: Tensor) -> Tensor:
@@ -30,8 +30,8 @@ def overlap(filters: Tensor) -> Tensor:
 def new_filters(surviving: Tensor, dropped: Tensor, *, generator: np.random.Generator) -> tuple[Tensor, int]:
     """Filters in the place of dropped ones: orthogonal to the surviving, to the dropped and to each other.
 
-    A layer with more filters than weights per filter has no room for that: then the first of them are orthogonal, as
-    many as there is room for, and the others are random directions. All have the mean norm of the surviving ones.
+    A layer whose filters span all directions has no room for that: then the first of them are orthogonal, as many as
+    there is room for, and the others are random directions. All have the mean norm of the surviving ones.
     The paper takes the null space from a QR decomposition; ours draws at random and subtracts what lies in the range,
     which is the same space at a fraction of the cost.
 
@@ -45,15 +45,22 @@ def new_filters(surviving: Tensor, dropped: Tensor, *, generator: np.random.Gene
     """
     surviving, dropped = surviving.cpu().double(), dropped.cpu().double()
     count, size = dropped.shape
-    taken = torch.cat((surviving, dropped))
-    taken = taken[taken.any(1)]
-    num_orthogonal = min(count, max(0, size - len(taken)))
+    basis = _basis(torch.cat((surviving, dropped)))
+    num_orthogonal = min(count, size - basis.shape[1])
     made = torch.from_numpy(generator.standard_normal((count, size)))
     if num_orthogonal:
-        basis = torch.linalg.qr(taken.T).Q  # (weights, taken), orthonormal columns
         free = made[:num_orthogonal].T
         for _ in range(2):  # once leaves rounding errors as large as what was subtracted
             free = free - basis @ (basis.T @ free)
         made[:num_orthogonal] = torch.linalg.qr(free).Q.T
     norms = torch.linalg.vector_norm(made, dim=1, keepdim=True)
     return made / norms * torch.linalg.vector_norm(surviving, dim=1).mean(), num_orthogonal
+
+
+def _basis(rows: Tensor) -> Tensor:
+    """Orthonormal columns (weights, rank) that span the rows (n, weights), of which some may be zero or alike."""
+    units = nn.functional.normalize(rows)
+    values, directions = torch.linalg.svd(units, full_matrices=False)[1:]
+    smallest = max(units.shape) * torch.finfo(units.dtype).eps * values[0]
+    basis: Tensor = directions[values > smallest].T
+    return basis

@@ -12,6 +12,7 @@ from pruning.criteria import CriterionName
 from pruning.rounding import Direction, Rounding
 from pruning.shortcuts import Shortcuts
 from pruning.unstructured import Scope
+from utils.config_values import check_least
 from utils.errors import ConfigError
 
 ALL = "all"
@@ -75,19 +76,8 @@ class PruneConfig:
             if value is not None and not 0 <= value < 1:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} {value}: expected a share from 0 up to, not including, 1, such as 0.5")
-        for name, least in (
-            ("img_size", 1),
-            ("batch_size", 1),
-            ("workers", 0),
-            ("min_channels", 1),
-            ("tolerance", 0),
-            ("taylor_batches", 1),
-            ("step", 1),
-            ("updates", 0),
-        ):
-            if getattr(self, name) < least:
-                flag = name.replace("_", "-")
-                raise ConfigError(f"--{flag} {getattr(self, name)}: expected at least {least}")
+        check_least(self, img_size=1, batch_size=1, workers=0, min_channels=1, tolerance=0)
+        check_least(self, taylor_batches=1, step=1, updates=0)
         self._check_ways()
         self._check_iterative()
         if self.unstructured is None and self.unstructured_scope != PruneConfig.unstructured_scope:

@@ -133,6 +133,7 @@ class ReprHook(Hook):
     def epoch_end(self, trainer: Trainer) -> None:
         """Report how many filters are off; validation comes later, so its numbers are of the epoch before."""
         trainer.state.extra |= {"repr/filters_off": float(self._num_off())}
+        trainer.state.is_interim |= bool(self.off)
         self.record.note_metrics(trainer.state.metrics, epoch=trainer.state.epoch - 1)
 
     def end(self, trainer: Trainer) -> None:

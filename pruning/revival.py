@@ -11,7 +11,7 @@ from pruning.orthogonality import new_filters
 from pruning.ranked_filters import RankedLayer, weight_of
 
 # Of a batch norm that returns: the mean of the other channels of its layer for what multiplies and divides, since the
-# new filters have the mean norm of the others; nothing for what adds.
+# new filters have the mean norm of the others, and 1, as in a new one, where no other stayed; nothing for what adds.
 _FROM_OTHERS = ("weight", "running_var")
 
 
@@ -42,5 +42,5 @@ def revive_(
         for key in _FROM_OTHERS:
             values = getattr(norm, key)
             if values is not None:
-                values[back.to(values.device)] = values[stayed.to(values.device)].mean()
+                values[back.to(values.device)] = values[stayed.to(values.device)].mean() if len(stayed) else 1.0
     return num_orthogonal

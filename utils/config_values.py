@@ -85,3 +85,18 @@ def _fitted_to_class(value: Any, kind: type[Any]) -> Any:
         names = {bool: "true or false", int: "an integer", str: "text", Path: "a path", NoneType: "nothing"}
         raise ValueError(names.get(kind, kind.__name__))
     return value
+
+
+def check_least(config: object, **least: float) -> None:
+    """Refuse settings that are too small, or no number.
+
+    Args:
+        config: Has them as attributes.
+        least: The smallest allowed value by name of the setting.
+
+    Raises:
+        ConfigError: The first that is too small, by its flag.
+    """
+    for name, smallest in least.items():
+        if not (value := getattr(config, name)) >= smallest:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: expected at least {smallest:g}")

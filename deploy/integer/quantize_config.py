@@ -10,6 +10,7 @@ from engine.config import spelled
 from quantization.config import LayerBits, Observer, QuantConfig, WeightRange, check_bits
 from quantization.sensitivity import Part
 from quantization.storage.sparse import Layout
+from utils.config_values import check_least
 from utils.errors import ConfigError
 
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6}
@@ -53,10 +54,7 @@ class QuantizeConfig:
     def __post_init__(self) -> None:
         if len(self.img_size) not in (1, 2):
             raise ConfigError(f"--img-size: got {len(self.img_size)} numbers; give one side, or height and width")
-        for name, least in (("calib_images", 1), ("sensitivity_images", 0), ("workers", 0)):
-            if getattr(self, name) < least:
-                flag = name.replace("_", "-")
-                raise ConfigError(f"--{flag} {getattr(self, name)}: expected at least {least}")
+        check_least(self, calib_images=1, sensitivity_images=0, workers=0)
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"--threads {self.threads}: expected at least 1")
         for bits in (*self.sensitivity, *self.budget_bits):

@@ -75,6 +75,7 @@ def fit(trainer: Any, *, epochs: int | None = None, steps: int = 8, check: Check
         hook.before_training(trainer)
     while trainer.state.epoch + 1 < (epochs or trainer.settings.epochs):
         trainer.state.epoch += 1
+        trainer.state.is_interim = False
         torch.manual_seed(trainer.state.epoch)
         for _ in range(steps):
             _loss(trainer.model.train()).backward()
@@ -88,6 +89,7 @@ def fit(trainer: Any, *, epochs: int | None = None, steps: int = 8, check: Check
         for hook in hooks:
             hook.epoch_end(trainer)
         trainer.state.metrics = {"accuracy": trainer.state.epoch / 10}  # validation is behind a method's hooks
+        trainer.state.judge(trainer.state.epoch / 10)
     if trainer.state.epoch + 1 == trainer.settings.epochs:
         for hook in hooks:
             hook.end(trainer)

@@ -128,6 +128,16 @@ def test_gradual_pruning_holds_more_weights_every_epoch_and_gives_none_back() ->
     assert trainer.state.extra == {"sparsity/held_zeros": pytest.approx(0.8, abs=0.001)}
 
 
+def test_epochs_with_too_few_zeros_do_not_count_as_best() -> None:
+    hook = FrozenZerosHook({}, gradual=GradualPruning(settings=HALF, begin=1, epochs=2))
+    trainer = make_trainer(small_net(), [hook], epochs=4)
+    found = []
+    for epochs in range(1, 5):
+        fit(trainer, epochs=epochs, steps=1)
+        found.append(trainer.state.best_epoch)
+    assert found == [-1, -1, 2, 3]
+
+
 @pytest.mark.parametrize("killed_after", [1, 2, 3])
 def test_resumed_gradual_run_equals_the_unbroken_one(killed_after: int) -> None:
     def begun() -> tuple[Any, FrozenZerosHook]:

@@ -54,6 +54,13 @@ def test_filters_that_nearly_repeat_each_other_leave_the_new_ones_orthogonal() -
     assert largest_cosine(made.float(), torch.cat((stay, old))) < 1e-5
 
 
+def test_equal_filters_take_the_room_of_one() -> None:
+    stay, old = drawn((1, 54)).repeat(50, 1), drawn((4, 54), seed=1)
+    made, num_orthogonal = new_filters(stay, old, generator=np.random.default_rng(0))
+    assert num_orthogonal == 4
+    assert largest_cosine(made.float(), torch.cat((stay, old))) < 1e-5
+
+
 def test_beyond_the_room_filters_are_random() -> None:
     # 5 + 4 filters of 11 weights leave a space of 2 dimensions for 4.
     stay, old = drawn((5, 11)), drawn((4, 11), seed=1)

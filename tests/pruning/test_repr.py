@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from stepping import average_of, fit, make_trainer, small_net
@@ -19,8 +20,10 @@ from engine.hooks import Hook
 from engine.optim import OptimizerName
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
-from pruning.ranked_filters import zeros_of
+from pruning.graph import ChannelGraph
+from pruning.ranked_filters import most_overlapping, ranked_layers, zeros_of
 from pruning.repr import ReprHook, ReprSettings
+from pruning.revival import revive_
 from utils.errors import ConfigError
 from utils.twins import tensors_by_name
 
@@ -249,6 +252,44 @@ def test_resumed_run_equals_the_unbroken_one(optimizer: OptimizerName, killed_af
             torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True)
         )
     assert resumed.record.state() == hook.record.state()
+
+
+def test_epochs_with_filters_off_do_not_count_as_best() -> None:
+    model = small_net()
+    trainer = make_trainer(model, [ReprHook(model, settings=SHORT)], epochs=5)
+    found = []
+    for epochs in range(1, 6):
+        fit(trainer, epochs=epochs, steps=1)
+        found.append(trainer.state.best_epoch)
+    assert found == [0, 0, 2, 2, 4]
+
+
+class TwoNorms(nn.Module):
+    """One convolution whose two halves have a batch norm each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1, bias=False)
+        self.left, self.right, self.last = nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.conv(self.stem(x).relu()).chunk(2, 1)
+        return self.last(torch.cat((self.left(left).relu(), self.right(right).relu()), 1).mean((2, 3)))
+
+
+def test_batch_norm_whose_channels_were_all_off_comes_back_as_a_new_one() -> None:
+    torch.manual_seed(0)
+    model = TwoNorms()
+    with torch.no_grad():
+        model.conv.weight[1:4] = model.conv.weight[:1]
+        model.right.weight.fill_(0.5)
+    (layer,) = ranked_layers(model, ChannelGraph.of(model, image_chw=(3, 8, 8)))
+    off = most_overlapping(model, [layer], count=4)["conv"]
+    assert off.tolist() == [0, 1, 2, 3]
+    old = model.conv.weight.detach()[:4].flatten(1).clone()
+    revive_(model, layer, off, old, generator=np.random.default_rng(0))
+    assert model.left.weight.tolist() == model.left.running_var.tolist() == [1.0] * 4
+    assert model.right.weight.tolist() == [0.5] * 4
 
 
 def test_record_tells_stages_curve_and_plots_them(tmp_path: Path) -> None:
