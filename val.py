@@ -1,4 +1,4 @@
-"""Measure a detector: COCO numbers, curves, confusion matrix, sample pictures, speed."""
+"""Measure a detector: COCO numbers, curves, confusion matrix, sample pictures, speed. Or a classifier: accuracy."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal
 
 from numpy.typing import NDArray
 
+from deploy.classification_run import run_classification
 from deploy.registry import load_runtime
 from deploy.runtime import RuntimeModel, RuntimeOptions
+from engine.classifier_evaluation import ClassifierEvaluation
 from engine.config import spelled
 from engine.eval_report import (
     LabelFiles,
@@ -27,8 +29,10 @@ from engine.predict import augmented, ensemble, predictor
 from engine.study import STUDY_SIZES, run_study
 from utils.batch import Batch
 from utils.cli import run_script
+from utils.config_values import check_least
 from utils.datasets.config import DataConfig, load_data_config
 from utils.datasets.index import build_label_index
+from utils.datasets.known_pictures import are_pictures
 from utils.device import select_device
 from utils.errors import ConfigError
 from utils.metrics.coco import Engine
@@ -41,10 +45,10 @@ Task = Literal["train", "val", "test", "speed", "study"]
 
 @dataclass(frozen=True, kw_only=True)
 class ValConfig:
-    """Measure a detector on a data set."""
+    """Measure a detector or a classifier on a data set."""
 
-    weights: tuple[str, ...]  # checkpoint or exported artefact; several make an ensemble
-    data: str = "data/bccd.yaml"  # data set YAML
+    weights: tuple[str, ...]  # checkpoint or exported artefact; several detectors make an ensemble
+    data: str = "data/bccd.yaml"  # data set YAML; for a classifier mnist, cifar10 (fetched once) or an .npz
     batch_size: Annotated[int, spelled("--batch")] = 32  # images per step
     img_size: Annotated[int, spelled("--img", "--imgsz")] = 640  # longer side in pixels
     conf_thres: Annotated[float, spelled("--conf")] = 0.001  # least score of a box
@@ -66,7 +70,7 @@ class ValConfig:
     save_json: bool = False  # for v5.0 command lines; predictions.json is always written
     engine: Engine = "faster"  # package that counts the COCO numbers
     workers: int = 8  # data loading processes, at most one per core
-    cache_dir: str = ""  # where the label index is cached; empty is beside the data
+    cache_dir: str = ""  # where the label index is cached, by default beside the data; or fetched pictures
     project: str = "runs/val"  # where run folders are made
     name: str = "exp"  # name of the run folder
     exist_ok: bool = False  # use the folder even if it exists
@@ -74,14 +78,13 @@ class ValConfig:
     def __post_init__(self) -> None:
         if not self.weights:
             raise ConfigError("--weights: none given; name at least one checkpoint")
-        for name, least in (("batch_size", 1), ("img_size", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                flag = name.replace("_", "-")
-                raise ConfigError(f"--{flag} {getattr(self, name)}: expected at least {least}")
+        check_least(self, batch_size=1, img_size=1, workers=0)
 
 
-def val(config: ValConfig) -> Evaluation | None:
+def val(config: ValConfig) -> Evaluation | ClassifierEvaluation | None:
     """Measure, write the run folder and log the table; a study gives its numbers only as files."""
+    if are_pictures(config.data):
+        return run_classification(config)
     session = _open_session(config)
     folder = RunFolder.create(project=config.project, name=config.name, exist_ok=config.exist_ok)
     logger.info("results in %s", folder.path)

@@ -18,7 +18,6 @@ from examples.stages import PLACES
 from utils.cli import run_script
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
     """Which run."""

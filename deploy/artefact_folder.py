@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from utils.errors import ConfigError
+
+
+def check_replaceable(folder: Path, *, marker: str) -> None:
+    """Check that a folder can be made or replaced, before what goes into it is computed.
+
+    Args:
+        folder: Where the files will be.
+        marker: As of `replaced_folder`.
+
+    Raises:
+        ConfigError: It holds something else, or lies where no folder can be made.
+    """
+    if folder.exists() and not (folder / marker).is_file():
+        raise ConfigError(f"{folder} exists and holds no {marker}; move it away or choose another name")
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"cannot write {folder}: {above} is no folder that can be written to; choose another folder"
+        )
 
 
 @contextmanager
@@ -21,8 +41,7 @@ def replaced_folder(folder: Path, *, marker: str) -> Iterator[Path]:
     Raises:
         ConfigError: The folder holds something else, or the disk cannot be written to.
     """
-    if folder.exists() and not (folder / marker).is_file():
-        raise ConfigError(f"{folder} exists and holds no {marker}; move it away or choose another name")
+    check_replaceable(folder, marker=marker)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:

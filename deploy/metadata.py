@@ -226,5 +226,8 @@ def _checked(values: Any, name: str, annotation: Any) -> Any:
     kind = _JSON_KINDS.get(annotation, list)
     value = values.get(name) if isinstance(values, dict) else None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(f"{name}: got {value!r}, expected a {kind.__name__}; export the artefact again")
+        raise ConfigError(
+            f"{name}: got {value!r}, expected a {kind.__name__}; export the artefact again, or give one of the kind "
+            "that the data are for: detector or classifier"
+        )
     return freeze(value) if kind is list else value

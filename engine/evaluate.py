@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -114,7 +114,7 @@ def evaluate(
         on_batch: Called after each batch, to draw or to save.
     """
     found: dict[int, Array] = {}
-    clock = _Clock(device=device)
+    clock = StageClock.of("preprocess", "inference", "nms", "metrics", device=device)
     for step, batch in enumerate(progress(loader, description="evaluating")):
         boxes = _find_boxes(predict, batch, settings=settings, clock=clock)
         for info, own in zip(batch.infos, boxes, strict=True):
@@ -126,7 +126,7 @@ def evaluate(
         return _score(found, index, settings=settings, seconds=clock.seconds)
 
 
-def _find_boxes(predict: Predict, batch: Batch, *, settings: EvalSettings, clock: _Clock) -> list[Array]:
+def _find_boxes(predict: Predict, batch: Batch, *, settings: EvalSettings, clock: StageClock) -> list[Array]:
     """Per image (n, 6) xyxy in pixels of the batch, score, class, on the CPU."""
     device = clock.device
     with clock.stage("preprocess"):
@@ -202,16 +202,25 @@ def _score(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Clock:
-    """Seconds per stage; waits for the device, whose work is otherwise booked on the next stage."""
+class StageClock:
+    """Seconds per stage; waits for the device, whose work is otherwise booked on the next stage.
+
+    Attributes:
+        device: Where is computed.
+        seconds: By name of the stage; they grow.
+    """
 
     device: torch.device
-    seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("preprocess", "inference", "nms", "metrics"), 0.0)
-    )
+    seconds: dict[str, float]
+
+    @classmethod
+    def of(cls, *stages: str, device: torch.device) -> StageClock:
+        """At zero for each of these stages."""
+        return cls(device=device, seconds=dict.fromkeys(stages, 0.0))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Add what happens inside to a stage."""
         start = time.perf_counter()
         yield
         if self.device.type == "cuda":

@@ -121,8 +121,13 @@ class ModelSpec:
         """Rebuild from `to_dict`; `where` names its origin in messages.
 
         Raises:
-            ConfigError: A key is missing or a value has another form.
+            ConfigError: A key is missing or a value has another form, or it describes a classifier.
         """
+        if "kind" in values:
+            raise ConfigError(
+                f"{where}: of a {values['kind']}, expected of a detector; val.py and quantize.py take classifiers "
+                "with --data mnist, cifar10 or an .npz"
+            )
         try:
             rows = values["layers"]
             layers = tuple(

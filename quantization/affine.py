@@ -68,15 +68,17 @@ def affine_of_range(low: float, high: float, *, bits: int, symmetric: bool) -> A
 
 
 def within(affine: Affine, low: float, high: float) -> Affine:
-    """The same scale with fewer integers: those of the real numbers from `low` to `high`, which may be infinite."""
+    """The same scale with fewer integers: those of the real numbers from `low` to `high`, which may be infinite.
+
+    Zero must lie between them: its integer stands for the borders that convolutions pad with.
+    """
+    assert low <= 0 <= high, f"a clamp to {low} to {high} leaves no integer of zero"
     lowest, highest = affine.low, affine.high
     if math.isfinite(low):
         lowest = max(lowest, round_half_up(low / affine.scale) + affine.zero_point)
     if math.isfinite(high):
         highest = min(highest, round_half_up(high / affine.scale) + affine.zero_point)
-    # A clamp to numbers that were never seen leaves one integer.
-    lowest = min(lowest, affine.high)
-    return replace(affine, low=lowest, high=max(lowest, highest))
+    return replace(affine, low=lowest, high=highest)
 
 
 def round_half_up(value: float) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -72,6 +72,10 @@ class Call:
         if len(both) != 2 or not all(isinstance(side, int) for side in both):
             raise self.refusal(f"has {name} {value!r}")
         return both
+
+    def part(self, suffix: str, source: Ref) -> Call:
+        """A step towards the result, on `source` and of its shape."""
+        return replace(self, name=f"{self.name}.{suffix}", arguments={"input": source}, shapes=(source.shape,))
 
     def refusal(self, finding: str) -> QuantizationError:
         """The error of an operator that has no integer form here."""

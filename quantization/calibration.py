@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
 from quantization.affine import affine_of_range, within
@@ -29,15 +27,15 @@ class Calibration:
         other._observers = self._observers
         return other
 
-    def observe(self, values: Mapping[str, Tensor]) -> None:
-        """Add the results of all nodes for one batch.
+    def observe(self, name: str, value: Tensor) -> None:
+        """Add the result of a node for one batch; one without a scale of its own adds nothing.
 
         Raises:
             DataError: NaN or infinite numbers.
         """
-        for name, observer in self._observers.items():
-            observer.observe(values[name])
-        self._known.clear()
+        if name in self._observers:
+            self._observers[name].observe(value)
+            self._known.clear()
 
     def affine(self, name: str, bits: int) -> Affine:
         """The scale of a node's result in so many bits.

@@ -33,9 +33,10 @@ class Executor:
             operation.name: tuple(source for source, reader in last_reader.items() if reader == operation.name)
             for operation in program.operations
         }
-        # Factors of a mean over whole maps hold the number of cells, so they are right for one size.
+        # Factors of a mean over whole maps hold the number of cells, so they are right for one size; so are shapes.
         self._is_of_one_size = any(
-            operation.kind == "mean" and operation.settings["kernel"] == (0, 0) for operation in program.operations
+            operation.kind == "reshape" or operation.settings.get("kernel") == (0, 0)
+            for operation in program.operations
         )
 
     def __call__(self, images: Tensor) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -31,16 +32,24 @@ def computed(node: Node, inputs: Sequence[Tensor], weights: tuple[Tensor, Tensor
 
     Args:
         node: What to compute.
-        inputs: Results of the nodes it reads.
+        inputs: Results of the nodes it reads; of the input the images.
         weights: Weight and bias; None for a node without.
     """
     if weights is not None:
-        weight, bias = weights
-        result = F.linear(inputs[0], weight, bias) if node.kind == "linear" else _conv(node, inputs[0], weight, bias)
-    else:
-        result = _OPERATIONS[node.kind](node, inputs)
+        return clamped(node, sums(node, inputs[0], weights))
+    return inputs[0] if node.kind == "input" else clamped(node, _OPERATIONS[node.kind](node, inputs))
+
+
+def sums(node: Node, x: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
+    """The result of a node with weights, not yet clamped."""
+    weight, bias = weights
+    return F.linear(x, weight, bias) if node.kind == "linear" else _conv(node, x, weight, bias)
+
+
+def clamped(node: Node, result: Tensor) -> Tensor:
+    """A result between the limits of its node."""
     low, high = node.clamp
-    return result if (low, high) == (-float("inf"), float("inf")) else result.clamp(low, high)
+    return result if (low, high) == (-math.inf, math.inf) else result.clamp(low, high)
 
 
 def _conv(node: Node, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -55,7 +64,9 @@ def _lookup(node: Node, inputs: Sequence[Tensor]) -> Tensor:
 
 def _max_pool(node: Node, inputs: Sequence[Tensor]) -> Tensor:
     kernel, stride, padding = (pair_of(node, name) for name in ("kernel", "stride", "padding"))
-    return F.max_pool2d(inputs[0], kernel, stride, padding)
+    # torch itself takes no border wider than half a window.
+    bordered = F.pad(inputs[0], (padding[1], padding[1], padding[0], padding[0]), value=-math.inf)
+    return F.max_pool2d(bordered, kernel, stride)
 
 
 def _mean(node: Node, inputs: Sequence[Tensor]) -> Tensor:
@@ -76,6 +87,12 @@ def _slice(node: Node, inputs: Sequence[Tensor]) -> Tensor:
     return inputs[0][(*everything, slice(start, stop, step))]
 
 
+def _reshape(node: Node, inputs: Sequence[Tensor]) -> Tensor:
+    shape = node.settings["shape"]
+    assert isinstance(shape, tuple)
+    return inputs[0].reshape(len(inputs[0]), *shape)
+
+
 def _permute(node: Node, inputs: Sequence[Tensor]) -> Tensor:
     axes = node.settings["axes"]
     assert isinstance(axes, tuple)
@@ -93,5 +110,6 @@ _OPERATIONS: dict[Kind, Callable[[Node, Sequence[Tensor]], Tensor]] = {
     "upsample": _upsample,
     "slice": _slice,
     "flatten": lambda node, inputs: inputs[0].flatten(number_of(node, "start_axis")),
+    "reshape": _reshape,
     "permute": _permute,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -17,7 +17,7 @@ Function: TypeAlias = Callable[[Tensor], Tensor]
 INPUT = "input"
 WEIGHTED: frozenset[Kind] = frozenset({"conv", "linear"})
 # They move numbers or choose among them, and so keep the scale of what they read.
-MOVERS: frozenset[Kind] = frozenset({"max_pool", "upsample", "slice", "flatten", "permute"})
+MOVERS: frozenset[Kind] = frozenset({"max_pool", "upsample", "slice", "flatten", "reshape", "permute"})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,6 +41,10 @@ class Node:
     weight: Tensor | None = None
     bias: Tensor | None = None
     area: int = 0
+
+
+# From a node and what it reads to its result.
+NodeFunction: TypeAlias = Callable[[Node, Sequence[Tensor]], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,6 +85,32 @@ class Graph:
             for source in node.inputs:
                 found[source].append(node.name)
         return found
+
+    def last_reads(self) -> dict[str, tuple[str, ...]]:
+        """For each node those whose results no node after it reads."""
+        last = {name: name for name in self.nodes}
+        for node in self.nodes.values():
+            last.update(dict.fromkeys(node.inputs, node.name))
+        found: dict[str, list[str]] = {name: [] for name in self.nodes}
+        for name, reader in last.items():
+            found[reader].append(name)
+        return {name: tuple(read) for name, read in found.items()}
+
+    def results(self, images: Tensor, compute: NodeFunction) -> Iterator[tuple[str, Tensor]]:
+        """The result of every node by name, in order; each is let go after its last reader.
+
+        Args:
+            images: (B, C, H, W).
+            compute: From a node and what it reads to its result; the input reads the images.
+        """
+        done_after = self.last_reads()
+        held: dict[str, Tensor] = {}
+        for node in self.nodes.values():
+            inputs = [images] if node.name == INPUT else [held[name] for name in node.inputs]
+            held[node.name] = compute(node, inputs)
+            yield node.name, held[node.name]
+            for name in done_after[node.name]:
+                del held[name]
 
     def wide(self) -> frozenset[str]:
         """Scaled nodes whose results no convolution or linear layer reads."""

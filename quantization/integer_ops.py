@@ -144,6 +144,18 @@ def flatten_step(operation: Operation, inputs: Sequence[Affine]) -> Step:
     return lambda values: values[0].transpose(0, 1).flatten(start).transpose(0, 1)
 
 
+def reshape_step(operation: Operation, inputs: Sequence[Affine]) -> Step:
+    """Other dimensions after the batch."""
+    shape = operation.settings["shape"]
+    assert isinstance(shape, tuple)
+
+    def step(values: Sequence[Tensor]) -> Tensor:
+        by_image = values[0].transpose(0, 1)
+        return by_image.reshape(len(by_image), *shape).transpose(0, 1)
+
+    return step
+
+
 def permute_step(operation: Operation, inputs: Sequence[Affine]) -> Step:
     """Dimensions in another order."""
     axes = operation.settings["axes"]
@@ -181,5 +193,6 @@ MAKERS: dict[str, Callable[[Operation, Sequence[Affine]], Step]] = {
     "upsample": upsample_step,
     "slice": slice_step,
     "flatten": flatten_step,
+    "reshape": reshape_step,
     "permute": permute_step,
 }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from quantization.building import Builder, Call, Ref, constant, constant_or_zeros
@@ -97,7 +99,23 @@ def _per_channel(build: Builder, call: Call, scale: Tensor, shift: Tensor) -> Re
 
 def table(build: Builder, call: Call) -> Ref:
     """Any function of one tensor, number by number."""
-    function: Function = call.arguments["function"]
+    return _looked_up(build, call, call.arguments["function"])
+
+
+def prelu(build: Builder, call: Call) -> Ref:
+    """A slope for the negative numbers; with one per channel these are scaled by themselves and added."""
+    slopes = constant(call.get("weight"))
+    if slopes.numel() == 1:
+        slope = float(slopes)
+        return _looked_up(build, call, lambda x: F.leaky_relu(x, slope))
+    source = call.source
+    negative = _clamped(build, call.part("negative", source), (-math.inf, 0.0))
+    scaled = _per_channel(build, call.part("slopes", negative), slopes.double(), torch.zeros_like(slopes).double())
+    positive = _clamped(build, call.part("positive", source), (0.0, math.inf))
+    return build.add(Node(name=call.name, kind="add", inputs=(positive.name, scaled.name)), call.shape)
+
+
+def _looked_up(build: Builder, call: Call, function: Function) -> Ref:
     node = Node(name=call.name, kind="lookup", inputs=(call.source.name,), function=function)
     return build.add(node, call.shape)
 
@@ -108,6 +126,13 @@ def clamp(build: Builder, call: Call) -> Ref:
     if isinstance(low, Tensor | Ref) or isinstance(high, Tensor | Ref):
         raise call.refusal("has limits that are tensors")
     limits = (-math.inf if low is None else float(low), math.inf if high is None else float(high))
+    if not limits[0] <= 0 <= limits[1]:
+        # Zero keeps an integer, for borders are padded with it: such limits cannot be those of the integers.
+        return _looked_up(build, call, lambda x: x.clamp(*limits))
+    return _clamped(build, call, limits)
+
+
+def _clamped(build: Builder, call: Call, limits: tuple[float, float]) -> Ref:
     return build.add(Node(name=call.name, kind="rescale", inputs=(call.source.name,), clamp=limits), call.shape)
 
 
@@ -136,11 +161,18 @@ def multiply(build: Builder, call: Call) -> Ref:
 
 
 def subtract(build: Builder, call: Call) -> Ref:
-    """A constant taken from a tensor."""
-    other = call.get("other")
-    if isinstance(other, Ref):
-        raise call.refusal("takes one result of the network from another")
-    return _with_constant(build, call, call.source, -other, is_product=False)
+    """A tensor or a constant taken from another tensor of its shape, or a tensor from a constant."""
+    if call.get("alpha", 1) != 1:
+        raise call.refusal("has a factor alpha")
+    one, other = call.get("input"), call.get("other")
+    if not isinstance(other, Ref):
+        return _with_constant(build, call, call.source, -other, is_product=False)
+    if isinstance(one, Ref) and one.shape != other.shape:
+        raise call.refusal(f"takes one result of the network from another, of shapes {other.shape} and {one.shape}")
+    negative = _looked_up(build, call.part("negative", other), torch.neg)
+    if not isinstance(one, Ref):
+        return _with_constant(build, call, negative, one, is_product=False)
+    return build.add(Node(name=call.name, kind="add", inputs=(one.name, negative.name)), call.shape)
 
 
 def divide(build: Builder, call: Call) -> Ref:
@@ -148,6 +180,8 @@ def divide(build: Builder, call: Call) -> Ref:
     other = call.get("other")
     if isinstance(other, Ref):
         raise call.refusal("divides by a result of the network")
+    if call.get("rounding_mode") is not None:
+        raise call.refusal("rounds what it divides")
     return _with_constant(build, call, call.source, 1 / other, is_product=True)
 
 
@@ -163,9 +197,7 @@ def _operands(call: Call) -> tuple[Ref, Any]:
 
 def _with_constant(build: Builder, call: Call, source: Ref, value: Any, *, is_product: bool) -> Ref:
     """A table for a number, a scale or shift per channel for (1, C, 1, 1) and what broadcasts to it."""
-    call = Call(
-        name=call.name, operator=call.operator, arguments={**call.arguments, "input": source}, shapes=call.shapes
-    )
+    call = replace(call, arguments={**call.arguments, "input": source})
     if isinstance(value, Tensor) and value.numel() > 1:
         channels = source.shape[1]
         # Aligned at the last dimension, as torch does it.
@@ -175,7 +207,5 @@ def _with_constant(build: Builder, call: Call, source: Ref, value: Any, *, is_pr
         vector = constant(value).double().view(-1)
         zeros, ones = torch.zeros_like(vector), torch.ones_like(vector)
         return _per_channel(build, call, vector if is_product else ones, zeros if is_product else vector)
-    number = float(value)
-    function = (lambda x: x * number) if is_product else (lambda x: x + number)
-    node = Node(name=call.name, kind="lookup", inputs=(source.name,), function=function)
-    return build.add(node, call.shape)
+    number = float(value.detach() if isinstance(value, Tensor) else value)
+    return _looked_up(build, call, (lambda x: x * number) if is_product else (lambda x: x + number))

@@ -12,14 +12,15 @@ from models.detector import Detector
 from models.prepare import ready_for_export
 from quantization.building import Builder, Call, Ref
 from quantization.float_ops import computed
-from quantization.graph import INPUT, Graph
+from quantization.graph import INPUT, Graph, Node
 from quantization.merging import merged
 from quantization.operators import function_call, module_call, operator_name
 from utils.errors import QuantizationError
 from utils.twins import twin_with_numbers
 
-# What tracing raises where code asks a tensor for numbers: branches, loops and lengths that depend on data.
-_UNTRACEABLE = (fx.proxy.TraceError, TypeError, RuntimeError)
+# What code raises that meets other values than it was written for. In tracing those are stand-ins without numbers:
+# branches, loops and lengths that depend on data.
+_CODE_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 # What models.prepare.ExportNetwork puts before the paths of a detector.
 _PREFIX = "detector."
 # Folding batch norms changes the order of sums, no more.
@@ -53,11 +54,13 @@ def _check_same(graph: Graph, images: Tensor, expected: Sequence[Tensor]) -> Non
     Raises:
         QuantizationError: It does not: the network changes a tensor in place that it reads again.
     """
-    values = {INPUT: images}
+
+    def compute(node: Node, inputs: Sequence[Tensor]) -> Tensor:
+        weights = None if node.weight is None or node.bias is None else (node.weight, node.bias)
+        return computed(node, inputs, weights)
+
     with torch.no_grad():
-        for node in list(graph.nodes.values())[1:]:
-            weights = None if node.weight is None or node.bias is None else (node.weight, node.bias)
-            values[node.name] = computed(node, [values[name] for name in node.inputs], weights)
+        values = {name: value for name, value in graph.results(images, compute) if name in graph.outputs}
     for name, wanted in zip(graph.outputs, expected, strict=True):
         difference = (values[name] - wanted).abs().max()
         # Numbers that are not finite are told of in calibration, with the layer they come from.
@@ -77,7 +80,7 @@ class _Tracer(fx.Tracer):
         """Trace `m`."""
         try:
             return super().call_module(m, forward, args, kwargs)
-        except _UNTRACEABLE:
+        except _CODE_ERRORS:
             self.failed = self.failed or f"{self.path_of_module(m)} ({type(m).__name__})"
             raise
 
@@ -86,22 +89,37 @@ def _traced(network: nn.Module) -> fx.Graph:
     tracer = _Tracer()
     try:
         return tracer.trace(network)
-    except _UNTRACEABLE as error:
+    except _CODE_ERRORS as error:
         where = (tracer.failed or type(network).__name__).removeprefix(_PREFIX)
-        cause = str(error).split(". ")[0].splitlines()[0]
         raise QuantizationError(
-            f"{where}: torch.fx cannot trace it ({cause}); rewrite what depends on data, or use a network without it"
+            f"{where}: torch.fx cannot trace it ({_cause(error)}); "
+            "rewrite what depends on data, or use a network without it"
         ) from error
 
 
+def _cause(error: Exception) -> str:
+    """The kind of an error and the first sentence of what it says, if anything."""
+    said = str(error).strip().split(". ")[0].splitlines()
+    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+
+
 class _Shapes(fx.Interpreter):
-    """Runs a network once and keeps the shapes of its tensors, and whatever else it computes."""
+    """Runs a network once and keeps the shapes of its tensors, and whatever else it computes.
+
+    Attributes:
+        found: By node.
+        at: The node that runs, by its path.
+    """
 
     def __init__(self, traced: fx.GraphModule) -> None:
         super().__init__(traced, garbage_collect_values=True)
+        # Errors keep their words.
+        self.extra_traceback = False
         self.found: dict[fx.Node, Any] = {}
+        self.at = ""
 
     def run_node(self, n: fx.Node) -> Any:
+        self.at = _path_of(n)
         result = super().run_node(n)
         self.found[n] = fx.node.map_aggregate(
             result, lambda item: torch.empty(item.shape, device="meta") if isinstance(item, Tensor) else item
@@ -139,11 +157,11 @@ class _Lowering:
             with torch.no_grad():
                 # Some networks change their images in place.
                 given = shapes.run(self.example.clone())
-        except (RuntimeError, TypeError, ValueError) as error:
+        except _CODE_ERRORS as error:
             shape = tuple(self.example.shape[1:])
             raise QuantizationError(
-                f"the network does not run on images of shape {shape} ({str(error).splitlines()[0]}); "
-                "give the channels, height and width it takes"
+                f"{shapes.at}: the network does not run on images of shape {shape} ({_cause(error)}); "
+                "give the channels, height and width it takes, or mend what fails there"
             ) from error
         self.outputs = tuple(given) if isinstance(given, list | tuple) else (given,)
         return shapes.found

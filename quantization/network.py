@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
@@ -16,7 +17,7 @@ from quantization.calibration import Calibration
 from quantization.config import QuantConfig
 from quantization.executor import Executor
 from quantization.float_ops import computed
-from quantization.graph import INPUT, MOVERS, Graph, Node
+from quantization.graph import MOVERS, Graph, Node
 from quantization.lowering import lower
 from quantization.program import Affine, IntegerProgram
 from quantization.weights import weight_grid
@@ -26,6 +27,23 @@ from utils.fingerprint import network_fingerprint
 Mode: TypeAlias = Literal["float", "fake", "integer"]
 # One tensor, or several where the network gives several.
 Outputs: TypeAlias = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Prepared:
+    """A network in integers.
+
+    Attributes:
+        state: Address and count of changes of each of its weights.
+        weights: Kept, so that no later tensor gets the address of one of them.
+        program: Made of them.
+        executor: Of the program.
+    """
+
+    state: tuple[tuple[int, int], ...]
+    weights: tuple[Tensor, ...]
+    program: IntegerProgram
+    executor: Executor
 
 
 class QuantizedNetwork(nn.Module):
@@ -55,7 +73,7 @@ class QuantizedNetwork(nn.Module):
         self._calibration = Calibration(self.graph, config)
         self._affines: Mapping[str, Affine] = {}
         self._held_grids: dict[str, Grid] = {}
-        self._prepared: tuple[tuple[int, ...], IntegerProgram, Executor] | None = None
+        self._prepared: _Prepared | None = None
 
     def _without_weights(self, node: Node) -> Node:
         """Make the weights of a node parameters; the node is told without them."""
@@ -87,7 +105,8 @@ class QuantizedNetwork(nn.Module):
         """
         calibration = Calibration(self.graph, self.config)
         for images in batches:
-            calibration.observe(self._values(images, is_rounded=False))
+            for name, value in self._values(images, is_rounded=False):
+                calibration.observe(name, value)
         self._calibration = calibration
         self.set_bits_(self.bits)
 
@@ -125,34 +144,32 @@ class QuantizedNetwork(nn.Module):
         if self.mode == "integer":
             outputs = self._in_integers(images)
         else:
+            wanted = set(self.graph.outputs)
             values = self._values(images, is_rounded=self.mode == "fake")
-            outputs = [values[name] for name in self.graph.outputs]
+            found = {name: value for name, value in values if name in wanted}
+            outputs = [found[name] for name in self.graph.outputs]
         return outputs[0] if self.graph.is_single else tuple(outputs)
 
     def rounded(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         """The result of a node in fake mode; the input is given the images."""
         return self._result(node, inputs, is_rounded=True)
 
-    def _values(self, images: Tensor, *, is_rounded: bool) -> dict[str, Tensor]:
-        """The result of every node."""
-        values: dict[str, Tensor] = {}
-        for node in self.graph.nodes.values():
-            inputs = [images] if node.name == INPUT else [values[name] for name in node.inputs]
-            values[node.name] = self._result(node, inputs, is_rounded=is_rounded)
-        return values
+    def _values(self, images: Tensor, *, is_rounded: bool) -> Iterator[tuple[str, Tensor]]:
+        """The result of every node by name, held no longer than it is read."""
+        return self.graph.results(images, partial(self._result, is_rounded=is_rounded))
 
     def _result(self, node: Node, inputs: Sequence[Tensor], *, is_rounded: bool) -> Tensor:
         weights = None
         if node.name in self.bits.weights:
             weights = self.rounded_weights(node) if is_rounded else self.weights(node.name)
-        result = inputs[0] if node.name == INPUT else computed(node, inputs, weights)
+        result = computed(node, inputs, weights)
         affine = self._affines.get(node.name) if is_rounded and node.kind not in MOVERS else None
         return fake_quantise(result, affine) if affine else result
 
     def rounded_weights(self, node: Node) -> tuple[Tensor, Tensor]:
         """Weight and bias of a node in fake mode."""
         weight, bias = self.weights(node.name)
-        grid, source = self.grid(node), self._source(node)
+        grid, source = self.grid(node), self.affine_of(node.inputs[0])
         if grid is None:
             return weight, bias
         rounded = fake_bias(bias, grid.scales * source.scale) if source else bias
@@ -160,7 +177,7 @@ class QuantizedNetwork(nn.Module):
 
     def grid(self, node: Node) -> Grid | None:
         """How the weight of a node becomes integers; None where it stays in real numbers."""
-        bits, source = self.bits.weights[node.name], self._source(node)
+        bits, source = self.bits.weights[node.name], self.affine_of(node.inputs[0])
         if bits is None or node.name in self._held_grids:
             return self._held_grids.get(node.name)
         weight, bias = self.weights(node.name)
@@ -172,9 +189,9 @@ class QuantizedNetwork(nn.Module):
         self._held_grids[name] = grid
         self._prepared = None
 
-    def _source(self, node: Node) -> Affine | None:
-        """How the integers that a node reads stand for numbers."""
-        return self._affines.get(self.graph.scale_of(node.inputs[0]))
+    def affine_of(self, name: str) -> Affine | None:
+        """How the integers of a node's result stand for numbers; None where it stays in real numbers."""
+        return self._affines.get(self.graph.scale_of(name))
 
     def to_program(self) -> IntegerProgram:
         """The network in integers, as its weights are now.
@@ -204,13 +221,13 @@ class QuantizedNetwork(nn.Module):
 
     @torch.no_grad()
     def _in_integers(self, images: Tensor) -> list[Tensor]:
-        # torch counts the changes of a tensor; integers of older weights are no longer those of the network.
-        versions = tuple(parameter._version for parameter in self.parameters())
-        if self._prepared is None or self._prepared[0] != versions:
-            program = self.to_program()
-            self._prepared = versions, program, Executor(program)
-        _, program, executor = self._prepared
-        return run_program(program, executor, images)
+        # Integers of older weights are no longer those of the network: torch counts the changes of a tensor, and
+        # another tensor lies elsewhere.
+        state = tuple((parameter.data_ptr(), parameter._version) for parameter in self.parameters())
+        if self._prepared is None or self._prepared.state != state:
+            program, weights = self.to_program(), tuple(parameter.detach() for parameter in self.parameters())
+            self._prepared = _Prepared(state=state, weights=weights, program=program, executor=Executor(program))
+        return run_program(self._prepared.program, self._prepared.executor, images)
 
 
 def run_program(program: IntegerProgram, executor: Executor, images: Tensor) -> list[Tensor]:

@@ -164,7 +164,8 @@ def _divergence(centres: Floats, counts: Floats, ends: Range, bits: int, symmetr
     used = (counts > 0) & (centres != 0)
     centres, counts = centres[used], counts[used]
     inside = (centres >= ends[0]) & (centres <= ends[1])
-    if not inside.any():
+    # One place alone keeps its share of the distribution, all of it, however much is clipped to it.
+    if inside.sum() < min(2, len(centres)):
         return math.inf
     kept = centres[inside]
     reference = counts[inside].copy()

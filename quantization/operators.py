@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from quantization import layer_rules, shape_rules
+from quantization import layer_rules, shape_rules, window_rules
 from quantization.building import Rule
 
 # Modules of torchvision and others are gone into; only their functions that tracing keeps whole matter here.
@@ -32,7 +32,7 @@ class Operator:
 
 _CONV = ("weight", "bias", "stride", "padding", "dilation", "groups")
 _NORM = ("running_mean", "running_var", "weight", "bias")
-_MAX_POOL = ("kernel_size", "stride", "padding", "dilation")
+_MAX_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 _AVG_POOL = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
 
 _MODULES: dict[type[nn.Module], Operator] = {
@@ -40,14 +40,15 @@ _MODULES: dict[type[nn.Module], Operator] = {
     nn.Linear: Operator(rule=layer_rules.linear, parameters=("weight", "bias")),
     nn.BatchNorm2d: Operator(rule=layer_rules.batch_norm, parameters=(*_NORM, "eps")),
     nn.BatchNorm1d: Operator(rule=layer_rules.batch_norm, parameters=(*_NORM, "eps")),
-    nn.MaxPool2d: Operator(rule=shape_rules.max_pool, parameters=_MAX_POOL),
-    nn.AvgPool2d: Operator(rule=shape_rules.avg_pool, parameters=_AVG_POOL),
-    nn.AdaptiveAvgPool2d: Operator(rule=shape_rules.adaptive_avg_pool),
+    nn.MaxPool2d: Operator(rule=window_rules.max_pool, parameters=_MAX_POOL),
+    nn.AvgPool2d: Operator(rule=window_rules.avg_pool, parameters=_AVG_POOL),
+    nn.AdaptiveAvgPool2d: Operator(rule=window_rules.adaptive_avg_pool),
     nn.Upsample: Operator(rule=shape_rules.upsample, parameters=("mode",)),
     nn.UpsamplingNearest2d: Operator(rule=shape_rules.upsample),
     nn.Flatten: Operator(rule=shape_rules.reshape),
     nn.ReLU: Operator(rule=layer_rules.clamp, fixed={"min": 0}),
     nn.ReLU6: Operator(rule=layer_rules.clamp, fixed={"min": 0, "max": 6}),
+    nn.PReLU: Operator(rule=layer_rules.prelu, parameters=("weight",)),
     nn.Identity: Operator(rule=shape_rules.identity),
     nn.Dropout: Operator(rule=shape_rules.identity),
     nn.Dropout2d: Operator(rule=shape_rules.identity),
@@ -55,7 +56,7 @@ _MODULES: dict[type[nn.Module], Operator] = {
 # Attributes of these modules are called otherwise than the arguments of the functions.
 _RENAMED: dict[type[nn.Module], tuple[Operator, Mapping[str, str]]] = {
     nn.Hardtanh: (Operator(rule=layer_rules.clamp), {"min": "min_val", "max": "max_val"}),
-    nn.ZeroPad2d: (Operator(rule=shape_rules.pad), {"pad": "padding"}),
+    nn.ZeroPad2d: (Operator(rule=window_rules.pad), {"pad": "padding"}),
 }
 _TABLE_MODULES: tuple[type[nn.Module], ...] = (
     nn.SiLU,
@@ -94,20 +95,24 @@ _NAMES: dict[str, Operator] = {
     "conv2d": Operator(rule=layer_rules.conv, parameters=("input", *_CONV)),
     "linear": Operator(rule=layer_rules.linear, parameters=("input", "weight", "bias")),
     "batch_norm": Operator(rule=layer_rules.batch_norm, parameters=("input", *_NORM, "training", "momentum", "eps")),
-    "max_pool2d": Operator(rule=shape_rules.max_pool, parameters=("input", *_MAX_POOL)),
-    "avg_pool2d": Operator(rule=shape_rules.avg_pool, parameters=("input", *_AVG_POOL)),
-    "adaptive_avg_pool2d": Operator(rule=shape_rules.adaptive_avg_pool, parameters=("input",)),
-    "mean": Operator(rule=shape_rules.mean, parameters=("input", "dim", "keepdim")),
+    "max_pool2d": Operator(rule=window_rules.max_pool, parameters=("input", *_MAX_POOL)),
+    "avg_pool2d": Operator(rule=window_rules.avg_pool, parameters=("input", *_AVG_POOL)),
+    "adaptive_avg_pool2d": Operator(rule=window_rules.adaptive_avg_pool, parameters=("input",)),
+    "mean": Operator(rule=window_rules.mean, parameters=("input", "dim", "keepdim")),
     "interpolate": Operator(rule=shape_rules.upsample, parameters=("input", "size", "scale_factor", "mode")),
     "relu": Operator(rule=layer_rules.clamp, parameters=("input",), fixed={"min": 0}),
     "relu6": Operator(rule=layer_rules.clamp, parameters=("input",), fixed={"min": 0, "max": 6}),
     "hardtanh": _CLAMP,
     "clamp": _CLAMP,
     "clip": _CLAMP,
+    "clamp_min": Operator(rule=layer_rules.clamp, parameters=("input", "min")),
+    "clamp_max": Operator(rule=layer_rules.clamp, parameters=("input", "max")),
+    "prelu": Operator(rule=layer_rules.prelu, parameters=("input", "weight")),
     **dict.fromkeys(("add", "iadd"), _ADD),
     **dict.fromkeys(("mul", "imul", "multiply"), _MULTIPLY),
     **dict.fromkeys(("div", "truediv", "itruediv", "divide"), _DIVIDE),
-    **dict.fromkeys(("sub", "isub"), _SUBTRACT),
+    **dict.fromkeys(("sub", "isub", "subtract"), _SUBTRACT),
+    "rsub": Operator(rule=layer_rules.subtract, parameters=("other", "input")),
     **dict.fromkeys(("cat", "concat"), _CONCAT),
     **dict.fromkeys(("flatten", "view", "reshape", "squeeze", "unsqueeze"), _RESHAPE),
     **dict.fromkeys(("dropout", "dropout2d", "contiguous", "clone", "detach", "stochastic_depth"), _DROPPED),
@@ -115,7 +120,7 @@ _NAMES: dict[str, Operator] = {
     "permute": Operator(rule=shape_rules.permute, parameters=("input", "dims")),
     "transpose": Operator(rule=shape_rules.transpose, parameters=("input", "dim0", "dim1")),
     "getitem": Operator(rule=shape_rules.take, parameters=("input", "other")),
-    "pad": Operator(rule=shape_rules.pad, parameters=("input", "pad", "mode", "value")),
+    "pad": Operator(rule=window_rules.pad, parameters=("input", "pad", "mode", "value")),
 }
 
 # What functions call their arguments, where ours are called otherwise.
@@ -126,8 +131,7 @@ def module_call(module: nn.Module, args: tuple[Any, ...]) -> tuple[Rule, dict[st
     """The rule of a module and its arguments; None where there is none."""
     kind = type(module)
     source = {"input": args[0]} if args else {}
-    is_table = kind in _TABLE_MODULES or (isinstance(module, nn.PReLU) and module.num_parameters == 1)
-    if is_table:
+    if kind in _TABLE_MODULES:
         if hasattr(module, "inplace"):
             # What it would overwrite is also what the layer before it gives to others.
             module.inplace = False  # type: ignore[assignment]

@@ -5,7 +5,7 @@ imports numpy alone, so that a platform without torch can use it.
 
 With x the integers of an operation's inputs, Z their zero points and `rescale` below, the arithmetic is exactly:
 
-    rescale(a; M, k)   = (a * M + 2^(k-1)) >> k                      int64, arithmetic shift: rounds half up
+    rescale(a; M, k)   = (a * M + 2^(k-1)) >> k                      int64, arithmetic shift, k from 1: half up
     clamp(y)           = min(max(y, low), high)                      of the output's Affine
     conv, linear       : y = clamp(Z_out + rescale(sum (x - Z) * (w - Z_w) + bias; M, k)), M and k per output channel;
                          borders are padded with Z, so they add nothing
@@ -16,7 +16,7 @@ With x the integers of an operation's inputs, Z their zero points and `rescale` 
     max_pool           : y = max over the window, borders padded with low
     mean               : y = clamp(Z_out + rescale(sum over the window of (x - Z); M, k)), M holds 1 / area
     rescale            : y = clamp(Z_out + rescale(x - Z; M, k))     the same numbers on another scale
-    upsample, slice, flatten, permute : move numbers; the Affine stays
+    upsample, slice, flatten, reshape, permute : move numbers; the Affine stays
 
 Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR
 2018 (arXiv 1712.05877).
@@ -50,6 +50,7 @@ Kind = Literal[
     "upsample",
     "slice",
     "flatten",
+    "reshape",
     "permute",
 ]
 
@@ -85,7 +86,7 @@ class Operation:
         settings: By kind. conv: stride, padding, dilation (each two numbers), groups. max_pool: kernel, stride,
             padding (two each). mean: kernel, stride (two each); a kernel of (0, 0) is the whole map, whose size is
             that of `IntegerProgram.image_shape`. concat, slice: axis; slice also start, stop, step. upsample: scale
-            (two). flatten: start_axis. permute: axes.
+            (two). flatten: start_axis. reshape: shape, of all but the batch. permute: axes.
         arrays: Integers. conv, linear: weight (O, I / groups, KH, KW) or (O, I), weight_zero_point (O,), bias (O,),
             multiplier (O,), shift (O,). lookup: table. add: factor (inputs,), shift (1,). concat: multiplier, shift
             (inputs,). multiply, mean, rescale: multiplier, shift (1,).

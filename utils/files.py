@@ -6,6 +6,9 @@ import hashlib
 import json
 import math
 import os
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +17,11 @@ from typing import Any
 import yaml
 
 from utils.errors import ConfigError
+
+# What zipfile raises for what is no archive, a damaged one, or one with features that nothing here writes.
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError, struct.error)
+# And numpy for an .npz: arrays cut off, of objects, or declared larger than memory; another file altogether.
+NPZ_ERRORS = (*ZIP_ERRORS, OSError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
 
 
 @contextmanager

@@ -67,6 +67,9 @@ class ClassifierMetadata:
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
             raise ConfigError(f"precision: got {self.precision!r}, known: {', '.join(get_args(Precision))}")
+        for name in ("image_chw", "mean", "std"):
+            if not all(isinstance(value, int | float) for value in getattr(self, name)):
+                raise ConfigError(f"{name}: got {getattr(self, name)}, expected numbers")
         if len(self.image_chw) != 3 or min(self.image_chw) < 1:
             raise ConfigError(f"image size: got {self.image_chw}, expected channels, height and width")
         if self.names and len(self.names) != self.num_classes:

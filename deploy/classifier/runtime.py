@@ -76,9 +76,9 @@ def load_classifier(path: str | Path, *, threads: int | None = None) -> Classifi
         CheckpointError: There is no such artefact, it is damaged, or it is no classifier.
     """
     path = Path(path)
-    loader = next((load for ending, load in _LOADERS.items() if path.name.endswith(ending)), None)
+    loader = next((load for ending, load in LOADERS.items() if path.name.endswith(ending)), None)
     if loader is None:
-        raise ConfigError(f"classifier {path}: unsupported format; known: {', '.join(_LOADERS)}")
+        raise ConfigError(f"classifier {path}: unsupported format; known: {', '.join(LOADERS)}")
     if not path.exists():
         raise CheckpointError(f"classifier {path} does not exist; check the path")
     return loader(path, RuntimeOptions(threads=threads))
@@ -133,7 +133,8 @@ def _run_ncnn(ncnn: Any, net: Any, images: Tensor, *, path: Path) -> Tensor:
     return torch.stack(logits)
 
 
-_LOADERS: dict[str, Callable[[Path, RuntimeOptions], ClassifierRuntime]] = {
+# By the end of the artefact's name.
+LOADERS: dict[str, Callable[[Path, RuntimeOptions], ClassifierRuntime]] = {
     ONNX_FORMAT: _load_onnx,
     TORCHSCRIPT_FORMAT: _load_torchscript,
     NCNN_FORMAT: _load_ncnn,

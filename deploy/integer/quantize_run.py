@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from deploy.artefact_folder import check_replaceable
 from deploy.integer.export import Forms, bits_text
 from deploy.integer.quantize_config import QuantizeConfig, parse_bytes
 from deploy.integer.quantize_report import Measured, result_table, sensitivity_rows, sensitivity_table
-from deploy.integer.runtime import FORMAT
+from deploy.integer.runtime import FORMAT, NETWORK_NAME
 from deploy.integer.subjects import Subject, open_subject
 from quantization.compensation import compensate_
 from quantization.network import QuantizedNetwork, quantize
@@ -59,6 +60,7 @@ def run_quantization(config: QuantizeConfig) -> QuantizeResult:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
+    check_replaceable(artefact_path(config), marker=NETWORK_NAME)
     subject = open_subject(config)
     images = subject.calibration()
     network = quantize(subject.model, images, config=config.quantisation(), image_shape=subject.image_chw)
@@ -73,7 +75,7 @@ def run_quantization(config: QuantizeConfig) -> QuantizeResult:
         network.set_config_(mixed_precision(network, table, budget_bytes=parse_bytes(config.budget)))
     if config.compensate:  # last, for it holds for these bits alone
         logger.info("rounding weights on %d calibration pictures", config.calib_images)
-        compensate_(network, torch.cat(list(images)))
+        compensate_(network, images)
     result = _written(network, subject, config, folder=folder.path, table=table)
     folder.write_result({**plain(result), "config": plain(config)})
     logger.info("%s", result_table(result.measured, result.sizes, written=f"npz {config.layout}"))

@@ -17,6 +17,7 @@ from deploy.integer.export import Forms, write_classifier, write_detector
 from deploy.integer.quantize_config import QuantizeConfig
 from deploy.integer.runtime import load_integer
 from deploy.runtime import RuntimeOptions
+from engine.classifier_evaluation import check_same_task
 from engine.classifier_scores import picture_batches, score, score_classifier
 from engine.measure import Measure
 from engine.predict import predictor
@@ -28,7 +29,7 @@ from quantization.network import QuantizedNetwork
 from quantization.program import IntegerProgram
 from utils.datasets.classification import PictureData, PictureSet
 from utils.datasets.index import LabelIndex
-from utils.datasets.known_pictures import KNOWN, load_pictures
+from utils.datasets.known_pictures import are_pictures, load_pictures
 from utils.errors import ConfigError, DataError
 from utils.files import sha256_of
 
@@ -77,7 +78,7 @@ def open_subject(config: QuantizeConfig) -> Subject:
         CheckpointError: The weights are of the other kind, or cannot be read.
         ConfigError, DataError: The data are of another network, cannot be read, or are too few.
     """
-    if config.data in KNOWN or config.data.endswith(".npz"):
+    if are_pictures(config.data):
         return ClassifierSubject.of(config)
     return DetectorSubject.of(config)
 
@@ -179,12 +180,7 @@ class ClassifierSubject:
         if config.img_size != QuantizeConfig.img_size:
             logger.warning("--img-size is for detectors; a classifier takes pictures of the size of its data")
         loaded, data = load_classifier(config.weights), load_pictures(config.data, config.cache_dir or None)
-        spec = loaded.spec
-        if (spec.image_chw, spec.num_classes) != (data.image_chw, len(data.names)):
-            raise ConfigError(
-                f"{config.weights} tells {spec.num_classes} classes of {spec.image_chw} apart but {config.data} has "
-                f"{len(data.names)} of {data.image_chw}; use the data it was trained on"
-            )
+        check_same_task(loaded.spec, data, weights=config.weights, name=config.data)
         if len(data.train) < config.calib_images:
             raise DataError(
                 f"{config.data}: train has {len(data.train)} pictures, fewer than the {config.calib_images} asked "

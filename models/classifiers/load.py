@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from models.classifiers.registry import build_classifier
 from models.classifiers.spec import ClassifierSpec
 from utils.checkpoint import load_checkpoint
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +46,27 @@ def load_classifier(path: str | Path, *, skeleton: nn.Module | None = None) -> L
     spec = ClassifierSpec.from_dict(checkpoint.spec, where=where)
     if skeleton is None and not spec.name:
         raise CheckpointError(f"{where} name no network of this project; load them into one with skeleton=")
-    model = skeleton or build_classifier(spec.name, num_classes=spec.num_classes, in_channels=spec.image_chw[0])
+    model = skeleton or _empty_network(spec, where=where)
     fill_(model, checkpoint.best_weights, spec=spec, where=where)
+    if len(checkpoint.names) != spec.num_classes:
+        raise CheckpointError(
+            f"{where} name {len(checkpoint.names)} classes, expected {spec.num_classes} names, one for each; "
+            "use an undamaged copy"
+        )
     return LoadedClassifier(model=model.eval(), spec=spec, names=checkpoint.names)
+
+
+def _empty_network(spec: ClassifierSpec, *, where: str) -> nn.Module:
+    """The network that a file names, with shapes alone: what its numbers take is for the weights to say.
+
+    Raises:
+        CheckpointError: There is no such network.
+    """
+    try:
+        with torch.device("meta"):
+            return build_classifier(spec.name, num_classes=spec.num_classes, in_channels=spec.image_chw[0])
+    except ConfigError as error:
+        raise CheckpointError(f"{where}: {error}") from None
 
 
 def fill_(model: nn.Module, weights: Mapping[str, Tensor], *, spec: ClassifierSpec, where: str) -> None:
@@ -58,8 +76,9 @@ def fill_(model: nn.Module, weights: Mapping[str, Tensor], *, spec: ClassifierSp
     are all that has to be kept of what was pruned.
 
     Raises:
-        CheckpointError: They are of other layers, or do not fit each other.
+        CheckpointError: They are of other layers, do not fit each other, or are not the numbers of a layer.
     """
+    _check_numbers(weights, model.state_dict(), where=where)
     for name, module in model.named_modules():
         if (weight := weights.get(f"{name}.weight")) is not None:
             _resize_(module, weight)
@@ -75,6 +94,22 @@ def fill_(model: nn.Module, weights: Mapping[str, Tensor], *, spec: ClassifierSp
         raise CheckpointError(f"{where} give logits of {shape[1:]}, expected {spec.num_classes} of them")
 
 
+def _check_numbers(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], *, where: str) -> None:
+    """Refuse what torch would take for the numbers of a layer and fail on later."""
+    for name, weight in weights.items():
+        is_dense = weight.layout == torch.strided
+        wanted = own.get(name, weight).dtype
+        if not is_dense or weight.is_meta or weight.dtype.is_floating_point != wanted.is_floating_point:
+            found = f"{'dense' if is_dense else 'sparse'} {_word(weight.dtype)} on {weight.device.type}"
+            raise CheckpointError(
+                f"{where}: {name} is {found}, expected dense numbers such as {_word(wanted)}; use an undamaged copy"
+            )
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def logits_shape(model: nn.Module, image_chw: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of what a network gives for two pictures, found without computing anything.
 
@@ -87,7 +122,7 @@ def logits_shape(model: nn.Module, image_chw: tuple[int, ...]) -> tuple[int, ...
 
 
 def _resize_(module: nn.Module, weight: Tensor) -> None:
-    """Make the parameters of one layer as wide as the weight it is to get."""
+    """Make the parameters of one layer as wide as the weight it is to get, without memory for their numbers."""
     if not isinstance(module, nn.Conv2d | nn.Linear | _BatchNorm) or weight.ndim != module.weight.ndim:
         return
     if isinstance(module, nn.Conv2d):
@@ -100,7 +135,7 @@ def _resize_(module: nn.Module, weight: Tensor) -> None:
         module.num_features = len(weight)
     for name, own in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
         if name == "weight":
-            setattr(module, name, nn.Parameter(torch.empty_like(weight)))
+            setattr(module, name, nn.Parameter(torch.empty_like(weight, device="meta")))
         elif own.ndim == 1:
-            fresh = torch.empty(len(weight), dtype=own.dtype)
+            fresh = torch.empty(len(weight), dtype=own.dtype, device="meta")
             setattr(module, name, nn.Parameter(fresh) if isinstance(own, nn.Parameter) else fresh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from utils.errors import CheckpointError, ConfigError
 
 # Marks the descriptions of classifiers among those that checkpoints hold.
 _KIND = "classifier"
+# Of classes, and of pixels of a side: what torch can count with.
+_MOST = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +35,17 @@ class ClassifierSpec:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.image_chw) != 3 or min(self.image_chw) < 1:
+        if len(self.image_chw) != 3 or min(self.image_chw) < 1 or max(self.image_chw) > _MOST:
             raise ConfigError(f"image size: got {self.image_chw}, expected channels, height and width")
-        if self.num_classes < 2:
-            raise ConfigError(f"a classifier of {self.num_classes} classes: expected 2 or more")
+        if not 2 <= self.num_classes <= _MOST:
+            raise ConfigError(f"a classifier of {self.num_classes} classes: expected 2 or more, {_MOST} at most")
         for name in ("mean", "std"):
             if len(getattr(self, name)) != self.image_chw[0]:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected {self.image_chw[0]} numbers")
-        if min(self.std) <= 0:
+        if not all(map(math.isfinite, self.mean)):
+            raise ConfigError(f"mean: got {self.mean}, expected finite numbers")
+        # Written so that NaN fails, too.
+        if not all(0 < value < math.inf for value in self.std):
             raise ConfigError(f"std: got {self.std}, expected positive numbers")
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,7 +64,7 @@ class ClassifierSpec:
             raise CheckpointError(f"{where}: not a classifier; give a file that a classifier's training wrote")
         rest = {name: value for name, value in values.items() if name != "kind"}
         try:
-            checked = checked_values(cls, rest, where=where)
+            checked = checked_values(cls, rest, where="its description")
             if missing := [name for name in required_fields(cls) if name not in checked]:
                 raise CheckpointError(f"{where} has no {missing[0]!r}; use an undamaged copy")
             return cls(**checked)

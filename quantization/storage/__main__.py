@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from quantization.storage.binary import load_program
 from quantization.storage.reader import run
 from quantization.storage.text import load_yaml
 from utils.errors import DataError, UserError
+from utils.files import NPZ_ERRORS
 
 _USAGE_EXIT = 2
 
@@ -42,7 +42,7 @@ def _images(path: str, key: str) -> NDArray[Any]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             images: NDArray[Any] = archive[key]
-    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except NPZ_ERRORS as error:
         raise DataError(f"{path}: no array {key!r} can be read ({error}); give an npz that has it") from None
     if not np.issubdtype(images.dtype, np.floating):
         raise DataError(f"{path}: {key} is {images.dtype}, expected float; scale images as in training")

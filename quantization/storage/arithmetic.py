@@ -14,8 +14,8 @@ from quantization.storage.shapes import number, numbers_taken, pair
 
 
 def rescale(numbers: IntArray, multiplier: IntArray, shift: IntArray) -> IntArray:
-    """(a * M + 2^(k-1)) >> k; a shift of 0 has nothing to round."""
-    half = (np.int64(1) << shift) >> 1
+    """(a * M + 2^(k-1)) >> k, with k from 1."""
+    half = np.int64(1) << (shift - 1)
     scaled: IntArray = (numbers * multiplier + half) >> shift
     return scaled
 
@@ -134,6 +134,12 @@ def _flatten(operation: Operation, values: Sequence[IntArray], affines: Sequence
     return values[0].reshape(*values[0].shape[: number(operation, "start_axis")], -1)
 
 
+def _reshape(operation: Operation, values: Sequence[IntArray], affines: Sequence[Affine]) -> IntArray:
+    shape = operation.settings["shape"]
+    assert isinstance(shape, tuple)
+    return values[0].reshape(len(values[0]), *shape)
+
+
 def _permute(operation: Operation, values: Sequence[IntArray], affines: Sequence[Affine]) -> IntArray:
     return values[0].transpose(operation.settings["axes"])
 
@@ -165,5 +171,6 @@ _KINDS: Mapping[str, Callable[[Operation, Sequence[IntArray], Sequence[Affine]],
     "upsample": _upsample,
     "slice": _slice,
     "flatten": _flatten,
+    "reshape": _reshape,
     "permute": _permute,
 }

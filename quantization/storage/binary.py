@@ -16,9 +16,7 @@ from __future__ import annotations
 import io
 import json
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,7 @@ from quantization.storage.coding import Stream, decode, encode
 from quantization.storage.records import program_from_record, program_record
 from quantization.storage.sparse import Layout, Parts, check_layout, from_gaps, to_gaps
 from utils.errors import CheckpointError
-from utils.files import atomic_write
+from utils.files import ZIP_ERRORS, atomic_write
 
 _KIND = "quantised network"
 _HEADER, _STREAMS = "header", "streams"
@@ -42,8 +40,6 @@ _MOST_DEFLATED = 1032
 _NPY_HEAD = re.compile(
     rb"\x93NUMPY\x01\x00v\x00\{'descr': '\|u1', 'fortran_order': False, 'shape': \((\d{1,12}),\), \} *\n"
 )
-# What zipfile raises for what is no archive, a damaged one, or one with features that we never write.
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError, struct.error)
 
 
 def save_program(program: IntegerProgram, path: str | Path, *, layout: str = "dense") -> None:
@@ -173,7 +169,7 @@ def _unpacked(data: bytes) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return {name: _member(archive, f"{name}.npy", len(data)) for name in (_HEADER, _STREAMS)}
-    except (*_ZIP_ERRORS, ValueError) as error:
+    except (*ZIP_ERRORS, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
         reason = " ".join(str(error).split())

@@ -41,11 +41,11 @@ _RANGES: Mapping[str, tuple[int, int]] = {
     "bias": (-_INT32, _INT32),
     "multiplier": (0, _INT32),
     "factor": (0, _INT32),
-    "shift": (0, 62),
+    "shift": (1, 62),
 }
 
 # They move numbers or choose among them, so what they give stands for real numbers as what they take.
-_MOVERS = frozenset({"max_pool", "upsample", "slice", "flatten", "permute"})
+_MOVERS = frozenset({"max_pool", "upsample", "slice", "flatten", "reshape", "permute"})
 
 _RULES: Mapping[str, _Rule] = {
     "input": _Rule(num_inputs=(0, 0)),
@@ -63,6 +63,7 @@ _RULES: Mapping[str, _Rule] = {
     "upsample": _Rule(settings={"scale": (2, 1)}),
     "slice": _Rule(settings={"axis": (1, 1), "start": (1, -_ANY), "stop": (1, -_ANY), "step": (1, 1)}),
     "flatten": _Rule(settings={"start_axis": (1, 1)}),
+    "reshape": _Rule(settings={"shape": (0, 1)}),
     "permute": _Rule(settings={"axes": (0, 0)}),
 }
 
@@ -143,7 +144,9 @@ def _settings_problem(operation: Operation, rule: _Rule) -> str | None:
         numbers = (value,) if isinstance(value, int) else value
         if is_single != (count == 1) or (count and len(numbers) != count) or not numbers:
             return f"{name} is {value}, expected {count or 'several'} numbers"
-        if not all(least <= number <= (_ANY if least < 0 else _MOST_SETTING) for number in numbers):
+        # Sides of a shape may be as large as the result, whose size is bounded.
+        most = _ANY if least < 0 or name == "shape" else _MOST_SETTING
+        if not all(least <= number <= most for number in numbers):
             return f"{name} is {value}, which is out of range"
     return None
 

@@ -110,9 +110,9 @@ def _windows(operation: Operation, shape: Shape, kernel: Shape, padding: Shape) 
 
 def _linear(operation: Operation, shapes: Sequence[Shape]) -> Shape:
     num_out, num_in = operation.arrays["weight"].shape
-    if shapes[0][-1] != num_in or len(shapes[0]) < 2:
-        raise _Misfit(f"takes {num_in} numbers and gets {shapes[0][1:]}")
-    return (*shapes[0][:-1], num_out)
+    if shapes[0] != (1, num_in):
+        raise _Misfit(f"takes {num_in} numbers and gets {shapes[0]}")
+    return (1, num_out)
 
 
 def _same(operation: Operation, shapes: Sequence[Shape]) -> Shape:
@@ -159,6 +159,14 @@ def _flatten(operation: Operation, shapes: Sequence[Shape]) -> Shape:
     return (*shapes[0][:start], math.prod(shapes[0][start:]))
 
 
+def _reshape(operation: Operation, shapes: Sequence[Shape]) -> Shape:
+    shape = operation.settings["shape"]
+    assert isinstance(shape, tuple)
+    if math.prod(shape) != math.prod(shapes[0]):
+        raise _Misfit(f"cannot make {shapes[0]} into {(1, *shape)}")
+    return (1, *shape)
+
+
 def _permute(operation: Operation, shapes: Sequence[Shape]) -> Shape:
     axes = operation.settings["axes"]
     assert isinstance(axes, tuple)
@@ -198,5 +206,6 @@ _SHAPES: Mapping[str, Callable[[Operation, Sequence[Shape]], Shape]] = {
     "upsample": _upsample,
     "slice": _slice,
     "flatten": _flatten,
+    "reshape": _reshape,
     "permute": _permute,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import TINY_CFG
-from torch import nn
+from torch import Tensor, nn
 
 from models.classifiers import ClassifierSpec, build_classifier, load_classifier
 from models.classifiers.load import logits_shape
@@ -107,13 +108,66 @@ def test_other_number_of_classes_than_told_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        (lambda weight: weight.long(), "is dense int64 on cpu, expected dense numbers such as float32"),
+        (lambda weight: weight.to(torch.complex64), "is dense complex64 on cpu, expected dense numbers"),
+        (lambda weight: weight.to_sparse(), "is sparse float32 on cpu, expected dense numbers"),
+        (lambda weight: weight.to("meta"), "is dense float32 on meta, expected dense numbers"),
+        (lambda weight: weight[:, :, None], "do not make up the network vanilla"),
+        (lambda weight: weight[:0], "do not make up the network vanilla"),
+    ],
+)
+def test_weights_that_are_no_numbers_of_a_layer_are_refused(
+    change: Callable[[Tensor], Tensor], finding: str, tmp_path: Path
+) -> None:
+    model = build_classifier("vanilla")
+    weights = model.state_dict()
+    weights["features.0.weight"] = change(weights["features.0.weight"])
+    path = stored(model, spec_of("vanilla"), tmp_path, weights=weights)
+    with pytest.raises(CheckpointError, match=finding) as caught:
+        load_classifier(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_step_counts_that_are_no_whole_numbers_are_refused(tmp_path: Path) -> None:
+    model = build_classifier("resnet20")
+    weights = {name: value.float() for name, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match="num_batches_tracked is dense float32 .*expected .* such as int64"):
+        load_classifier(stored(model, spec_of("resnet20"), tmp_path, weights=weights))
+
+
+def test_made_up_number_of_classes_takes_no_memory(tmp_path: Path) -> None:
+    path = stored(build_classifier("vanilla"), replace(spec_of("vanilla"), num_classes=10**9), tmp_path)
+    with pytest.raises(CheckpointError, match=r"logits of \(10,\), expected 1000000000 of them"):
+        load_classifier(path)
+
+
+def test_other_number_of_names_than_classes_is_refused(tmp_path: Path) -> None:
+    path = stored(build_classifier("vanilla"), spec_of("vanilla"), tmp_path, names=NAMES[:9])
+    with pytest.raises(CheckpointError, match="name 9 classes, expected 10 names, one for each; use an undamaged"):
+        load_classifier(path)
+
+
+def test_file_of_an_unknown_network_is_refused(tmp_path: Path) -> None:
+    path = stored(build_classifier("vanilla"), spec_of("resnet21"), tmp_path)
+    with pytest.raises(CheckpointError, match="classifier.pt: .*'resnet21': no such classifier; known: lenet5"):
+        load_classifier(path)
+
+
+@pytest.mark.parametrize(
     ("changes", "finding"),
     [
         ({"std": [0.2, 0.2]}, "std: got .*, expected 3 numbers"),
         ({"std": [0.0, 0.2, 0.2]}, "expected positive numbers"),
+        ({"std": [0.2, float("nan"), 0.2]}, "expected positive numbers"),
+        ({"std": [0.2, float("inf"), 0.2]}, "expected positive numbers"),
+        ({"mean": [0.2, float("nan"), 0.2]}, "mean: got .*, expected finite numbers"),
+        ({"image_chw": [3, 10**20, 32]}, "expected channels, height and width"),
+        ({"num_classes": 10**20}, "expected 2 or more, 2147483647 at most"),
         ({"image_chw": [32, 32]}, "expected channels, height and width"),
         ({"num_classes": 1}, "expected 2 or more"),
-        ({"num_classes": "ten"}, "num_classes is 'ten', expected"),
+        ({"num_classes": "ten"}, "its description: num_classes is 'ten', expected"),
         ({"more": 1}, "unknown key 'more'; known"),
     ],
 )

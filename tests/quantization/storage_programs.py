@@ -120,6 +120,10 @@ def random_program(seed: int) -> IntegerProgram:
     made.mover("permute", axes=(0, 1, 3, 2))
     made.scaled("rescale", (made.last,))
     made.keep()
+    _, depth, height, width = result_shapes(made.program(), made.image_shape)[made.last]
+    made.mover("reshape", shape=(1, depth, height, width))
+    made.mover("permute", axes=(0, 2, 1, 4, 3))
+    made.mover("reshape", shape=(depth, width, height))
     made.scaled("mean", (made.last,), kernel=(0, 0), stride=(1, 1))
     made.mover("flatten", start_axis=1)
     made.linear(int(rng.integers(2, 6)))

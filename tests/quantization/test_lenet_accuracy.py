@@ -69,7 +69,7 @@ def test_compensated_rounding_beats_the_nearest(
 ) -> None:
     network.set_config_(QuantConfig(weight_bits=3))
     nearest = copy.deepcopy(network)
-    compensate_(network, digits[0][0][:200])
+    compensate_(network, [digits[0][0][:200]])
     images = digits[1][0]
     with torch.no_grad():
         errors = [float((model(images) - lenet(images)).square().mean()) for model in (network, nearest)]
@@ -83,7 +83,7 @@ def test_compensation_leaves_zeros(network: QuantizedNetwork, digits: tuple[Digi
     with torch.no_grad():
         weight[:, 1::3] = 0
     before = weight.detach().clone()
-    compensate_(network, digits[0][0][:100])
+    compensate_(network, [digits[0][0][:100]])
     assert (weight[before == 0] == 0).all()
     assert not torch.equal(weight, before)
     # Rounded weights stay what they are when they are rounded again.

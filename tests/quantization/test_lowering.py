@@ -129,10 +129,13 @@ def test_values_before_tables_and_outputs_are_wide() -> None:
     [
         (lambda m, x: m.conv(x) if x.sum() > 0 else x, "Doing: torch.fx cannot trace it"),
         (lambda m, x: F.softmax(m.conv(x), 1), "softmax: softmax is an operator, which has no integer form"),
-        (lambda m, x: m.conv(x).view(2, 2, 2, 8, 8), "view: view reshapes"),
+        (lambda m, x: m.conv(x).view(4, 2, 8, 8), "view: view reshapes"),
         (lambda m, x: F.interpolate(m.conv(x), scale_factor=2, mode="bilinear"), "interpolates"),
         (lambda m, x: m.conv(x) - x[:, :1], "takes one result"),
-        (lambda m, x: F.max_pool2d(m.conv(x), 3, 2, ceil_mode=True), "ceil_mode"),
+        (lambda m, x: F.avg_pool2d(m.conv(x), 3, 2, ceil_mode=True), "ceil_mode"),
+        (lambda m, x: F.avg_pool2d(m.conv(x), 3, 1, 1, count_include_pad=False), "count_include_pad=False"),
+        (lambda m, x: torch.sub(m.conv(x), 1.0, alpha=3), "sub has a factor alpha"),
+        (lambda m, x: torch.div(m.conv(x), 0.5, rounding_mode="floor"), "div rounds what it divides"),
     ],
 )
 def test_what_integers_cannot_do_is_named(body: Callable[..., object], words: str) -> None:
@@ -147,6 +150,42 @@ def test_untraceable_block_is_named_with_its_path() -> None:
 
     with pytest.raises(QuantizationError, match=r"1\.0 \(Branch\): torch.fx cannot trace it"):
         lower(nn.Sequential(nn.Identity(), nn.Sequential(Branch())), image_shape=(3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KeyError("a"), "KeyError: 'a'"),
+        (IndexError("far. away"), "IndexError: far"),
+        (AssertionError(), "AssertionError"),
+        (NotImplementedError(), "NotImplementedError"),
+        (RuntimeError("\n"), "RuntimeError"),
+        (AttributeError("no such"), "AttributeError: no such"),
+        (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero"),
+    ],
+)
+def test_whatever_tracing_meets_is_named_with_its_path(error: Exception, words: str) -> None:
+    class Failing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise error
+
+    with pytest.raises(
+        QuantizationError, match=rf"^1\.0 \(Failing\): torch.fx cannot trace it \({words}\)"
+    ) as caught:
+        lower(nn.Sequential(nn.Identity(), nn.Sequential(Failing())), image_shape=(3, 8, 8))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_fails_on_the_example_is_named_with_its_path() -> None:
+    class Failing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + x.new_zeros(1)[5]
+
+    with pytest.raises(
+        QuantizationError, match=r"^0\.1\.getitem: the network does not run.* \(IndexError: "
+    ) as caught:
+        lower(nn.Sequential(nn.Sequential(nn.Identity(), Failing())), image_shape=(3, 8, 8))
+    assert "\n" not in str(caught.value)
 
 
 def test_change_in_place_of_what_is_read_again_is_found() -> None:

@@ -67,10 +67,6 @@ def test_rescale_rounds_halves_up() -> None:
     assert found.tolist() == [2, -1, 1, -1, 2, -1]
 
 
-def test_rescale_without_a_shift_multiplies() -> None:
-    assert rescale(ints(3, -4), ints(5), ints(0)).tolist() == [15, -20]
-
-
 def test_convolution_by_hand_with_padding_and_zero_points() -> None:
     conv = Operation(
         name="conv",
@@ -185,7 +181,7 @@ def test_concat_rescales_each_input() -> None:
         "concat",
         inputs=("input", "other"),
         settings={"axis": 2},
-        arrays={"multiplier": ints(1, 2), "shift": ints(0, 0)},
+        arrays={"multiplier": ints(2, 4), "shift": ints(1, 1)},
     )
     assert result(program) == [
         [101, 102, 103],
@@ -344,6 +340,18 @@ def test_command_writes_predictions_as_json(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     expected = run(program, images)[0]
     assert found == {"classes": expected.argmax(1).tolist(), "outputs": expected.tolist()}
+
+
+def test_command_tells_of_damaged_pictures_in_one_line(tmp_path: Path) -> None:
+    save_program(lenet5_program(), tmp_path / "lenet5.npz")
+    path = tmp_path / "images.npz"
+    np.savez_compressed(path, images=np.random.default_rng(1).integers(0, 2, (4, 1, 28, 28)).astype(np.float32))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:120] + bytes(20) + whole[140:])  # within the deflated numbers
+    done = in_new_process("-m", "quantization.storage", str(tmp_path / "lenet5.npz"), str(path))
+    assert done.returncode == 2
+    assert "no array 'images' can be read (Error -3 while decompressing" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_command_tells_a_mistake_in_one_line(tmp_path: Path) -> None:

@@ -62,6 +62,13 @@ def test_search_cuts_a_tail_off_for_few_bits(kind: Observer) -> None:
     assert -8.0 < low < -1.0
 
 
+@pytest.mark.parametrize("kind", ["mse", "kl", "percentile"])
+def test_values_far_from_zero_keep_their_range(kind: Observer) -> None:
+    values = torch.linspace(0.3, 0.6, 1000)  # as the gates of a sigmoid
+    for sign in (1, -1):
+        assert max(map(abs, ends(observed(sign * values), kind))) > 0.55
+
+
 def test_mse_of_many_bits_keeps_the_extremes() -> None:
     low, high = ends(observed(torch.linspace(-1, 2, 5000)), "mse", bits=8)
     assert (low, high) == (pytest.approx(-1, abs=0.03), pytest.approx(2, abs=0.05))

@@ -103,7 +103,8 @@ def test_shapes_of_lenet5_are_those_of_the_paper() -> None:
         (conv(arrays={}), "arrays are"),
         (with_arrays(conv(), extra=ints(1)), "arrays are"),
         (with_arrays(conv(), bias=ints(1, 2, 3)), "bias has shape .3,., expected .2,."),
-        (with_arrays(conv(), shift=ints(1, 63)), "shift has a number outside 0 to 62"),
+        (with_arrays(conv(), shift=ints(1, 63)), "shift has a number outside 1 to 62"),
+        (with_arrays(conv(), shift=ints(0, 2)), "shift has a number outside 1 to 62"),
         (with_arrays(conv(), shift=ints(-1, 2)), "shift has a number outside"),
         (with_arrays(conv(), multiplier=ints(1, 2**31)), "multiplier has a number outside 0 to 2147483647"),
         (with_arrays(conv(), bias=ints(-(2**31), 0)), "bias has a number outside"),
@@ -158,18 +159,21 @@ def test_unsound_program_is_found(program: IntegerProgram, words: str) -> None:
         check_program(program)
 
 
-def test_linear_layer_of_other_width_is_found() -> None:
+@pytest.mark.parametrize(("source", "width"), [("input", 5), ("input", 6), ("flat", 36)])
+def test_linear_layer_on_other_than_one_list_of_its_width_is_found(source: str, width: int) -> None:
+    """Also one that fits the last of three or four axes."""
+    flat = Operation(name="flat", kind="flatten", inputs=("input",), output=affine(), settings={"start_axis": 2})
     arrays = {name: ints(1, 2) for name in ("weight_zero_point", "bias", "multiplier", "shift")}
     linear = Operation(
         name="fc",
         kind="linear",
-        inputs=("input",),
+        inputs=(source,),
         output=affine(),
-        arrays={**arrays, "weight": np.full((2, 5), 1)},
+        arrays={**arrays, "weight": np.full((2, width), 1)},
         weight_bits=8,
     )
-    with pytest.raises(CheckpointError, match="operation 'fc' takes 5 numbers and gets .1, 6, 6."):
-        check_program(program_of(linear, image_shape=(1, 6, 6)))
+    with pytest.raises(CheckpointError, match=f"operation 'fc' takes {width} numbers and gets .1, "):
+        check_program(program_of(flat, linear, image_shape=(1, 6, 6)))
 
 
 def test_program_without_outputs_is_found() -> None:

@@ -22,6 +22,8 @@ from quantization.affine import quantise
 from quantization.config import LayerBits, QuantConfig
 from quantization.detector import QuantizedDetector
 from quantization.executor import Executor
+from quantization.storage.binary import program_bytes, program_from_bytes
+from quantization.storage.reader import run
 from utils.errors import ConfigError, DataError, QuantizationError
 from utils.torchvision_compat import import_torchvision
 
@@ -62,10 +64,17 @@ def everything() -> nn.Module:
             self.grouped = nn.Conv2d(16, 8, 1, groups=2)
             self.gate = nn.Conv2d(8, 8, 1)
             self.last = nn.Linear(16 * 4 * 2, 5)
+            # Ranges without zero, before borders of zeros.
+            self.above = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.Hardtanh(0.1, 1.0))
+            self.below = nn.Conv2d(8, 8, 3, 1, 1)
+            self.beside = nn.Conv2d(8, 8, 3, 1, 1)
+            nn.init.constant_(self.above[0].bias, 0.5)
+            nn.init.constant_(self.below.bias, -1.0)
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.stem(x)
             x = x + self.depth(x)
+            x = x + self.beside(torch.clamp(self.below(self.above(x)), -2.0, -0.2))
             x = x * F.hardsigmoid(self.gate(F.adaptive_avg_pool2d(x, 1)))
             x = torch.cat((F.max_pool2d(x, 3, 1, 1), F.relu(self.grouped(F.relu6(self.wider(x))))), 1)
             x = F.avg_pool2d(x, 2)
@@ -145,6 +154,22 @@ def networks(draw: st.DrawFn) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+@pytest.mark.parametrize("limits", [(0.1, 1.0), (0.01, 2.0), (-2.0, -0.2), (0.3, float("inf"))])
+@pytest.mark.parametrize("bits", [4, 8, 10])
+def test_ranges_without_zero_agree_and_are_stored(limits: tuple[float, float], bits: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Hardtanh(*limits), nn.Conv2d(8, 4, 3, padding=1))
+    images = noise(4, 3, 16, 16)
+    network = made(model, images, activation_bits=bits, weight_bits=bits)
+    assert max(worst for _, worst in worst_differences(network, images)) <= 1
+    program = network.to_program()
+    network.mode = "integer"
+    (found,) = run(program_from_bytes(program_bytes(program, layout="dense")), images.numpy())
+    assert torch.equal(network(images), torch.from_numpy(found).float())
+    expected = model(images)
+    assert (network(images) - expected).abs().max() < 4 / 2**bits * expected.abs().max()
+
+
 @settings(max_examples=40)
 @given(model=networks(), bits=st.integers(2, 16), kind=st.sampled_from(["minmax", "mse"]), symmetric=st.booleans())
 def test_modes_of_random_networks_agree(model: nn.Sequential, bits: int, kind: str, symmetric: bool) -> None:
@@ -193,6 +218,25 @@ def test_gradients_reach_every_weight_and_learning_helps() -> None:
     network.eval().mode = "integer"
     # Integers follow the weights as they are now.
     assert float(F.mse_loss(network(images), wanted)) < losses[0]
+
+
+def test_other_weights_put_in_place_of_the_old_give_other_integers() -> None:
+    network, images = made(LeNet5(), noise(4, 1, 28, 28)), noise(2, 1, 28, 28, seed=3)
+    network.mode = "integer"
+    before = network(images)
+    zeros = {name: torch.zeros_like(value) for name, value in network.state_dict().items()}
+    network.load_state_dict(zeros, assign=True)
+    assert before.abs().max() > 0
+    assert network(images).abs().max() == 0
+
+
+def test_other_numbers_under_the_same_weights_give_other_integers() -> None:
+    network, images = made(LeNet5(), noise(4, 1, 28, 28)), noise(2, 1, 28, 28, seed=3)
+    network.mode = "integer"
+    network(images)
+    for parameter in network.parameters():
+        parameter.data = torch.zeros_like(parameter)
+    assert network(images).abs().max() == 0
 
 
 def test_weights_keep_their_paths() -> None:

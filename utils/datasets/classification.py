@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import DataError
-from utils.files import atomic_write
+from utils.files import NPZ_ERRORS, atomic_write
 
 Array = np.ndarray[Any, Any]
 
@@ -118,7 +117,7 @@ def read_picture_file(path: str | Path) -> PictureData:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise DataError(f"pictures {path} do not exist; check the path") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+    except NPZ_ERRORS as error:
         raise DataError(f"pictures {path} cannot be read ({error}); give an undamaged .npz") from error
     for name in ("x_train", "y_train", "x_test", "y_test"):
         if name not in arrays:

@@ -68,6 +68,11 @@ def load_cifar10(cache: str | Path | None = None) -> PictureData:
     return load_known("cifar10", cache)
 
 
+def are_pictures(name: str) -> bool:
+    """Whether `--data` names pictures of classifiers: a known data set or an .npz, not the YAML of a detector's."""
+    return name in KNOWN or name.endswith(".npz")
+
+
 def load_pictures(name: str, cache: str | Path | None = None) -> PictureData:
     """The data set of this name, or of this .npz file.
 
@@ -76,7 +81,7 @@ def load_pictures(name: str, cache: str | Path | None = None) -> PictureData:
     """
     if name in KNOWN:
         return load_known(name, cache)
-    if not name.endswith(".npz"):
+    if not are_pictures(name):
         raise DataError(f"--data {name!r}: no such pictures; known: {', '.join(KNOWN)}, or the path of an .npz")
     return read_picture_file(name)
 

@@ -58,12 +58,12 @@ def plot_confusion(matrix: Array, path: str | Path, *, names: Sequence[str]) -> 
     """Write the confusion matrix, each column as shares of its true class.
 
     Args:
-        matrix: (K + 1, K + 1) counts, rows predicted, columns true, background last.
+        matrix: (K + 1, K + 1) counts, rows predicted, columns true, background last; of a classifier (K, K).
         path: The PNG.
         names: K class names.
     """
     shares = matrix / np.maximum(matrix.sum(0, keepdims=True), 1)
-    labels = [*names, "background"]
+    labels = [*names, "background"][: len(matrix)]
     size = float(np.clip(0.2 * len(labels) + 4, 6, 24))
     figure = Figure(figsize=(size + 1, size), layout="constrained")
     axes = figure.subplots()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,30 @@ def test_file_that_cannot_be_is_refused_with_its_name(tmp_path: Path, changes: d
     path = tmp_path / "p.npz"
     np.savez(path, **{name: value for name, value in {**arrays(), **changes}.items() if value is not None})
     with pytest.raises(DataError, match=f"pictures .*p.npz.*{finding}"):
+        read_picture_file(path)
+
+
+def test_no_damage_of_a_compressed_file_is_more_than_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "p.npz"
+    np.savez_compressed(path, allow_pickle=False, **arrays(train=40))
+    whole, messages = path.read_bytes(), []
+    for place in range(0, len(whole), 4):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            read_picture_file(path)
+        except DataError as error:
+            messages.append(str(error))
+    assert len(messages) > len(whole) / 8
+    assert not [message for message in messages if "\n" in message]
+
+
+def test_array_declared_larger_than_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.npz"
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (2**45, 28, 28)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x_train.npy", header.getvalue())
+    with pytest.raises(DataError, match="cannot be read"):
         read_picture_file(path)
 
 

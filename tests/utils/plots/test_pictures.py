@@ -6,6 +6,7 @@ from PIL import Image
 from utils.batch import Batch, ImageInfo
 from utils.errors import DataError
 from utils.metrics.curves import confidence_curves
+from utils.plots import curves as curves_module
 from utils.plots.batches import plot_labels, plot_predictions
 from utils.plots.colors import PALETTE, class_color, text_color
 from utils.plots.curves import plot_confusion, plot_curves
@@ -83,6 +84,13 @@ def test_curves_without_true_boxes_write_nothing(tmp_path):
 def test_confusion_matrix_is_written(tmp_path):
     plot_confusion(np.array([[5, 1, 0], [0, 0, 2], [1, 0, 0]]), tmp_path / "confusion_matrix.png", names=["a", "b"])
     assert Image.open(tmp_path / "confusion_matrix.png").width > 300
+
+
+def test_confusion_matrix_of_a_classifier_has_no_background(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(curves_module, "save_figure", lambda figure, path: seen.append(figure.axes[0]))
+    plot_confusion(np.array([[5, 1], [0, 3]]), tmp_path / "confusion_matrix.png", names=["a", "b"])
+    assert [label.get_text() for label in seen[0].get_xticklabels()] == ["a", "b"]
 
 
 def test_results_are_drawn_with_gaps_and_cut_rows(tmp_path):

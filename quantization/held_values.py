@@ -1,0 +1,52 @@
+"""Rounded results of nodes for many images, held in a fraction of the bytes of real numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import torch
+from torch import Tensor
+
+from quantization.affine import quantise
+from quantization.program import Affine
+
+# Two bytes hold 16 bits around zero.
+_HALF = 2**15
+
+
+class HeldValues:
+    """Results in fake mode, in parts of the images: as their integers, of one byte or two.
+
+    Args:
+        dtype: Of the numbers that are given back.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._affines: dict[str, Affine] = {}
+        self._parts: dict[str, list[Tensor]] = {}
+
+    def add(self, name: str, value: Tensor, affine: Affine) -> None:
+        """Hold what a node gives for the next part of the images, rounded to `affine`."""
+        self._affines[name] = affine
+        integers = quantise(value, affine) - affine.low
+        packed = integers.byte() if _is_of_a_byte(affine) else (integers - _HALF).short()
+        self._parts.setdefault(name, []).append(packed)
+
+    def part(self, name: str, index: int) -> Tensor:
+        """What was held of one part, as real numbers."""
+        affine = self._affines[name]
+        lowest = affine.low if _is_of_a_byte(affine) else affine.low + _HALF
+        return (self._parts[name][index].to(self._dtype) + (lowest - affine.zero_point)) * affine.scale
+
+    def parts(self, name: str) -> Iterator[Tensor]:
+        """All of them, one at a time."""
+        return (self.part(name, index) for index in range(len(self._parts[name])))
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Let go of all other nodes."""
+        self._parts = {name: parts for name, parts in self._parts.items() if name in names}
+
+
+def _is_of_a_byte(affine: Affine) -> bool:
+    return affine.high - affine.low < 256

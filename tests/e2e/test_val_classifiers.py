@@ -1,0 +1,211 @@
+"""val.py with classifiers: checkpoints, pruned ones and artefacts give accuracy; what does not fit is one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cut_oracle import cuttable_ids
+from mask_oracle import lively
+from PIL import Image
+from refusal import make_place, refusal, run
+from torch import nn
+
+from deploy.classifier.export import export_classifier
+from deploy.classifier.metadata import ClassifierSettings
+from engine.classifier_scores import score_classifier
+from models.classifiers import ClassifierSpec, LeNet5, build_classifier
+from pruning.graph import ChannelGraph
+from pruning.surgery import cut
+from utils.checkpoint import Checkpoint, save_checkpoint
+from utils.datasets.classification import read_picture_file, write_picture_file
+
+NAMES = tuple("abcdefg")
+SPEC = ClassifierSpec(name="lenet5", num_classes=7, image_chw=(1, 28, 28), mean=(0.5,), std=(0.25,))
+
+
+def save(model: nn.Module, path: Path, spec: ClassifierSpec = SPEC, names: tuple[str, ...] = NAMES) -> Path:
+    save_checkpoint(Checkpoint(spec=spec.to_dict(), names=names, weights=model.state_dict()), path)
+    return path
+
+
+def lenet() -> nn.Module:
+    """A LeNet5 whose answers differ from picture to picture."""
+    torch.manual_seed(0)
+    return lively(LeNet5(num_classes=7, in_channels=1)).float().eval()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with best.pt and pictures.npz: noise of seven kinds, labelled in turn."""
+    folder = tmp_path_factory.mktemp("classifier")
+    rng = np.random.default_rng(0)
+    arrays: dict[str, Any] = {"classes": np.array(NAMES)}
+    for split, count in (("train", 20), ("test", 70)):
+        arrays[f"x_{split}"] = rng.integers(0, 256, (count, 28, 28), np.uint8)
+        arrays[f"y_{split}"] = np.arange(count) % 7
+    write_picture_file(folder / "pictures.npz", arrays)
+    save(lenet(), folder / "best.pt")
+    return folder
+
+
+def arguments(place: Path, project: Path, *more: str) -> list[str]:
+    weights = ["--weights", str(place / "best.pt"), "--data", str(place / "pictures.npz")]
+    return [*weights, "--device", "cpu", "--project", str(project), *more]
+
+
+def result_in(project: Path, name: str = "exp") -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((project / name / "result.json").read_text())
+    return content
+
+
+def test_network_of_one_answer_has_the_accuracy_of_that_class(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    model = lenet()
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([0.0, 1, 9, 2, 3, 4, -1]))
+    run("val", arguments(place, tmp_path, "--weights", str(save(model, tmp_path / "always_c.pt")), "--verbose"))
+    result = result_in(tmp_path)
+    assert (result["accuracy"], result["top5"]) == pytest.approx((1 / 7, 5 / 7))
+    assert (result["images"], result["split"]) == (70, "test")
+    assert result["per_class"][2] == {"name": "c", "images": 10, "accuracy": 1.0}
+    assert [item["accuracy"] for item in result["per_class"]] == [0, 0, 1, 0, 0, 0, 0]
+    assert result["confusion"][2] == [10] * 7
+    assert set(result["seconds"]) == {"inference", "rest"}
+    assert {path.name for path in (tmp_path / "exp").iterdir()} == {
+        *("opt.yaml", "result.json", "confusion_matrix.png")
+    }
+    assert Image.open(tmp_path / "exp/confusion_matrix.png").width > 300
+    assert "accuracy 0.1429, top-5 0.7143, loss " in caplog.text
+    assert "       c       10 pictures, 1.0000 right" in caplog.text
+    assert caplog.messages[-1].endswith(f"results in {tmp_path / 'exp'}")
+
+
+def test_settings_of_a_run_can_be_given_back(place: Path, tmp_path: Path) -> None:
+    run("val", arguments(place, tmp_path, "--task", "train"))
+    run("val", ["--config", str(tmp_path / "exp/opt.yaml"), "--name", "again"])
+    first, again = result_in(tmp_path), result_in(tmp_path, "again")
+    assert (first["split"], first["images"]) == ("train", 20)
+    assert (again["split"], again["confusion"]) == ("train", first["confusion"])
+
+
+def test_pruned_checkpoint_and_its_artefact_have_the_accuracy_of_the_network(place: Path, tmp_path: Path) -> None:
+    graph = ChannelGraph.of(lenet(), image_chw=(1, 28, 28))
+    pruned = cut(lenet(), graph, cuttable_ids(graph, seed=1)).float().eval()
+    expected = score_classifier(pruned, read_picture_file(place / "pictures.npz").test, spec=SPEC).accuracy
+    settings = ClassifierSettings(image_chw=(1, 28, 28), names=NAMES, mean=SPEC.mean, std=SPEC.std)
+    export_classifier(pruned, tmp_path / "best.torchscript", settings=settings)
+    save(pruned, tmp_path / "pruned.pt")
+    for name, weights in (("checkpoint", "pruned.pt"), ("artefact", "best.torchscript")):
+        run("val", arguments(place, tmp_path, "--weights", str(tmp_path / weights), "--name", name))
+        assert result_in(tmp_path, name)["accuracy"] == expected
+
+
+def test_integer_artefact_has_the_accuracy_that_quantize_measured(place: Path, tmp_path: Path) -> None:
+    quantise = ["--output", str(tmp_path), "--calib-images", "8", "--name", "quantised"]
+    common = ["--weights", str(place / "best.pt"), "--data", str(place / "pictures.npz"), "--project", str(tmp_path)]
+    run("quantize", [*common, *quantise])
+    artefact = tmp_path / "best_w8a8_integer_model"
+    run("val", arguments(place, tmp_path, "--weights", str(artefact), "--batch-size", "9"))
+    assert result_in(tmp_path)["accuracy"] == result_in(tmp_path, "quantised")["measured"]["integer"]
+
+
+def test_artefact_without_names_and_normalisation_takes_bytes_as_shares(place: Path, tmp_path: Path) -> None:
+    export_classifier(lenet(), tmp_path / "plain.torchscript", settings=ClassifierSettings(image_chw=(1, 28, 28)))
+    run("val", arguments(place, tmp_path, "--weights", str(tmp_path / "plain.torchscript")))
+    plain = ClassifierSpec(name="lenet5", num_classes=7, image_chw=(1, 28, 28), mean=(0.0,), std=(1.0,))
+    scores = score_classifier(lenet(), read_picture_file(place / "pictures.npz").test, spec=plain)
+    assert result_in(tmp_path)["loss"] == pytest.approx(scores.loss, rel=1e-5)
+
+
+def test_real_photographs_are_measured(shared: Path, tmp_path: Path) -> None:
+    data = shared / "data/classification/cifar10_subset.npz"
+    pictures = read_picture_file(data).test
+    spec = ClassifierSpec(name="vanilla", num_classes=10, image_chw=(3, 32, 32), mean=(0.5,) * 3, std=(0.25,) * 3)
+    torch.manual_seed(0)
+    model = build_classifier("vanilla").eval()
+    weights = save(model, tmp_path / "vanilla.pt", spec, pictures.names)
+    common = ["--data", str(data), "--device", "cpu", "--project", str(tmp_path), "--batch-size", "500"]
+    run("val", ["--weights", str(weights), *common])
+    result = result_in(tmp_path)
+    assert result["images"] == len(pictures)
+    assert result["accuracy"] == score_classifier(model, pictures, spec=spec).accuracy
+    assert result["accuracy"] < result["top5"] <= 1
+
+
+def test_flags_of_detectors_are_one_warning(place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run("val", arguments(place, tmp_path, "--img-size", "320", "--conf", "0.1", "--save-txt"))
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["--img-size, --conf-thres, --save-txt: for detectors; with a classifier it changes nothing"]
+
+
+def test_other_names_of_classes_are_a_warning(place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    weights = save(lenet(), tmp_path / "other.pt", names=tuple("hijklmn"))
+    run("val", arguments(place, tmp_path, "--weights", str(weights)))
+    assert "call their classes differently; they are paired by position" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("more", "finding"),
+    [
+        (["--data", "wide.npz"], "tells 7 classes of (1, 28, 28) apart but wide.npz has 7 of (1, 28, 30)"),
+        (["--data", "colour.npz"], "has 7 of (3, 28, 28); use the data it was trained on"),
+        (["--data", "few.npz"], "has 6 of (1, 28, 28); use the data it was trained on"),
+        (["--data", "text.npz"], "text.npz cannot be read"),
+        (["--data", "nowhere.npz"], "nowhere.npz do not exist"),
+        (["--weights", "nowhere.pt"], "nowhere.pt do not exist"),
+        (["--weights", "text.npz"], "text.npz are not a checkpoint"),
+        (["--weights", "none_integer_model"], "none_integer_model does not exist"),
+        (["--weights", "empty_integer_model"], "empty_integer_model holds no readable metadata.json"),
+        (["--weights", "odd_integer_model"], "metadata of odd_integer_model: mean: got ('a',), expected numbers"),
+        (["--weights", "tiny.pt"], "tiny.pt: not a classifier; give a file that a classifier's training wrote"),
+        (["--weights", "a.pt", "tiny.pt"], "--weights: got 2 with --data"),
+        (["--data", "data.yaml"], "of a classifier, expected of a detector; val.py and quantize.py take"),
+        (["--data", "data.yaml", "--weights", "odd_integer_model"], "or give one of the kind that the data are for"),
+        (["--task", "study"], "--task study: it is for detectors; expected train, val, test"),
+        (["--batch-size", "0"], "--batch-size 0: expected at least 1"),
+        (["--threads", "0"], "--threads 0: expected at least 1"),
+        (["--threads", "0", "--weights", "odd_integer_model"], "--threads 0: expected at least 1"),
+    ],
+)
+def test_refusal_is_one_line_and_leaves_nothing(
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    finding: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_place(tmp_path)
+    for name, shape, count in (("wide", (28, 30), 7), ("colour", (28, 28, 3), 7), ("few", (28, 28), 6)):
+        images, labels = np.zeros((7, *shape), np.uint8), np.arange(7) % count
+        arrays = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+        write_picture_file(f"{name}.npz", arrays)
+    Path("text.npz").write_text("text")
+    Path("empty_integer_model").mkdir()
+    Path("odd_integer_model").mkdir()
+    metadata = {"format": "_integer_model", "precision": "integer", "names": [], "num_classes": 7, "versions": {}}
+    metadata |= {"image_chw": [1, 28, 28], "mean": ["a"], "std": [1.0], "fingerprint": ""}
+    Path("odd_integer_model/metadata.json").write_text(json.dumps(metadata))
+    assert finding in refusal("val", arguments(place, tmp_path / "runs", *more), capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_network_that_gives_no_numbers_is_refused(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = lenet()
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    weights = save(model, tmp_path / "nan.pt")
+    message = refusal("val", arguments(place, tmp_path, "--weights", str(weights)), capsys)
+    assert message == f"{weights} gives logits that are NaN or infinite; train it again, or give another file"

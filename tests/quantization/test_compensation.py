@@ -1,0 +1,143 @@
+"""Rounding of weights that makes good for its own errors, in parts of the images."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from quantised import made, noise, settled
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from quantization import compensation
+from quantization.affine import fake_quantise
+from quantization.compensation import compensate_
+from quantization.held_values import HeldValues
+from quantization.network import QuantizedNetwork
+from quantization.program import Affine
+from utils.errors import DataError
+
+
+class Branches(nn.Module):
+    """Shortcuts, so that results are read long after they were made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.BatchNorm2d(4), nn.SiLU())
+        self.inner = nn.Sequential(nn.Conv2d(4, 4, 3, 1, 1), nn.SiLU(), nn.Conv2d(4, 4, 3, 1, 1, groups=2))
+        self.down = nn.Conv2d(8, 6, 3, 2)
+        self.last = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.cat((x, x + self.inner(x)), 1)
+        return self.last(torch.relu(self.down(x)).mean((2, 3)))
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors that operations made and that are still there, at the worst moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for item in torch.utils._pytree.tree_leaves(result):
+            if isinstance(item, Tensor):
+                self._count(item.untyped_storage())
+        self.most = max(self.most, self.now)
+        return result
+
+    def _count(self, storage: Any) -> None:
+        address, size = storage._cdata, storage.nbytes()
+        if address in self._seen:
+            return
+        self._seen.add(address)
+        self.now += size
+        weakref.finalize(storage, self._forget, address, size)
+
+    def _forget(self, address: int, size: int) -> None:
+        self._seen.discard(address)
+        self.now -= size
+
+
+def quantised(images: Tensor, **settings: object) -> QuantizedNetwork:
+    torch.manual_seed(0)
+    return made(settled(Branches(), noise(4, 3, 12, 12)), images, **settings)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_parts_of_the_images_give_the_weights_of_all_at_once(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compensation, "_MOST_ROWS", 300)  # of 7 * 144 in the first layer
+    images = noise(7, 3, 12, 12)
+    whole, parts = (quantised(images, weight_bits=bits, activation_bits=bits) for _ in range(2))
+    compensate_(whole, [images])
+    monkeypatch.setattr(compensation, "_MOST_PIXELS", 1)
+    compensate_(parts, [images[:5], images[5:]])
+    for (name, one), other in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-6), name
+
+
+def test_rows_are_the_same_however_the_images_are_cut() -> None:
+    rows = torch.arange(23.0)[:, None]
+    expected = rows[::4]
+    for sizes in ([23], [5, 1, 1, 9, 7], [1] * 23):
+        assert torch.equal(torch.cat(list(compensation._every(4, rows.split(sizes)))), expected)
+
+
+def test_compensated_weights_are_nearer_to_the_network() -> None:
+    images = noise(16, 3, 12, 12)
+    network = quantised(images, weight_bits=3)
+    network.mode = "float"
+    expected = network(images)
+    network.mode = "fake"
+    before = (network(images) - expected).square().mean()
+    compensate_(network, [images])
+    assert (network(images) - expected).square().mean() < 0.5 * before
+
+
+def test_memory_grows_by_a_fraction_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compensation, "_MOST_PIXELS", 1)
+    peaks = {}
+    for count in (8, 24):
+        images = noise(count, 3, 12, 12)
+        network = quantised(images)
+        gc.collect()
+        with LiveBytes() as live:
+            compensate_(network, list(images.split(1)))
+        peaks[count] = live.most
+    per_image = (peaks[24] - peaks[8]) / 16
+    assert per_image <= 2 * images[0].nbytes
+    assert peaks[8] > images[0].nbytes
+
+
+def test_without_images_is_an_error() -> None:
+    with pytest.raises(DataError, match="without images"):
+        compensate_(quantised(noise(2, 3, 12, 12)), [])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "affine",
+    [
+        Affine(scale=0.013, zero_point=7, low=0, high=255),
+        Affine(scale=0.013, zero_point=0, low=-127, high=127),
+        Affine(scale=0.0013, zero_point=1200, low=1000, high=4095),
+        Affine(scale=1e-4, zero_point=65535, low=0, high=65535),
+        Affine(scale=1e-4, zero_point=0, low=-32767, high=32767),
+    ],
+)
+def test_held_values_come_back_exactly(affine: Affine, dtype: torch.dtype) -> None:
+    held = HeldValues(dtype)
+    images = [fake_quantise(8 * noise(2, 5, seed=seed).to(dtype) - 4, affine) for seed in range(3)]
+    for image in images:
+        held.add("layer", image, affine)
+    assert all(torch.equal(one, other) for one, other in zip(held.parts("layer"), images, strict=True))
+    held.keep_only({"other"})
+    with pytest.raises(KeyError):
+        held.part("layer", 0)
