@@ -62,7 +62,7 @@ class ValConfig:
     powersave: int = 0  # cores for ncnn: 0 all, 1 the small ones, 2 the big ones
     single_cls: bool = False  # treat all classes as one
     augment: bool = False  # test-time augmentation: three scales, one of them flipped
-    rect: bool = True  # pad each image only to its own least multiple of the stride
+    rect: bool = True  # --no-rect pads every image to a square; else only to a multiple of the stride
     verbose: bool = False  # list every class, however many
     save_txt: bool = False  # write labels/<image>.txt
     save_hybrid: bool = False  # write txt of true and predicted boxes merged; the numbers then mean nothing

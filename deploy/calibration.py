@@ -18,6 +18,9 @@ from utils.errors import ConfigError, DataError
 
 Item = TypeVar("Item")
 
+# Pixels; a frame of so many in both directions is 3 GiB in float32.
+_MOST_SIDE = 16384
+
 
 def calibration_images(data: str, *, count: int, image_hw: tuple[int, int], split: str = "train") -> list[Tensor]:
     """Pictures spread evenly over a split, as the detector will see them; the same ones every time.
@@ -44,6 +47,21 @@ def calibration_images(data: str, *, count: int, image_hw: tuple[int, int], spli
             f"lower --calib-images to {len(paths)} or add images"
         )
     return [as_input(path, image_hw) for path in spread(paths, count)]
+
+
+def check_image_size(image_hw: tuple[int, int], *, stride: int) -> None:
+    """Refuse a frame that a detector cannot take, before pictures are fitted into it.
+
+    Args:
+        image_hw: Height and width in pixels.
+        stride: The largest of the detector.
+
+    Raises:
+        ConfigError: A side is no multiple of the stride, or beyond all pictures.
+    """
+    for side in image_hw:
+        if not 0 < side <= _MOST_SIDE or side % stride:
+            raise ConfigError(f"--img-size {side}: expected a multiple of the stride {stride}, at most {_MOST_SIDE}")
 
 
 def skipped_layers(names: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:

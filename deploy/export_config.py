@@ -9,6 +9,7 @@ from deploy.metadata import ExportSettings
 from deploy.ncnn.ranges import Int8Method
 from deploy.runtime import Precision
 from engine.config import spelled
+from utils.config_values import check_least
 from utils.errors import ConfigError
 
 FormatName = Literal["ncnn", "onnx", "openvino", "tensorrt", "torchscript"]
@@ -48,9 +49,12 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if len(self.img_size) not in (1, 2):
             raise ConfigError(f"--img-size: got {len(self.img_size)} numbers; give one side, or height and width")
-        for name in ("batch_size", "calib_images", "verify_images"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
+        check_least(self, batch_size=1, calib_images=1, verify_images=1, workers=0, max_det=1)
+        if self.threads is not None:
+            check_least(self, threads=1)
+        for name in ("conf_thres", "iou_thres"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 to 1")
         if not self.include:
             raise ConfigError("--include: no format given; name at least one, such as ncnn")
         if self.half and self.int8:

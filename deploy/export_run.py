@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deploy.calibration import as_input, calibration_images, spread
+from deploy.calibration import as_input, calibration_images, check_image_size, spread
 from deploy.export_config import ExportConfig
 from deploy.exporters import EXPORTERS, ExportJob, artefact_path, check_precision
 from deploy.onnx.detector import FORMAT as ONNX_ENDING
@@ -89,6 +89,7 @@ def _device_of(path: Path) -> torch.device | None:
 def _job(config: ExportConfig) -> ExportJob:
     """Read the weights, and the pictures that int8 needs."""
     loaded = load_model(config.weights)
+    check_image_size(config.image_hw, stride=loaded.model.max_stride)
     if config.data:
         _check_classes(config, loaded.model.spec.num_classes)
     is_calibrated = config.int8 and not config.verify_only

@@ -47,9 +47,20 @@ def read_weights(path: str | Path) -> WeightsFile:
     """Read any supported weights file; nothing in it is run.
 
     Raises:
-        CheckpointError: Not a supported file, damaged, hostile, or of an unknown network.
+        CheckpointError: Not a supported file, damaged, hostile, of an unknown network, or with numbers that are none.
     """
     path = check_weights_file(path)
+    found = _read(path)
+    for name, tensor in found.state.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(
+                f"weights {path}: {int((~tensor.isfinite()).sum())} of {tensor.numel()} numbers of {name} are NaN or "
+                "infinite; use an earlier checkpoint, or train again with a lower rate"
+            )
+    return found
+
+
+def _read(path: Path) -> WeightsFile:
     content = read_plain(path)
     try:
         if is_own_checkpoint(content):

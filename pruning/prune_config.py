@@ -45,7 +45,7 @@ class PruneConfig:
         "global"  # one threshold for the network (global), or the share in every layer (layer)
     )
     plan: str = ""  # apply this plan.json instead of making one
-    constants: bool = True  # carry what cut channels still emit into the next layers
+    constants: bool = True  # --no-constants drops what cut channels still emit; else the next layers take it over
     strict: bool = False  # refuse, rather than mend, a percent that would empty a layer
     dry_run: bool = False  # show what would be cut and write nothing
     scan: bool = False  # measure mAP over percents, find the cliff and recommend a percent; needs --data

@@ -25,14 +25,14 @@ LOGGER = logging.getLogger(__name__)
 class SparsityConfig(TrainConfig):
     """Train a detector so that whole channels fall to zero and can be pruned."""
 
-    st: bool = True  # sparsity on; --no-st trains plainly
+    st: bool = True  # --no-st trains plainly, without sparsity
     sparsity: Sparsity = "bn"  # what is drawn to zero: bn, residual, kernel, mixed
     sr: float | None = None  # strength; by default 1e-3 for bn and residual, 1e-5 for kernel
     srb: float = 5e-4  # strength on batch-norm scales for mixed
     src: float = 1e-5  # strength on convolution weights for mixed
     beta_ratio: float = 10.0  # strength on batch-norm shifts, as a multiple of that on the scales
     scale_rate: float = 1.0  # learning rate of batch-norm scales, as a multiple; above 1 suits short runs
-    decay: bool = True  # the strength falls to a tenth over the run
+    decay: bool = True  # --no-decay keeps the strength; else it falls to a tenth over the run
     shortcuts: Shortcuts = "skip"  # channels that shortcuts join: skip leaves them dense, tied prunes them together
     aim: float = 0.5  # share of channels you mean to cut; the advice of each epoch is for it
 

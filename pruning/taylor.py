@@ -60,7 +60,7 @@ def taylor_importance(
         for batch in batches:
             recorder.measure(loss_fn(model, batch))
     scores = recorder.scores()
-    remedy = "measure with --no-amp, or on weights that were trained with a lower rate"
+    remedy = "measure on other weights, such as those of an earlier epoch"
     check_finite(scores, what="activation x gradient", remedy=remedy)
     if is_normalised:
         scores = {name: _unit(values) for name, values in scores.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -52,6 +53,13 @@ def upward_imports(root: Path, files: Iterable[Path]) -> list[str]:
 
 def test_no_package_imports_from_its_right_and_nothing_imports_a_script() -> None:
     assert upward_imports(ROOT, tracked_files()) == []
+
+
+def test_every_module_is_named_where_the_architecture_is_told() -> None:
+    told = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    modules = [file for file in tracked_files() if len(file.parts) == 2 and file.parts[0] in LEVELS]
+    unnamed = [str(file) for file in modules if file.stem != "__init__" and not re.search(rf"\b{file.stem}\b", told)]
+    assert unnamed == []
 
 
 def test_every_folder_with_code_has_a_level() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
@@ -72,19 +74,33 @@ def parse(config_type: type[Config], argv: Sequence[str], *, bare: Mapping[str, 
     """Flags over `--config` YAML over defaults.
 
     Raises:
-        ConfigError: The YAML cannot be read, or has a key that is no field or a value of the wrong kind.
+        ConfigError: The YAML cannot be read, or has a key that is no field or a value of the wrong kind; a flag is
+            unknown, missing, or has such a value.
     """
     arguments, config_file = _split_config(_fill_bare(argv, bare))
     unchecked = _without_checks(config_type)
     default = _read_config(unchecked, config_file) if config_file else None
-    parsed = tyro.cli(
-        unchecked,
-        args=_without_redundant(arguments, default or unchecked),
-        default=default if default is not None else tyro.MISSING_NONPROP,
-        config=(tyro.conf.FlagCreatePairsOff,),
-        description=f"{config_type.__doc__}\n\n{_CONFIG_HELP}",
-    )
+    try:
+        with redirect_stderr(io.StringIO()) as told:
+            parsed = tyro.cli(
+                unchecked,
+                args=_without_redundant(arguments, default or unchecked),
+                default=default if default is not None else tyro.MISSING_NONPROP,
+                config=(tyro.conf.FlagCreatePairsOff,),
+                description=f"{config_type.__doc__}\n\n{_CONFIG_HELP}",
+            )
+    except SystemExit as error:
+        if not error.code:  # --help
+            raise
+        raise ConfigError(_in_one_line(told.getvalue())) from None
     return config_type(**{item.name: getattr(parsed, item.name) for item in fields(config_type)})  # type: ignore[arg-type]
+
+
+def _in_one_line(box: str) -> str:
+    """What tyro says of a wrong flag, without the frame, the details below the first paragraph, and the help."""
+    lines = [line.strip("╭╮╰╯│ ").strip() for line in box.splitlines()[1:]]
+    end = next((i for i, line in enumerate(lines) if not line.strip("─")), len(lines))
+    return f"{' '.join(lines[:end]).rstrip('.')}; --help lists all flags"
 
 
 def _without_checks(config_type: type[Config]) -> type[Config]:

@@ -34,7 +34,7 @@ class QuantizeConfig:
     # exceptions as PATTERN=BITS or PATTERN=WEIGHTS/ACTIVATIONS, one may be empty, such as "model.24*=8" or "conv1=/8"
     layers: tuple[str, ...] = ()
     calib_images: int = 64  # pictures of the train split that ranges are learnt from
-    compensate: bool = True  # round weights so that the results on these pictures change least, not to the nearest
+    compensate: bool = True  # --no-compensate rounds to the nearest; else so that results change least
     layout: Layout = "dense"  # how weights are stored; coo, csr and csc are for networks with many zeros
     yaml: bool = False  # also write the network as YAML, for people
     fake: bool = False  # also measure the network with rounded real numbers, as quantisation-aware training sees it

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from deploy.calibration import calibration_images, spread
+from deploy.calibration import calibration_images, check_image_size, spread
 from deploy.classifier.runtime import load_classifier as load_exported_classifier
 from deploy.integer.export import Forms, write_classifier, write_detector
 from deploy.integer.quantize_config import QuantizeConfig
@@ -30,7 +30,7 @@ from quantization.program import IntegerProgram
 from utils.datasets.classification import PictureData, PictureSet
 from utils.datasets.index import LabelIndex
 from utils.datasets.known_pictures import are_pictures, load_pictures
-from utils.errors import ConfigError, DataError
+from utils.errors import DataError
 from utils.files import sha256_of
 
 logger = logging.getLogger(__name__)
@@ -115,8 +115,7 @@ class DetectorSubject:
             workers=config.workers,
         )
         measure.check_classes(loaded.model)
-        if stray := [side for side in config.image_hw if side < 1 or side % loaded.model.max_stride]:
-            raise ConfigError(f"--img-size {stray[0]}: expected a multiple of the stride {loaded.model.max_stride}")
+        check_image_size(config.image_hw, stride=loaded.model.max_stride)
         return cls(config=config, model=loaded.model, names=loaded.names, measure=measure)
 
     @property

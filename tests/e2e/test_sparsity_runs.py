@@ -217,6 +217,4 @@ def test_scale_that_is_no_number_is_refused_with_its_layer(
     content["weights"]["model.2.bn.weight"][3] = float("nan")
     torch.save(content, place.weights)
     arguments = [*place.arguments("train_sparsity"), "--cfg", "", "--weights", str(place.weights)]
-    assert "layer model.2.bn: batch-norm scales of 1 of 16 channels are NaN" in refusal(
-        "train_sparsity", arguments, capsys
-    )
+    assert "1 of 16 numbers of model.2.bn.weight are NaN" in refusal("train_sparsity", arguments, capsys)
