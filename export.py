@@ -1,4 +1,4 @@
-"""Export a detector to ncnn, ONNX, OpenVINO, TensorRT or TorchScript, and compare each file with the network."""
+"""Export a detector or a classifier to ncnn, ONNX, OpenVINO, TensorRT or TorchScript; compare it with the network."""
 
 from __future__ import annotations
 

@@ -101,13 +101,13 @@ def _pruned(model: Detector) -> Detector:
 def _error(model: Detector, side: int, name: FormatName, config: ParityConfig) -> float:
     """Of the worst head."""
     names = tuple(str(number) for number in range(model.spec.num_classes))
-    settings = ExportConfig(weights="network.pt", include=(name,), img_size=(side,))
-    job = ExportJob(
-        model=model, names=names, source_sha256="", settings=settings.settings, calibration=[], config=settings
-    )
     image = as_input(config.picture, (side, side))
     with tempfile.TemporaryDirectory() as scratch:
-        path = artefact_path(Path(scratch), "network", settings, name)
+        settings = ExportConfig(weights=f"{scratch}/network.pt", include=(name,), img_size=(side,))
+        job = ExportJob(
+            model=model, names=names, source_sha256="", settings=settings.settings, calibration=[], config=settings
+        )
+        path = artefact_path(settings, name)
         EXPORTERS[name].write(job, path)
         found = load_runtime(path, device=CPU)(image)
     expected = PyTorchRuntime(model, names=names, device=CPU)(image)

@@ -107,7 +107,7 @@ def measure(config: PeerConfig) -> None:
 
 def _ours(name: FormatName, config: PeerConfig, scratch: Path) -> Exported:
     spec = ModelSpec.from_yaml("yolov5s.yaml", num_classes=_NUM_CLASSES)
-    settings = ExportConfig(weights="yolov5s.pt", include=(name,), img_size=(config.img_size,))
+    settings = ExportConfig(weights=str(scratch / "ours.pt"), include=(name,), img_size=(config.img_size,))
     names = tuple(str(number) for number in range(_NUM_CLASSES))
     job = ExportJob(
         model=build_model(spec).eval(),
@@ -117,7 +117,7 @@ def _ours(name: FormatName, config: PeerConfig, scratch: Path) -> Exported:
         calibration=[],
         config=settings,
     )
-    path = artefact_path(scratch, "ours", settings, name)
+    path = artefact_path(settings, name)
     start = time.perf_counter()
     EXPORTERS[name].write(job, path)
     seconds = time.perf_counter() - start

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from deploy.classifier.detector_flags import warn_of_detector_flags
 from deploy.classifier.runtime import LOADERS
 from deploy.classifier.runtime import load_classifier as load_exported_classifier
 from deploy.runtime import RuntimeOptions
@@ -67,11 +68,7 @@ class ClassificationSettings:
             ConfigError: They ask for what only detectors have.
         """
         own = [item.name for item in fields(cls)]
-        others = [item for item in fields(config) if item.name not in own]
-        given = [item.name for item in others if getattr(config, item.name) != item.default]
-        if given:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            logger.warning("%s: for detectors; with a classifier it changes nothing", flags)
+        warn_of_detector_flags(config, own=own)
         return cls(**{name: getattr(config, name) for name in own})
 
     @property

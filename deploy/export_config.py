@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from deploy.metadata import ExportSettings
 from deploy.ncnn.ranges import Int8Method
-from deploy.runtime import Precision
+from deploy.runtime import Precision, RuntimeOptions
 from engine.config import spelled
-from utils.config_values import check_least
+from utils.config_values import check_least, check_shares
 from utils.errors import ConfigError
 
 FormatName = Literal["ncnn", "onnx", "openvino", "tensorrt", "torchscript"]
@@ -17,7 +18,7 @@ FormatName = Literal["ncnn", "onnx", "openvino", "tensorrt", "torchscript"]
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Export a detector to the runtimes that serve it, and compare each file with the network."""
+    """Export a detector or a classifier to the runtimes that serve it, and compare each file with the network."""
 
     weights: str  # checkpoint to export: dense, pruned or fine-tuned
     include: tuple[FormatName, ...] = ("ncnn",)  # formats to write
@@ -50,11 +51,8 @@ class ExportConfig:
         if len(self.img_size) not in (1, 2):
             raise ConfigError(f"--img-size: got {len(self.img_size)} numbers; give one side, or height and width")
         check_least(self, batch_size=1, calib_images=1, verify_images=1, workers=0, max_det=1)
-        if self.threads is not None:
-            check_least(self, threads=1)
-        for name in ("conf_thres", "iou_thres"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 to 1")
+        RuntimeOptions(threads=self.threads)
+        check_shares(self, "conf_thres", "iou_thres")
         if not self.include:
             raise ConfigError("--include: no format given; name at least one, such as ncnn")
         if self.half and self.int8:
@@ -72,6 +70,11 @@ class ExportConfig:
     def image_hw(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.img_size[0], self.img_size[-1]
+
+    @property
+    def folder(self) -> Path:
+        """Where the artefacts go."""
+        return Path(self.output) if self.output else Path(self.weights).parent
 
     @property
     def precision(self) -> Precision:

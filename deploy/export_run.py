@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from deploy.calibration import as_input, calibration_images, check_image_size, spread
+from deploy.classifier.export_run import run_classifier_export
 from deploy.export_config import ExportConfig
-from deploy.exporters import EXPORTERS, ExportJob, artefact_path, check_precision
+from deploy.exporters import EXPORTERS, ExportJob, artefact_path, check_formats
 from deploy.onnx.detector import FORMAT as ONNX_ENDING
 from deploy.onnx.nms import NmsSettings, export_onnx_with_nms
 from deploy.onnx.nms_check import NmsReport, check_nms
@@ -24,6 +25,7 @@ from deploy.verification.report import report_data, verify_table
 from deploy.verification.verify import MeasureAP, Reference, VerifyReport, verify
 from engine.measure import Measure
 from engine.predict import predictor
+from models.classifiers.load import is_classifier
 from models.load import load_model
 from utils.datasets.config import load_data_config
 from utils.datasets.index import build_label_index
@@ -49,7 +51,9 @@ def run_export(config: ExportConfig) -> bool:
     Raises:
         ConfigError, CheckpointError, DataError: Something cannot be had; what is not whole has been removed.
     """
-    check_precision(config)
+    if is_classifier(config.weights):
+        return run_classifier_export(config)
+    check_formats(config)
     job = _job(config)
     reference = _reference(job)
     folder = RunFolder.create(project=config.project, name=config.name, exist_ok=config.exist_ok)
@@ -75,7 +79,7 @@ def run_export(config: ExportConfig) -> bool:
         logger.info("%s", verify_table(reports))
     if with_nms:
         logger.info("%s", with_nms.as_text())
-    logger.info("files in %s, report in %s", _output(config), folder.path / "result.json")
+    logger.info("files in %s, report in %s", config.folder, folder.path / "result.json")
     return passed
 
 
@@ -120,7 +124,7 @@ def _written(job: ExportJob) -> Iterator[Path]:
     """Each artefact, once it is written, or at once with --verify-only."""
     config = job.config
     for name in config.include:
-        path = artefact_path(_output(config), Path(config.weights).stem, config, name)
+        path = artefact_path(config, name)
         if not config.verify_only:
             start = time.perf_counter()
             EXPORTERS[name].write(job, path)
@@ -132,7 +136,7 @@ def _with_nms(job: ExportJob, reference: Reference) -> NmsReport:
     """The ONNX file that gives boxes: write it, and run it."""
     config = job.config
     nms = NmsSettings(conf=config.conf_thres, iou=config.iou_thres, max_det=config.max_det)
-    path = _output(config) / f"{Path(config.weights).stem}_nms{ONNX_ENDING}"
+    path = config.folder / f"{Path(config.weights).stem}_nms{ONNX_ENDING}"
     if not config.verify_only:
         export_onnx_with_nms(
             job.model,
@@ -146,10 +150,6 @@ def _with_nms(job: ExportJob, reference: Reference) -> NmsReport:
     if not path.exists():
         raise ConfigError(f"{path} does not exist; leave --verify-only out to write it")
     return check_nms(path, reference, nms=nms, batch_size=config.batch_size)
-
-
-def _output(config: ExportConfig) -> Path:
-    return Path(config.output) if config.output else Path(config.weights).parent
 
 
 def _check_source(artefact: RuntimeModel, job: ExportJob, path: Path) -> None:

@@ -22,6 +22,7 @@ from deploy.onnx.detector import FORMAT as ONNX_ENDING
 from deploy.onnx.detector import export_onnx
 from deploy.openvino import FORMAT as OPENVINO_ENDING
 from deploy.openvino import export_openvino
+from deploy.packages import optional_package
 from deploy.registry import load_runtime
 from deploy.runtime import Precision
 from deploy.tensorrt.engine_file import FORMAT as TENSORRT_ENDING
@@ -66,11 +67,13 @@ class Exporter:
         ending: Of the name of its file or folder.
         precisions: That it can be written in.
         write: Writes the artefact.
+        packages: That writing and running it need; TensorRT looks for its own.
     """
 
     ending: str
     precisions: tuple[Precision, ...]
     write: Callable[[ExportJob, Path], ExportMetadata]
+    packages: tuple[str, ...] = ()
 
 
 def _write_onnx(job: ExportJob, path: Path) -> ExportMetadata:
@@ -130,27 +133,53 @@ def _shared(job: ExportJob) -> dict[str, Any]:
 
 
 EXPORTERS: Mapping[FormatName, Exporter] = {
-    "ncnn": Exporter(ending=NCNN_ENDING, precisions=("fp32", "fp16", "int8"), write=_write_ncnn),
-    "onnx": Exporter(ending=ONNX_ENDING, precisions=("fp32", "fp16", "int8"), write=_write_onnx),
-    "openvino": Exporter(ending=OPENVINO_ENDING, precisions=("fp32", "fp16", "int8"), write=_write_openvino),
-    "tensorrt": Exporter(ending=TENSORRT_ENDING, precisions=("fp32", "fp16", "int8"), write=_write_tensorrt),
+    "ncnn": Exporter(
+        ending=NCNN_ENDING,
+        precisions=("fp32", "fp16", "int8"),
+        write=_write_ncnn,
+        packages=("pnnx", "ncnn"),
+    ),
+    "onnx": Exporter(
+        ending=ONNX_ENDING,
+        precisions=("fp32", "fp16", "int8"),
+        write=_write_onnx,
+        packages=("onnx", "onnxruntime"),
+    ),
+    "openvino": Exporter(
+        ending=OPENVINO_ENDING,
+        precisions=("fp32", "fp16", "int8"),
+        write=_write_openvino,
+        packages=("openvino", "onnx"),
+    ),
+    "tensorrt": Exporter(
+        ending=TENSORRT_ENDING,
+        precisions=("fp32", "fp16", "int8"),
+        write=_write_tensorrt,
+        packages=("onnx",),
+    ),
     "torchscript": Exporter(ending=TORCHSCRIPT_ENDING, precisions=("fp32",), write=_write_torchscript),
 }
 
 
-def artefact_path(folder: Path, stem: str, config: ExportConfig, name: FormatName) -> Path:
+def artefact_path(config: ExportConfig, name: FormatName) -> Path:
     """Where the artefact of a format goes: best.onnx, best_int8_ncnn_model, ..."""
     suffix = "" if config.precision == "fp32" else f"_{config.precision}"
-    return folder / f"{stem}{suffix}{EXPORTERS[name].ending}"
+    return config.folder / f"{Path(config.weights).stem}{suffix}{EXPORTERS[name].ending}"
 
 
-def check_precision(config: ExportConfig) -> None:
-    """Refuse a format that cannot be had in the precision, before anything is written.
+def check_formats(config: ExportConfig) -> None:
+    """Refuse what cannot be had, before anything is written.
 
     Raises:
-        ConfigError: Names the format.
+        ConfigError: Names the format that is not to be had in the precision, the package that is not installed, or
+            the artefact that --verify-only does not find.
     """
     for name in config.include:
-        known = EXPORTERS[name].precisions
-        if config.precision not in known:
-            raise ConfigError(f"{name} in {config.precision} is not supported; it can be had in {', '.join(known)}")
+        exporter = EXPORTERS[name]
+        if config.precision not in exporter.precisions:
+            known = ", ".join(exporter.precisions)
+            raise ConfigError(f"{name} in {config.precision} is not supported; it can be had in {known}")
+        for package in exporter.packages:
+            optional_package(package, purpose=f"--include {name}")
+        if config.verify_only and not (path := artefact_path(config, name)).exists():
+            raise ConfigError(f"{path} does not exist; leave --verify-only out to write it")

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from engine.classifier_config import ClassifierConfig
+from engine.classifier_evaluation import check_same_task
 from models.classifiers import ClassifierSpec, build_classifier, load_classifier
 from models.classifiers.load import logits_shape
 from utils.datasets.classification import PictureData, channel_statistics
@@ -29,11 +30,7 @@ def make_classifier(config: ClassifierConfig, data: PictureData) -> nn.Module:
     if not config.weights:
         return build_classifier(config.model, num_classes=len(data.names), in_channels=data.image_chw[0])
     loaded = load_classifier(config.weights)
-    if (loaded.spec.image_chw, loaded.spec.num_classes) != (data.image_chw, len(data.names)):
-        raise ConfigError(
-            f"--weights {config.weights} are for {loaded.spec.num_classes} classes of {loaded.spec.image_chw}, the "
-            f"data have {len(data.names)} of {data.image_chw}; give the data they were trained on"
-        )
+    check_same_task(loaded.spec, data, weights=f"--weights {config.weights}", name=f"--data {config.data}")
     return loaded.model
 
 

@@ -14,7 +14,7 @@ from utils.checkpoint import Checkpoint, checkpoint_from_content, is_own_checkpo
 from utils.coco_names import default_names
 from utils.errors import CheckpointError, ConfigError
 from utils.foreign_checkpoint import read_foreign_checkpoint
-from utils.weights_file import as_float32, check_weights_file, is_state, read_plain
+from utils.weights_file import as_float32, check_finite, check_weights_file, is_state, read_plain
 
 # Output channels of the stem tell the size.
 _SIZES = {16: "n", 32: "s", 48: "m", 64: "l", 80: "x"}
@@ -51,12 +51,7 @@ def read_weights(path: str | Path) -> WeightsFile:
     """
     path = check_weights_file(path)
     found = _read(path)
-    for name, tensor in found.state.items():
-        if not tensor.isfinite().all():
-            raise CheckpointError(
-                f"weights {path}: {int((~tensor.isfinite()).sum())} of {tensor.numel()} numbers of {name} are NaN or "
-                "infinite; use an earlier checkpoint, or train again with a lower rate"
-            )
+    check_finite(found.state, where=f"weights {path}")
     return found
 
 

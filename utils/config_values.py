@@ -100,3 +100,18 @@ def check_least(config: object, **least: float) -> None:
     for name, smallest in least.items():
         if not (value := getattr(config, name)) >= smallest:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: expected at least {smallest:g}")
+
+
+def check_shares(config: object, *names: str) -> None:
+    """Refuse settings that are no share of something, 0 to 1.
+
+    Args:
+        config: Has them as attributes.
+        names: Of the settings.
+
+    Raises:
+        ConfigError: The first that is none, by its flag.
+    """
+    for name in names:
+        if not 0 <= (value := getattr(config, name)) <= 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: expected 0 to 1")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,9 @@ def read_plain(path: Path) -> Any | None:
         CheckpointError: The file is damaged.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*TorchScript archive")  # refused below, in a line of ours
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         return None
     except (RuntimeError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
@@ -72,3 +76,17 @@ def is_state(value: object) -> bool:
         and bool(value)
         and all(isinstance(name, str) and isinstance(item, torch.Tensor) for name, item in value.items())
     )
+
+
+def check_finite(state: Mapping[str, torch.Tensor], *, where: str) -> None:
+    """Refuse weights that are no numbers; `where` names their origin in messages.
+
+    Raises:
+        CheckpointError: Names the first tensor with NaN or infinity.
+    """
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(
+                f"{where}: {int((~tensor.isfinite()).sum())} of {tensor.numel()} numbers of {name} are NaN or "
+                "infinite; use an earlier checkpoint, or train again with a lower rate"
+            )

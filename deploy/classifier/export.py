@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from deploy.artefact_folder import replaced_folder
 from deploy.classifier.metadata import ClassifierMetadata, ClassifierSettings
+from deploy.classifier.readme import classifier_readme
 from deploy.classifier.runtime import ClassifierRuntime, load_classifier
 from deploy.metadata import METADATA_NAME
 from deploy.ncnn.pnnx import convert_to_ncnn
@@ -75,13 +76,8 @@ def export_classifier(
             logits that are not those of the network: then nothing is written.
     """
     path = Path(path)
-    ending = next((ending for ending in _FORMATS if path.name.endswith(ending)), None)
-    if ending is None:
-        raise ConfigError(f"classifier {path}: unsupported format; known: {', '.join(_FORMATS)}")
+    ending = check_format(path, settings.precision)
     kind = _FORMATS[ending]
-    if settings.precision not in kind.precisions:
-        known = ", ".join(kind.precisions)
-        raise ConfigError(f"{ending} classifier in {settings.precision} is not supported; expected {known}")
     network = Logits(model)
     metadata = ClassifierMetadata.of(
         model,
@@ -91,11 +87,28 @@ def export_classifier(
         versions={name: str(optional_package(name, purpose="this export").__version__) for name in kind.packages},
     )
     with tempfile.TemporaryDirectory() as scratch:
-        written = Path(scratch, f"new{ending}")
+        written = Path(scratch, path.name)
         kind.write(_Job(network=network, metadata=metadata, opset=settings.opset, calibration=calibration), written)
         _compare(load_classifier(written), network, images, path=path)
         _put(written, path)
     return metadata
+
+
+def check_format(path: Path, precision: Precision) -> str:
+    """The end of a name that says which format is asked for, where that can be had in the precision.
+
+    Raises:
+        ConfigError: It is none of ours, or not in this precision.
+    """
+    ending = next((ending for ending in _FORMATS if path.name.endswith(ending)), None)
+    if ending is None:
+        raise ConfigError(
+            f"classifier {path}: unsupported format; known: {', '.join(_FORMATS)} (OpenVINO and TensorRT read .onnx)"
+        )
+    known = _FORMATS[ending].precisions
+    if precision not in known:
+        raise ConfigError(f"{ending} classifier in {precision} is not supported; expected {', '.join(known)}")
+    return ending
 
 
 def logits_error(runtime: ClassifierRuntime, network: Logits, images: Tensor) -> float:
@@ -146,7 +159,7 @@ def _write_torchscript(job: _Job, path: Path) -> None:
 
 
 def _write_ncnn(job: _Job, folder: Path) -> None:
-    """A folder with param, bin and metadata."""
+    """A folder with param, bin, metadata and a README."""
     channels, *input_hw = job.metadata.image_chw
     folder.mkdir()
     with tempfile.TemporaryDirectory() as scratch:
@@ -156,6 +169,8 @@ def _write_ncnn(job: _Job, folder: Path) -> None:
         shutil.copyfile(param, folder / PARAM_NAME)
         shutil.copyfile(param.with_suffix(".bin"), folder / BIN_NAME)
     (folder / METADATA_NAME).write_text(job.metadata.to_json(), encoding="utf-8")
+    page = classifier_readme(job.metadata, folder_name=folder.name)
+    (folder / "README.md").write_text(page, encoding="utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated
 
+from deploy.runtime import RuntimeOptions
 from engine.config import spelled
 from quantization.config import LayerBits, Observer, QuantConfig, WeightRange, check_bits
 from quantization.sensitivity import Part
@@ -55,8 +56,7 @@ class QuantizeConfig:
         if len(self.img_size) not in (1, 2):
             raise ConfigError(f"--img-size: got {len(self.img_size)} numbers; give one side, or height and width")
         check_least(self, calib_images=1, sensitivity_images=0, workers=0)
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"--threads {self.threads}: expected at least 1")
+        RuntimeOptions(threads=self.threads)
         for bits in (*self.sensitivity, *self.budget_bits):
             check_bits(bits, what="--sensitivity and --budget-bits")
         self._check_budget(self.quantisation())

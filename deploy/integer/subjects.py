@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deploy.calibration import calibration_images, check_image_size, spread
+from deploy.classifier.pictures import calibration_pictures, spread_pictures
 from deploy.classifier.runtime import load_classifier as load_exported_classifier
 from deploy.integer.export import Forms, write_classifier, write_detector
 from deploy.integer.quantize_config import QuantizeConfig
@@ -27,10 +28,9 @@ from models.load import load_model
 from quantization.detector import QuantizedDetector
 from quantization.network import QuantizedNetwork
 from quantization.program import IntegerProgram
-from utils.datasets.classification import PictureData, PictureSet
+from utils.datasets.classification import PictureData
 from utils.datasets.index import LabelIndex
 from utils.datasets.known_pictures import are_pictures, load_pictures
-from utils.errors import DataError
 from utils.files import sha256_of
 
 logger = logging.getLogger(__name__)
@@ -180,11 +180,6 @@ class ClassifierSubject:
             logger.warning("--img-size is for detectors; a classifier takes pictures of the size of its data")
         loaded, data = load_classifier(config.weights), load_pictures(config.data, config.cache_dir or None)
         check_same_task(loaded.spec, data, weights=config.weights, name=config.data)
-        if len(data.train) < config.calib_images:
-            raise DataError(
-                f"{config.data}: train has {len(data.train)} pictures, fewer than the {config.calib_images} asked "
-                f"for calibration; lower --calib-images to {len(data.train)} or add pictures"
-            )
         return cls(config=config, loaded=loaded, data=data)
 
     @property
@@ -199,8 +194,9 @@ class ClassifierSubject:
 
     def calibration(self) -> Sequence[Tensor]:
         """Normalised training pictures."""
-        chosen = _few_pictures(self.data.train, self.config.calib_images)
-        return [batch.normalised() for batch in picture_batches(chosen, self.loaded.spec)]
+        return calibration_pictures(
+            self.data, self.loaded.spec, count=self.config.calib_images, name=self.config.data
+        )
 
     def of_floats(self) -> float:
         """Accuracy of the network in float32."""
@@ -208,7 +204,7 @@ class ClassifierSubject:
 
     def of_network(self, network: QuantizedNetwork, *, num_images: int = 0) -> float:
         """Accuracy of a quantised network."""
-        pictures = _few_pictures(self.data.test, num_images) if num_images else self.data.test
+        pictures = spread_pictures(self.data.test, num_images) if num_images else self.data.test
         return score_classifier(network, pictures, spec=self.loaded.spec).accuracy
 
     def of_artefact(self, folder: Path) -> float:
@@ -237,8 +233,3 @@ def _few(index: LabelIndex, count: int) -> LabelIndex:
         shapes_hw=index.shapes_hw[chosen],
         image_ids=tuple(index.image_ids[position] for position in chosen),
     )
-
-
-def _few_pictures(pictures: PictureSet, count: int) -> PictureSet:
-    chosen = spread(range(len(pictures)), min(count, len(pictures)))
-    return replace(pictures, images=pictures.images[chosen], labels=pictures.labels[chosen])

@@ -13,15 +13,19 @@ _HEADER = ("artefact", "precision", "head error", "same boxes", "mAP", "was", "M
 
 def verify_table(reports: Sequence[VerifyReport]) -> str:
     """One line per artefact under a heading, columns aligned; then what failed."""
-    rows = [_HEADER, *(_row(report) for report in reports)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = aligned([_HEADER, *(_row(report) for report in reports)])
     threads = sorted({latency.threads for report in reports for latency in report.latency})
     lines.append(
         f"ms: fastest call, threads: {', '.join(map(str, threads))}; mAP: 50-95, - where no --data was given"
     )
     lines += [f"{report.path.name}: {failure}" for report in reports for failure in report.failures]
     return "\n".join(lines)
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines of a table for people: each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def report_data(report: VerifyReport) -> dict[str, Any]:

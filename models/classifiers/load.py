@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.classifiers.registry import build_classifier
 from models.classifiers.spec import ClassifierSpec
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import is_own_checkpoint, load_checkpoint
 from utils.errors import CheckpointError, ConfigError
+from utils.weights_file import check_finite, check_weights_file, read_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,16 @@ def load_classifier(path: str | Path, *, skeleton: nn.Module | None = None) -> L
     return LoadedClassifier(model=model.eval(), spec=spec, names=checkpoint.names)
 
 
+def is_classifier(path: str | Path) -> bool:
+    """Whether a file says that it holds a classifier; one that needs classes to be read does not.
+
+    Raises:
+        CheckpointError: There is no such file, or it is damaged.
+    """
+    content: Any = read_plain(check_weights_file(path))
+    return is_own_checkpoint(content) and ClassifierSpec.describes(content.get("spec"))
+
+
 def _empty_network(spec: ClassifierSpec, *, where: str) -> nn.Module:
     """The network that a file names, with shapes alone: what its numbers take is for the weights to say.
 
@@ -76,7 +88,7 @@ def fill_(model: nn.Module, weights: Mapping[str, Tensor], *, spec: ClassifierSp
     are all that has to be kept of what was pruned.
 
     Raises:
-        CheckpointError: They are of other layers, do not fit each other, or are not the numbers of a layer.
+        CheckpointError: They are of other layers, do not fit each other, are NaN, or are not the numbers of a layer.
     """
     _check_numbers(weights, model.state_dict(), where=where)
     for name, module in model.named_modules():
@@ -104,6 +116,7 @@ def _check_numbers(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], *, 
             raise CheckpointError(
                 f"{where}: {name} is {found}, expected dense numbers such as {_word(wanted)}; use an undamaged copy"
             )
+    check_finite(weights, where=where)
 
 
 def _word(dtype: torch.dtype) -> str:

@@ -53,6 +53,11 @@ class ClassifierSpec:
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         return {"kind": _KIND, **values}
 
+    @staticmethod
+    def describes(values: object) -> bool:
+        """Whether the description in a checkpoint is that of a classifier."""
+        return isinstance(values, Mapping) and values.get("kind") == _KIND
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str) -> ClassifierSpec:
         """Rebuild from `to_dict`; `where` names its origin in messages.
@@ -60,7 +65,7 @@ class ClassifierSpec:
         Raises:
             CheckpointError: It describes something else, such as a detector.
         """
-        if values.get("kind") != _KIND:
+        if not cls.describes(values):
             raise CheckpointError(f"{where}: not a classifier; give a file that a classifier's training wrote")
         rest = {name: value for name, value in values.items() if name != "kind"}
         try:

@@ -205,7 +205,18 @@ def test_network_that_gives_no_numbers_is_refused(
 ) -> None:
     model = lenet()
     with torch.no_grad():
-        next(model.parameters()).fill_(torch.nan)
-    weights = save(model, tmp_path / "nan.pt")
+        next(model.parameters()).fill_(3e38)
+    weights = save(model, tmp_path / "huge.pt")
     message = refusal("val", arguments(place, tmp_path, "--weights", str(weights)), capsys)
     assert message == f"{weights} gives logits that are NaN or infinite; train it again, or give another file"
+
+
+def test_weights_that_are_no_numbers_are_refused_by_name(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = lenet()
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[3] = torch.nan
+    weights = save(model, tmp_path / "nan.pt")
+    message = refusal("val", arguments(place, tmp_path, "--weights", str(weights)), capsys)
+    assert message.startswith(f"weights {weights}: 1 of 150 numbers of features.0.weight are NaN or infinite; use an")

@@ -217,7 +217,7 @@ def test_training_goes_on_from_a_file_and_refuses_one_for_other_data(tmp_path: P
     tuned = replace(config, weights=str(first.best), name="tuned", lr0=1e-9, weight_decay=0.0)
     second = train_classifier(make_classifier(tuned, data), data, config=tuned)
     assert second.best_accuracy == first.best_accuracy
-    with pytest.raises(ConfigError, match=r"are for 2 classes of \(1, 28, 28\), the data have 2 of \(3, 32, 32\)"):
+    with pytest.raises(ConfigError, match=r"tells 2 classes of \(1, 28, 28\) apart but .* has 2 of \(3, 32, 32\)"):
         make_classifier(tuned, small_pictures(chw=(3, 32, 32)))
 
 

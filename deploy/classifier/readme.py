@@ -1,0 +1,69 @@
+"""The page beside an ncnn export of a classifier: what goes in, what comes out, and the lines that run it."""
+
+from __future__ import annotations
+
+from deploy.classifier.metadata import ClassifierMetadata
+from deploy.metadata import METADATA_NAME
+
+_PAGE = """\
+# {folder_name}
+
+A classifier for [ncnn](https://github.com/Tencent/ncnn), {precision} weights, {num_classes} classes{names}.
+The same facts for programs: `{metadata_name}`.
+
+## In and out
+
+* Blob `in0`: ({channels}, {height}, {width}) float32{order}, no other size: each value divided by 255{normalised}.
+* Blob `out0`: {num_classes} logits, float32. The largest tells the class; softmax makes them shares.
+
+## C++
+
+    ncnn::Net net;
+    net.load_param("{folder_name}/model.ncnn.param");
+    net.load_model("{folder_name}/model.ncnn.bin");
+    // pixels: {width} x {height} x {channels} bytes
+    ncnn::Mat in = ncnn::Mat::from_pixels(pixels, ncnn::Mat::{pixel_kind}, {width}, {height});
+    // ncnn computes (value - mean) * norm on bytes: mean is 255 mean, norm is 1 / (255 std)
+    const float mean[{channels}] = {{{means}}}, norm[{channels}] = {{{norms}}};
+    in.substract_mean_normalize(mean, norm);
+    ncnn::Extractor extractor = net.create_extractor();
+    extractor.input("in0", in);
+    ncnn::Mat logits;
+    extractor.extract("out0", logits);
+
+## Python
+
+In a clone of this project, images (B, C, H, W) already normalised:
+
+    from deploy.classifier.runtime import load_classifier
+    logits = load_classifier("{folder_name}")(images)
+"""
+
+_PIXELS = {1: ("", "PIXEL_GRAY"), 3: (", RGB", "PIXEL_RGB")}
+
+
+def classifier_readme(metadata: ClassifierMetadata, *, folder_name: str) -> str:
+    """Markdown for the folder of that name."""
+    channels, height, width = metadata.image_chw
+    order, pixel_kind = _PIXELS.get(channels, ("", "PIXEL_..."))
+    mean, std = metadata.mean or (0.0,) * channels, metadata.std or (1.0,) * channels
+    normalised = f", minus {_numbers(mean)}, divided by {_numbers(std)}" if metadata.mean or metadata.std else ""
+    return _PAGE.format(
+        folder_name=folder_name,
+        precision=metadata.precision,
+        num_classes=metadata.num_classes,
+        names=f": {', '.join(metadata.names)}" if metadata.names else "",
+        metadata_name=METADATA_NAME,
+        channels=channels,
+        height=height,
+        width=width,
+        order=order,
+        normalised=normalised,
+        pixel_kind=pixel_kind,
+        means=", ".join(f"{255 * value:.6g}f" for value in map(float, mean)),
+        norms=", ".join(f"{1 / (255 * value):.6g}f" for value in map(float, std)),
+    )
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.6g}" for value in values)

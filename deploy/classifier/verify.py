@@ -1,0 +1,157 @@
+"""Is an exported classifier the network it came from? Its logits, its accuracy, its size and its speed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deploy.classifier.export import TOLERANCES, Logits, logits_error
+from deploy.classifier.metadata import weights_fingerprint
+from deploy.classifier.runtime import ClassifierRuntime
+from deploy.runtime import Precision
+from deploy.verification.latency import Latency, time_in_turns
+from deploy.verification.report import aligned
+from deploy.verification.verify import TOLERANCES as DETECTOR_TOLERANCES
+from deploy.verification.verify import megabytes_of
+from engine.classifier_scores import picture_batches, score
+from models.classifiers import ClassifierSpec
+from utils.datasets.classification import PictureSet
+from utils.errors import CheckpointError
+
+_HEADER = (
+    *("artefact", "precision", "logits error", "accuracy", "was"),
+    *("MB", "was", "ms", "median", "PyTorch", ""),
+)
+_RUNS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierReport:
+    """What was compared, for one artefact.
+
+    Attributes:
+        path: The artefact.
+        format: End of its name.
+        precision: What it computes in.
+        logits_error: Largest difference over the largest logit.
+        accuracy: Of the network and of the artefact on the test pictures, where data is given.
+        megabytes: Of the weights file and of the artefact, 10^6 bytes.
+        latency: Of the network in PyTorch and of the artefact, on the same picture.
+        failures: What is beyond the tolerance, with the numbers.
+    """
+
+    path: Path
+    format: str
+    precision: Precision
+    logits_error: float
+    accuracy: tuple[float, float] | None
+    megabytes: tuple[float, float]
+    latency: tuple[Latency, Latency]
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is beyond the tolerance."""
+        return not self.failures
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClassifierReference:
+    """The network an artefact is compared with.
+
+    Attributes:
+        path: The weights file.
+        network: Of it, float32, on the CPU.
+        spec: How pictures are normalised.
+        images: (N, C, H, W), normalised.
+        accuracy: On the test pictures; None without.
+        test: The test pictures, where data is given.
+        threads: For times.
+    """
+
+    path: Path
+    network: Logits
+    spec: ClassifierSpec
+    images: Tensor
+    test: PictureSet | None
+    accuracy: float | None
+    threads: int
+
+
+def verify_classifier(artefact: ClassifierRuntime, reference: ClassifierReference, *, path: Path) -> ClassifierReport:
+    """Compare an artefact with its network.
+
+    Args:
+        artefact: Loaded from `path`.
+        reference: The network, and the pictures to compare on.
+        path: Of the artefact, for its size.
+
+    Raises:
+        CheckpointError: It is of another network.
+    """
+    if artefact.metadata.fingerprint != weights_fingerprint(reference.network.model):
+        raise CheckpointError(f"{path} was exported from other weights; export it again from these")
+    error = logits_error(artefact, reference.network, reference.images)
+    accuracy = None
+    if reference.test is not None and reference.accuracy is not None:
+        found = score(artefact, picture_batches(reference.test, reference.spec))
+        accuracy = reference.accuracy, found.accuracy
+    calls = [partial(call, reference.images[:1]) for call in (reference.network, artefact)]
+    with torch.inference_mode():
+        network, own = time_in_turns(calls, threads=reference.threads, runs=_RUNS)
+    precision = artefact.metadata.precision
+    return ClassifierReport(
+        path=path,
+        format=artefact.metadata.format,
+        precision=precision,
+        logits_error=error,
+        accuracy=accuracy,
+        megabytes=(megabytes_of(reference.path), megabytes_of(path)),
+        latency=(network, own),
+        failures=_failures(precision, error=error, accuracy=accuracy),
+    )
+
+
+def _failures(precision: Precision, *, error: float, accuracy: tuple[float, float] | None) -> tuple[str, ...]:
+    """One line per number that is beyond its tolerance; accuracy may fall as far as mAP may."""
+    checks = [("error of logits", error, TOLERANCES[precision])]
+    if accuracy is not None:
+        checks.append(("accuracy lost", accuracy[0] - accuracy[1], DETECTOR_TOLERANCES[precision].ap_loss))
+    # Written so that NaN fails.
+    return tuple(
+        f"{what}: {value:.2g}, at most {most:g} allowed" for what, value, most in checks if not value <= most
+    )
+
+
+def report_table(reports: Sequence[ClassifierReport]) -> str:
+    """One line per artefact under a heading, columns aligned; then what failed."""
+    lines = aligned([_HEADER, *(_row(report) for report in reports)])
+    lines.append(
+        f"ms: fastest call with one picture, threads: {reports[0].latency[0].threads}; "
+        "accuracy: on the test pictures, - where no --data was given"
+    )
+    lines += [f"{report.path.name}: {failure}" for report in reports for failure in report.failures]
+    return "\n".join(lines)
+
+
+def _row(report: ClassifierReport) -> tuple[str, ...]:
+    network, own = report.latency
+    was, now = ("-", "-") if report.accuracy is None else (f"{value:.4f}" for value in report.accuracy)
+    return (
+        report.path.name,
+        report.precision,
+        f"{report.logits_error:.1e}",
+        now,
+        was,
+        f"{report.megabytes[1]:.3f}",
+        f"{report.megabytes[0]:.3f}",
+        f"{own.fastest:.2f}",
+        f"{own.median:.2f}",
+        f"{network.fastest:.2f}",
+        "passed" if report.passed else "FAILED",
+    )

@@ -1,0 +1,135 @@
+"""export.py with classifiers: artefacts of a pruned one are compared with it, and measured on its pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cut_oracle import cuttable_ids
+from mask_oracle import lively
+from refusal import refusal, run
+from torch import nn
+
+from deploy.classifier.runtime import load_classifier
+from engine.classifier_scores import score_classifier
+from models.classifiers import ClassifierSpec, LeNet5
+from pruning.graph import ChannelGraph
+from pruning.surgery import cut
+from utils.checkpoint import Checkpoint, save_checkpoint
+from utils.datasets.classification import read_picture_file, write_picture_file
+
+NAMES = tuple("abcdefg")
+SPEC = ClassifierSpec(name="lenet5", num_classes=7, image_chw=(1, 28, 28), mean=(0.5,), std=(0.25,))
+
+
+def pruned_lenet() -> nn.Module:
+    torch.manual_seed(0)
+    model = lively(LeNet5(num_classes=7, in_channels=1)).float().eval()
+    graph = ChannelGraph.of(model, image_chw=(1, 28, 28))
+    return cut(model, graph, cuttable_ids(graph, seed=1)).float().eval()
+
+
+def save(model: nn.Module, path: Path) -> None:
+    save_checkpoint(Checkpoint(spec=SPEC.to_dict(), names=NAMES, weights=model.state_dict()), path)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with best.pt and pictures.npz: noise of seven kinds, labelled in turn."""
+    rng = np.random.default_rng(0)
+    arrays: dict[str, Any] = {"classes": np.array(NAMES)}
+    for split, count in (("train", 20), ("test", 70)):
+        arrays[f"x_{split}"] = rng.integers(0, 256, (count, 28, 28), np.uint8)
+        arrays[f"y_{split}"] = np.arange(count) % 7
+    write_picture_file(tmp_path / "pictures.npz", arrays)
+    save(pruned_lenet(), tmp_path / "best.pt")
+    return tmp_path
+
+
+def arguments(place: Path, *more: str) -> list[str]:
+    own = ["--weights", str(place / "best.pt"), "--data", str(place / "pictures.npz")]
+    return [*own, "--project", str(place / "runs"), "--verify-images", "5", *more]
+
+
+def result_in(place: Path, name: str = "exp") -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((place / "runs" / name / "result.json").read_text())
+    return content
+
+
+def test_formats_are_written_beside_the_weights_and_have_its_accuracy(
+    place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("ncnn", reason="the ncnn package is not installed")
+    pytest.importorskip("pnnx", reason="the pnnx package is not installed")
+    caplog.set_level("INFO")
+    run("export", arguments(place, "--include", "torchscript", "ncnn"))
+    test = read_picture_file(place / "pictures.npz").test
+    accuracy = score_classifier(pruned_lenet(), test, spec=SPEC).accuracy
+    result = result_in(place)
+    assert result["passed"] is True
+    assert [item["format"] for item in result["reports"]] == [".torchscript", "_ncnn_model"]
+    for item in result["reports"]:
+        assert item["accuracy"] == [accuracy, accuracy]
+        assert item["logits_error"] < 1e-4
+    metadata = load_classifier(place / "best_ncnn_model").metadata
+    assert (metadata.names, metadata.mean, metadata.std) == (NAMES, (0.5,), (0.25,))
+    page = (place / "best_ncnn_model/README.md").read_text()
+    assert "each value divided by 255, minus 0.5, divided by 0.25." in page
+    assert "mean[1] = {127.5f}, norm[1] = {0.0156863f};" in page  # (x / 255 - 0.5) / 0.25 on bytes
+    assert f"best.torchscript  fp32       {result['reports'][0]['logits_error']:.1e}" in caplog.text
+
+
+def test_without_data_logits_of_noise_are_compared(place: Path) -> None:
+    run("export", arguments(place, "--include", "torchscript", "--data", ""))
+    (report,) = result_in(place)["reports"]
+    assert report["accuracy"] is None
+    assert report["logits_error"] < 1e-4
+
+
+def test_int8_is_calibrated_on_the_training_pictures(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed; see requirements-export.txt")
+    pytest.importorskip("onnx", reason="onnx is not installed; see requirements-export.txt")
+    run("export", arguments(place, "--include", "onnx", "--int8", "--calib-images", "20", "--name", "fine"))
+    (report,) = result_in(place, "fine")["reports"]
+    assert (place / "best_int8.onnx").is_file()
+    assert 1e-4 < report["logits_error"] < 0.25
+    message = refusal("export", arguments(place, "--include", "onnx", "--int8", "--calib-images", "21"), capsys)
+    assert "lower --calib-images to 20" in message
+
+
+def test_verify_only_refuses_the_artefact_of_other_weights(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("export", arguments(place, "--include", "torchscript"))
+    run("export", arguments(place, "--include", "torchscript", "--verify-only", "--name", "again"))
+    assert result_in(place, "again")["passed"] is True
+    other = pruned_lenet()
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    save(other, place / "best.pt")
+    message = refusal("export", arguments(place, "--include", "torchscript", "--verify-only"), capsys)
+    assert "best.torchscript was exported from other weights; export it again" in message
+
+
+@pytest.mark.parametrize(
+    ("more", "finding"),
+    [
+        (["--include", "openvino"], "unsupported format; known: .onnx, .torchscript, _ncnn_model"),
+        (["--include", "torchscript", "--half"], ".torchscript classifier in fp16 is not supported; expected fp32"),
+        (["--include", "torchscript", "--verify-only"], "best.torchscript does not exist"),
+        (["--data", "data/bccd.yaml"], "no such pictures"),
+    ],
+)
+def test_refusal_is_one_line_and_writes_nothing(
+    place: Path, capsys: pytest.CaptureFixture[str], more: list[str], finding: str
+) -> None:
+    before = set(place.rglob("*"))
+    assert finding in refusal("export", arguments(place, *more), capsys)
+    assert set(place.rglob("*")) == before
+
+
+def test_flags_of_detectors_are_told_of(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run("export", arguments(place, "--include", "torchscript", "--img", "320", "--dynamic"))
+    assert "--img-size, --dynamic: for detectors; with a classifier it changes nothing" in caplog.text
