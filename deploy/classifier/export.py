@@ -20,6 +20,7 @@ from deploy.classifier.metadata import ClassifierMetadata, ClassifierSettings
 from deploy.classifier.readme import classifier_readme
 from deploy.classifier.runtime import ClassifierRuntime, load_classifier
 from deploy.metadata import METADATA_NAME
+from deploy.ncnn.checksums import write_checksums
 from deploy.ncnn.pnnx import convert_to_ncnn
 from deploy.ncnn.runtime import BIN_NAME, PARAM_NAME
 from deploy.ncnn.runtime import FORMAT as NCNN_FORMAT
@@ -169,6 +170,7 @@ def _write_ncnn(job: _Job, folder: Path) -> None:
         shutil.copyfile(param, folder / PARAM_NAME)
         shutil.copyfile(param.with_suffix(".bin"), folder / BIN_NAME)
     (folder / METADATA_NAME).write_text(job.metadata.to_json(), encoding="utf-8")
+    write_checksums(folder, (PARAM_NAME, BIN_NAME))
     page = classifier_readme(job.metadata, folder_name=folder.name)
     (folder / "README.md").write_text(page, encoding="utf-8")
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deploy.artefact_folder import replaced_folder
 from deploy.metadata import METADATA_NAME, ExportMetadata, ExportSettings
+from deploy.ncnn.checksums import write_checksums
 from deploy.ncnn.int8 import Int8Settings, calibrate, write_int8
 from deploy.ncnn.names import named_by_module
 from deploy.ncnn.param import ParamLayer, read_param, write_param
@@ -39,7 +40,7 @@ def export_ncnn(
     calibration: Sequence[Tensor] = (),
     int8: Int8Settings | None = None,
 ) -> ExportMetadata:
-    """Write a network as a folder for ncnn: param, bin, metadata and a README.
+    """Write a network as a folder for ncnn: param, bin, their checksums, metadata and a README.
 
     ncnn computes one image at a time, and a network without attention takes any multiple of the stride; the
     metadata say so whatever batch size was asked for. Convolutions have their module paths as names.
@@ -81,6 +82,7 @@ def export_ncnn(
             _write_int8(plain, new, calibration=calibration, int8=int8 or Int8Settings())
         else:
             _write_converted(model, new, metadata=metadata, settings=settings)
+        write_checksums(new, (PARAM_NAME, BIN_NAME))
         metadata = ExportMetadata.from_folder(new)
         (new / "README.md").write_text(ncnn_readme(metadata, folder_name=folder.name), encoding="utf-8")
         _run_once(new, metadata)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from deploy.artefact import ArtefactRuntime, RunGraph
 from deploy.metadata import METADATA_NAME, ExportMetadata
+from deploy.ncnn.checksums import check_checksums
 from deploy.ncnn.param import ParamLayer, input_blobs, output_blobs, read_param
 from deploy.packages import optional_package
 from deploy.runtime import Precision, RuntimeOptions
@@ -88,7 +89,7 @@ def open_network(
         keeps_blobs: Whether one pass can give any number of inner blobs, for more memory.
 
     Raises:
-        CheckpointError: A file is missing, cut off or damaged.
+        CheckpointError: A file is missing, cut off, damaged, or another than was exported.
     """
     net = ncnn.Net()
     net.opt.lightmode = not keeps_blobs
@@ -98,6 +99,7 @@ def open_network(
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = sixteen_bits == "fp16"
     net.opt.use_bf16_packed = net.opt.use_bf16_storage = sixteen_bits == "bf16"
     ncnn.set_cpu_powersave(options.powersave)
+    check_checksums(path)
     for load, name in ((net.load_param, PARAM_NAME), (net.load_model, BIN_NAME)):
         if not (path / name).is_file():
             raise CheckpointError(f"{path} holds no {name}; export it again")

@@ -132,9 +132,9 @@ def test_sixteen_bit_arithmetic_is_told_and_close(tiny_folder: Path) -> None:
     assert max(relative_errors(detector(), tiny_folder, torch.rand(1, 3, 64, 64), half=True)) <= 0.1
 
 
-def test_folder_holds_four_files_and_its_readme_names_blobs_and_anchors(tiny_folder: Path) -> None:
+def test_folder_holds_five_files_and_its_readme_names_blobs_and_anchors(tiny_folder: Path) -> None:
     files = {path.name for path in tiny_folder.iterdir()}
-    assert files == {"model.ncnn.param", "model.ncnn.bin", "metadata.json", "README.md"}
+    assert files == {"model.ncnn.param", "model.ncnn.bin", "SHA256SUMS", "metadata.json", "README.md"}
     assert [path.name for path in tiny_folder.parent.iterdir()] == [tiny_folder.name]
     readme = (tiny_folder / "README.md").read_text()
     assert "| `out0` | 8 | 10 x 13, 16 x 30, 33 x 23 |" in readme
@@ -167,6 +167,23 @@ def cut_bin(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4])
 
 
+def cut_bin_without_sums(folder: Path) -> None:
+    cut_bin(folder)
+    (folder / "SHA256SUMS").unlink()
+
+
+def other_kernel(folder: Path) -> None:
+    """By hand, a larger kernel than the weights have: ncnn would read beyond them."""
+    path = folder / "model.ncnn.param"
+    text = path.read_text()
+    assert " 1=3 " in text
+    path.write_text(text.replace(" 1=3 ", " 1=9 ", 1))
+
+
+def spoilt_sums(folder: Path) -> None:
+    (folder / "SHA256SUMS").write_text("nothing")
+
+
 def without_bin(folder: Path) -> None:
     (folder / "model.ncnn.bin").unlink()
 
@@ -189,7 +206,10 @@ def more_classes(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "finding"),
     [
-        (cut_bin, r"model\.ncnn\.bin is cut off or damaged \(.*failed"),
+        (cut_bin, r"model\.ncnn\.bin is cut off or damaged \(its SHA-256 check failed\)"),
+        (cut_bin_without_sums, r"model\.ncnn\.bin is cut off or damaged \(.*failed"),
+        (other_kernel, r"model\.ncnn\.param is cut off or damaged .* or delete SHA256SUMS beside it"),
+        (spoilt_sums, r"SHA256SUMS is damaged; export the network again, or delete it"),
         (without_bin, r"holds no model\.ncnn\.bin"),
         (without_metadata, r"holds no readable metadata\.json"),
         (renamed_head, r"inputs and outputs are in0, other, out0, expected in0, out0, out1|in0, out0, other"),

@@ -227,7 +227,7 @@ def test_int8_layer_is_stored_as_tag_weights_bias_and_scales(calibrated: Calibra
 
 def test_int8_export_is_close_small_and_says_what_it_is(model: Detector, plain: Path, tmp_path: Path) -> None:
     folder = exported(model, tmp_path / "best_ncnn_model", precision="int8", int8=Int8Settings(method="minmax"))
-    assert {path.name for path in folder.iterdir()} == {PARAM, BIN, "metadata.json", "README.md"}
+    assert {path.name for path in folder.iterdir()} == {PARAM, BIN, "SHA256SUMS", "metadata.json", "README.md"}
     assert ExportMetadata.from_folder(folder).precision == "int8"
     assert "int8 weights" in (folder / "README.md").read_text()
     assert (plain / BIN).stat().st_size > 3 * (folder / BIN).stat().st_size
