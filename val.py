@@ -30,7 +30,7 @@ from engine.study import STUDY_SIZES, run_study
 from utils.batch import Batch
 from utils.cli import run_script
 from utils.config_values import check_least
-from utils.datasets.config import DataConfig, load_data_config
+from utils.datasets.config import load_data_config
 from utils.datasets.index import build_label_index
 from utils.datasets.known_pictures import are_pictures
 from utils.device import select_device
@@ -119,7 +119,8 @@ def _open_session(config: ValConfig) -> EvalSession:
     options = RuntimeOptions(half=config.half, threads=config.threads, powersave=config.powersave)
     runtimes = [load_runtime(path, device=device, options=options) for path in config.weights]
     for path, runtime in zip(config.weights, runtimes, strict=True):
-        _check_classes(runtime, data, path=path, single_cls=config.single_cls)
+        if not config.single_cls:
+            data.check_classes(runtime.names, weights=path)
     stride = max(max(runtime.strides) for runtime in runtimes)
     predict = ensemble([predictor(runtime) for runtime in runtimes])
     split = config.task if config.task in ("train", "val", "test") else "val"
@@ -156,23 +157,6 @@ def _frame_of(runtimes: Sequence[RuntimeModel], config: ValConfig) -> tuple[int,
             logger.info("%s takes images of height and width %s only: measured at that size", path, frame)
         return frame
     return None
-
-
-def _check_classes(runtime: RuntimeModel, data: DataConfig, *, path: str, single_cls: bool) -> None:
-    """Refuse weights whose classes are not those of the data.
-
-    Raises:
-        ConfigError: Their numbers differ.
-    """
-    if single_cls:
-        return
-    if runtime.num_classes != data.num_classes:
-        raise ConfigError(
-            f"{path} knows {runtime.num_classes} classes but {data.path} has {data.num_classes}; "
-            "use the data the model was trained on, or --single-cls"
-        )
-    if runtime.names != data.names:
-        logger.warning("%s and %s call their classes differently; they are paired by position", path, data.path)
 
 
 def _saver(config: ValConfig, folder: Path, names: Sequence[str]) -> OnBatch:

@@ -95,7 +95,7 @@ def _job(config: ExportConfig) -> ExportJob:
     loaded = load_model(config.weights)
     check_image_size(config.image_hw, stride=loaded.model.max_stride)
     if config.data:
-        _check_classes(config, loaded.model.spec.num_classes)
+        load_data_config(config.data).check_classes(loaded.names, weights=config.weights)
     is_calibrated = config.int8 and not config.verify_only
     calibration = (
         calibration_images(config.data, count=config.calib_images, image_hw=config.image_hw) if is_calibrated else []
@@ -109,15 +109,6 @@ def _job(config: ExportConfig) -> ExportJob:
         config=config,
         measure_ap=_measure_ap(config) if config.data else None,
     )
-
-
-def _check_classes(config: ExportConfig, num_classes: int) -> None:
-    data = load_data_config(config.data)
-    if data.num_classes != num_classes:
-        raise ConfigError(
-            f"{config.weights} knows {num_classes} classes but {config.data} has {data.num_classes}; "
-            "use the data the model was trained on"
-        )
 
 
 def _written(job: ExportJob) -> Iterator[Path]:

@@ -47,6 +47,16 @@ def test_formats_are_written_beside_the_weights_and_compared(place: Place, caplo
         assert len(item["ap"]) == 2
     assert "tiny.torchscript" in caplog.text
     assert "passed" in caplog.text
+    assert all(item["boxes"]["expected"] == 0 for item in result["reports"])  # the network is untrained
+    assert "no box to compare: on these pictures the network gives none above .25" in caplog.text
+
+
+def test_classes_of_another_order_are_told_of(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    text = place.data.read_text()
+    place.data.write_text(text.replace("'RBC', 'WBC'", "'WBC', 'RBC'"))
+    assert place.data.read_text() != text
+    run("export", arguments(place, "--include", "torchscript", "--data", str(place.data), "--workers", "0"))
+    assert "call their classes differently; they are paired by position" in caplog.text
 
 
 def test_verify_only_refuses_artefact_of_other_weights(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.datasets.coco_json import read_categories
-from utils.errors import DataError
+from utils.errors import ConfigError, DataError
 from utils.files import read_yaml
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,26 @@ class DataConfig:
     @property
     def num_classes(self) -> int:
         return len(self.names)
+
+    def check_classes(self, names: Sequence[str], *, weights: str) -> None:
+        """Refuse a network of another number of classes; other words for them are told of.
+
+        Args:
+            names: Of the network's classes.
+            weights: What the user calls the network.
+
+        Raises:
+            ConfigError: The numbers differ.
+        """
+        if len(names) != self.num_classes:
+            raise ConfigError(
+                f"{weights} knows {len(names)} classes but {self.path} has {self.num_classes}; "
+                "use the data the model was trained on, or --single-cls of val.py"
+            )
+        if tuple(names) != self.names:
+            logger.warning(
+                "%s and %s call their classes differently; they are paired by position", weights, self.path
+            )
 
     def sources(self, split: str) -> tuple[Path, ...]:
         """Where the images of `split` ("train", "val" or "test") are listed.
