@@ -64,7 +64,7 @@ SECOND_CUTS: dict[str, tuple[str, dict[str, Any]]] = {
 _TOLD = (
     *("epochs", "close_mosaic", "sparsity", "sr", "srb", "src", "aim", "scale_rate", "beta_ratio", "shortcuts"),
     *("percent", "target", "round", "criterion", "cost_power", "bn_percent", "conv_percent", "drop_bottlenecks"),
-    "distill",
+    *("min_channels", "distill"),
 )
 
 

@@ -71,7 +71,9 @@ def bn_gamma(model: nn.Module, graph: ChannelGraph) -> FloatArray:
         if layer.is_norm and modules[name].weight is not None
     }
     if not gammas:
-        raise PruningError(f"{type(model).__name__} has no batch norm to rank by; use --criterion kernel_l1")
+        raise PruningError(
+            f"{type(model).__name__} has no batch norm to rank by; use another criterion, such as kernel_l1 or taylor"
+        )
     # One transfer for all layers: a GPU is asked once.
     joined = torch.cat([gamma.double() for gamma in gammas.values()]).abs().cpu().numpy()
     ends = np.cumsum([len(gamma) for gamma in gammas.values()])[:-1]

@@ -83,6 +83,8 @@ def finetuning_hooks(model: Detector, config: TrainConfig, folder: Path) -> Sequ
         hooks.append(FrozenZerosHook(masks))
     if config.scale_rate != 1:
         hooks.append(ScaleRateHook(config.scale_rate))
+    if config.distill != FinetuneConfig.distill and not config.teacher:
+        LOGGER.warning("without --teacher; without effect: --distill")
     if config.teacher and config.distill == 0:
         LOGGER.warning("--distill 0: the teacher is not used, this is plain fine-tuning")
     elif config.teacher:

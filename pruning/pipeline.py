@@ -28,6 +28,7 @@ from pruning.scan import Scan, scan
 from pruning.surgery import apply_plan, cut
 from pruning.unstructured import UnstructuredSettings, apply_masks_, l1_masks, sparsity_table
 from utils.checkpoint import Checkpoint, save_checkpoint
+from utils.config_values import given_flags
 from utils.device import select_device
 from utils.errors import PruningError
 from utils.files import write_text
@@ -82,6 +83,7 @@ def run_pruning(config: PruneConfig) -> PruneResult:
     saved = SavedRound.load(Path(config.resume)) if config.resume else None
     if saved is not None:
         config = replace(saved.config, device=config.device)
+    _warn_of_ignored(config)
     loaded = load_model(config.weights)
     model = loaded.model
     config = replace(config, img_size=round_up(config.img_size, model.max_stride))
@@ -115,7 +117,6 @@ def _pruned(
         return PruneResult(model=rounds.model, plan=rounds.plan, report=report, folder=rounds.folder)
     found: Scan | None = None
     if config.plan:
-        _warn_of_ignored(config)
         plan = PruningPlan.load(Path(config.plan))
         pruned = apply_plan(loaded.model, plan, carry=config.constants)
     else:
@@ -184,12 +185,16 @@ def _allocate(
 
 
 def _warn_of_ignored(config: PruneConfig) -> None:
-    """Say which settings a given plan leaves without effect."""
-    plain_config = PruneConfig(weights=config.weights)
-    ignored = [name for name in _PLANNING if getattr(config, name) != getattr(plain_config, name)]
-    if ignored:
-        flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
-        LOGGER.warning("--plan says what stays; without effect: %s", flags)
+    """Say which settings change nothing beside the others."""
+    reasons = {
+        "--plan says what stays": _PLANNING if config.plan else (),
+        "--bn-percent and --conv-percent rank by scales and by kernels": ("criterion",) if config.is_mixed else (),
+        "without --scan": () if config.scan else ("tolerance",),
+        "without --criterion taylor": () if config.criterion == "taylor" else ("taylor_batches",),
+    }
+    for reason, names in reasons.items():
+        if flags := given_flags(config, names):
+            LOGGER.warning("%s; without effect: %s", reason, flags)
 
 
 def _scores(measure: Measure) -> Callable[[Detector], tuple[float, float]]:

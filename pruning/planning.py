@@ -19,7 +19,7 @@ from pruning.criteria import CRITERIA, random_order
 from pruning.graph import ChannelGraph
 from pruning.plan import PruningPlan
 from pruning.prune_config import ALL, DEFAULT_PERCENT, PruneConfig, Target, parse_target, training_config
-from pruning.scales import ScaleStats
+from pruning.scales import DENSE_SHARE, NEAR_ZERO, ScaleStats
 from pruning.shortcuts import Shortcuts, candidate_ids, shortcut_bottleneck_names
 from pruning.taylor import detector_taylor
 from utils.errors import PruningError
@@ -27,6 +27,13 @@ from utils.fingerprint import network_fingerprint
 from utils.run_folder import plain
 
 LOGGER = logging.getLogger(__name__)
+
+# What sparsity training draws to zero, by the criterion that ranks by it.
+_DRAWN = {
+    "bn_gamma": "scales",
+    "kernel_l1": "kernels (of their layer's mean)",
+    "kernel_l2": "kernels (of their layer's mean)",
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,11 +117,9 @@ class Planner:
         """
         allocation = self.decide()
         if allocation.raised and self.config.strict:
-            limit = self.allocator.limit
             raise PruningError(
                 f"layers {', '.join(allocation.raised[:3])} would keep fewer than --min-channels "
-                f"{self.config.min_channels}; the highest threshold that leaves every layer one is "
-                f"{limit.threshold:.4g}, --percent {limit.percent:.3f}; lower --percent or leave out --strict"
+                f"{self.config.min_channels}; {self._least_remedy()} or leave out --strict"
             )
         if allocation.raised:
             LOGGER.warning(
@@ -124,6 +129,16 @@ class Planner:
                 ", ".join(allocation.raised),
             )
         return allocation
+
+    def _least_remedy(self) -> str:
+        """What to change where a layer would lose too much."""
+        if self.config.is_mixed:
+            return "lower --bn-percent and --conv-percent"
+        limit = self.allocator.limit
+        return (
+            f"the highest threshold that leaves every layer one is {limit.threshold:.4g}, --percent "
+            f"{limit.percent:.3f}; {'raise --target' if self.config.target else 'lower --percent'}"
+        )
 
     def decide(self) -> Allocation:
         """As `allocate`, but layers that had to be mended are neither told of nor refused."""
@@ -154,17 +169,27 @@ class Planner:
         if self.config.criterion == "bn_gamma" and not self.config.is_mixed and not self.config.cost_power:
             stats = ScaleStats.of(self.allocator, aim=self.config.percent or DEFAULT_PERCENT)
             lines.append(f"scales: {stats.as_text()}")
-            if stats.is_dense:
-                lines.append(
-                    f"warning: this network was not trained sparse: only {stats.below_hundredth:.1%} of scales are "
-                    f"below 1e-2, half of them above {np.median(self._scales()):.3g}; cutting will cost mAP until "
-                    "fine-tuned; train_sparsity.py first"
-                )
+        if dense := self._dense_findings():
+            lines.append(
+                f"warning: this network was not trained sparse: {', '.join(dense)}; cutting will cost mAP until "
+                "fine-tuned; train_sparsity.py first"
+            )
         return "\n".join(lines)
 
-    def _scales(self) -> FloatArray:
-        scales: FloatArray = self.allocator.importance[self.allocator.candidates]
-        return scales
+    def _dense_findings(self) -> list[str]:
+        """What tells that nothing was drawn to zero of what the settings rank by; empty where something was."""
+        found = []
+        for name in ("bn_gamma", "kernel_l1") if self.config.is_mixed else (self.config.criterion,):
+            if name not in _DRAWN:
+                return []
+            values = CRITERIA[name](self.model, self.graph)[self.allocator.candidates]
+            below = float((values < NEAR_ZERO).mean())
+            if below >= DENSE_SHARE:
+                return []
+            found.append(
+                f"only {below:.1%} of {_DRAWN[name]} are below 1e-2, half of them above {np.median(values):.3g}"
+            )
+        return found
 
 
 def at_target(allocator: Allocator, cost: ChannelCost, target: Target) -> Allocation:

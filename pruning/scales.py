@@ -14,7 +14,7 @@ from pruning.allocation import Allocator
 NEAR_ZERO = 1e-2
 _ZERO = 1e-3
 # Below this share of channels near zero, a network was not trained sparse.
-_DENSE_SHARE = 0.01
+DENSE_SHARE = 0.01
 
 # Before this share of the force is spent, the speed cannot be judged.
 _EARLY = 0.15
@@ -57,11 +57,6 @@ class ScaleStats:
             limit=limit,
             at_aim=float(np.quantile(values, aim)),
         )
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether next to nothing is near zero."""
-        return self.below_hundredth < _DENSE_SHARE
 
     def to_dict(self) -> dict[str, float]:
         """Plain numbers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,18 @@ from pruning.scale_rate import ScaleRateHook
 from pruning.shortcuts import Shortcuts
 from pruning.sparsity import Sparsity, SparsityHook, Strengths, make_penalties
 from pruning.sparsity_monitor import SparsityMonitor, watched
+from utils.config_values import given_flags
 from utils.errors import ConfigError
 
 LOGGER = logging.getLogger(__name__)
+
+# Strengths that other kinds of sparsity have.
+_UNUSED: Mapping[Sparsity, tuple[str, ...]] = {
+    "bn": ("srb", "src"),
+    "residual": ("srb", "src"),
+    "kernel": ("srb", "src", "beta_ratio"),
+    "mixed": ("sr",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +73,8 @@ class SparsityConfig(TrainConfig):
 def sparsity_hooks(model: Detector, config: TrainConfig, folder: Path) -> Sequence[Hook]:
     """The hooks of a sparsity training."""
     assert isinstance(config, SparsityConfig)
-    if config.sparsity == "mixed" and config.sr is not None:
-        LOGGER.warning("--sr %g is not used by --sparsity mixed; its strengths are --srb and --src", config.sr)
+    if flags := given_flags(config, _UNUSED[config.sparsity]):
+        LOGGER.warning("--sparsity %s; without effect: %s", config.sparsity, flags)
     penalties = make_penalties(
         model,
         sparsity=config.sparsity,

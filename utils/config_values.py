@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -115,3 +115,15 @@ def check_shares(config: object, *names: str) -> None:
     for name in names:
         if not 0 <= (value := getattr(config, name)) <= 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: expected 0 to 1")
+
+
+def given_flags(config: Any, names: Iterable[str]) -> str:
+    """The flags of those settings that are not at their defaults, for messages; empty where all are.
+
+    Args:
+        config: A dataclass.
+        names: Of its settings.
+    """
+    defaults = {item.name: item.default for item in fields(config)}
+    given = [name for name in names if getattr(config, name) != defaults[name]]
+    return ", ".join(f"--{name.replace('_', '-')}" for name in given)

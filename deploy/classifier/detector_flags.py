@@ -7,6 +7,8 @@ from collections.abc import Collection
 from dataclasses import fields
 from typing import Any
 
+from utils.config_values import given_flags
+
 logger = logging.getLogger(__name__)
 
 
@@ -17,8 +19,5 @@ def warn_of_detector_flags(config: Any, *, own: Collection[str]) -> None:
         config: All settings of a script, a dataclass.
         own: Those that mean something for a classifier.
     """
-    others = [item for item in fields(config) if item.name not in own]
-    given = [item.name for item in others if getattr(config, item.name) != item.default]
-    if given:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+    if flags := given_flags(config, (item.name for item in fields(config) if item.name not in own)):
         logger.warning("%s: for detectors; with a classifier it changes nothing", flags)

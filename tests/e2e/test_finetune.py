@@ -115,6 +115,11 @@ def test_strength_zero_is_train_py_to_the_bit(tmp_path: Path, caplog: pytest.Log
     assert "the teacher is not used" in caplog.text
 
 
+def test_strength_without_a_teacher_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    finetuned(replace(with_teacher(tmp_path, distill=2.0, notest=True), teacher="", epochs=1))
+    assert "without --teacher; without effect: --distill" in caplog.text
+
+
 def test_resumed_run_with_a_teacher_ends_with_bit_identical_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

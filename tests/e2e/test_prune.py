@@ -335,6 +335,21 @@ def test_existing_results_survive_a_refusal(place: Place, capsys: pytest.Capture
     assert place.snapshot() == before
 
 
+@pytest.mark.parametrize(
+    ("settings", "finding"),
+    [
+        ({"bn_percent": 0.3, "criterion": "fpgm"}, "rank by scales and by kernels; without effect: --criterion"),
+        ({"tolerance": 0.1, "taylor_batches": 2}, "without --scan; without effect: --tolerance"),
+        ({"taylor_batches": 2}, "without --criterion taylor; without effect: --taylor-batches"),
+    ],
+)
+def test_settings_that_change_nothing_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], finding: str
+) -> None:
+    run_pruning(config_of(make_place(tmp_path), dry_run=True, **settings))
+    assert finding in caplog.text
+
+
 def test_dense_network_is_cut_with_a_warning_in_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     place = make_place(tmp_path)
     with caplog.at_level(logging.INFO):

@@ -160,7 +160,7 @@ def test_names_for_the_command_line_are_the_criteria_and_taylor() -> None:
 def test_gamma_of_a_network_without_batch_norm_is_refused() -> None:
     model = LeNet5()
     graph = ChannelGraph.of(model, image_chw=(1, 28, 28))
-    with pytest.raises(PruningError, match="LeNet5 has no batch norm .*; use --criterion kernel_l1"):
+    with pytest.raises(PruningError, match="LeNet5 has no batch norm .*; use another criterion, such as kernel_l1"):
         bn_gamma(model, graph)
 
 

@@ -157,6 +157,38 @@ def test_dense_network_is_called_dense_with_numbers() -> None:
     assert "train_sparsity.py first" in text
 
 
+@pytest.mark.parametrize(
+    ("settings", "finding"),
+    [
+        (
+            {"criterion": "kernel_l1"},
+            "only 0.0% of kernels (of their layer's mean) are below 1e-2, half of them above",
+        ),
+        (
+            {"bn_percent": 0.3, "conv_percent": 0.3},
+            "half of them above 1, only 0.0% of kernels (of their layer's mean)",
+        ),
+    ],
+)
+def test_network_that_is_dense_in_kernels_is_called_so(settings: dict[str, Any], finding: str) -> None:
+    planner = planner_of(build_model(ModelSpec.from_yaml(TINY_CFG)), **settings)
+    assert finding in planner.describe(planner.allocate())
+
+
+def test_network_sparse_in_scales_alone_is_not_called_dense_by_mixed() -> None:
+    sparse = build_model(ModelSpec.from_yaml(TINY_CFG))
+    for module in sparse.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data[::2] = 1e-4
+    planner = planner_of(sparse, bn_percent=0.3, conv_percent=0.3)
+    assert "not trained sparse" not in planner.describe(planner.allocate())
+
+
+def test_strict_names_what_to_lower(model: Detector) -> None:
+    with pytest.raises(PruningError, match=r"lower --bn-percent and --conv-percent or leave out --strict"):
+        planner_of(model, bn_percent=0.99, conv_percent=0.99, strict=True).allocate()
+
+
 def test_description_names_threshold_and_limit(model: Detector) -> None:
     planner = planner_of(model)
     limit = planner.allocator.limit

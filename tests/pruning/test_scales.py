@@ -10,7 +10,7 @@ from torch import nn
 from pruning.allocation import Allocator
 from pruning.criteria import bn_gamma
 from pruning.graph import ChannelGraph
-from pruning.scales import ScaleStats, Verdict, judge
+from pruning.scales import DENSE_SHARE, ScaleStats, Verdict, judge
 from pruning.sparsity_monitor import Watched
 
 
@@ -44,7 +44,7 @@ def test_shares_and_limit_of_two_layers() -> None:
     assert stats.limit == pytest.approx(3 / 5)
     assert stats.prunable == pytest.approx(2 / 5)
     assert stats.at_aim == pytest.approx(0.1)
-    assert not stats.is_dense
+    assert stats.below_hundredth > DENSE_SHARE
     assert "40.0% of channels below 1e-2, 20.0% below 1e-3, prunable now 40.0%" in stats.as_text()
 
 
@@ -55,7 +55,7 @@ def test_layer_that_would_be_empty_bounds_what_is_prunable() -> None:
 
 
 def test_untrained_scales_are_dense() -> None:
-    assert stats_of([1.0, 1.0], [1.0, 0.02]).is_dense
+    assert stats_of([1.0, 1.0], [1.0, 0.02]).below_hundredth == 0
 
 
 def test_verdict_waits_for_a_share_of_the_force() -> None:
