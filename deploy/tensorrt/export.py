@@ -75,11 +75,18 @@ def export_tensorrt(
         raise ConfigError("TensorRT in bf16 is not supported; expected fp32, fp16 or int8")
     package = _package(compute_capability)
     version = str(optional_package(package, purpose="export to TensorRT").__version__)
+    exported = onnx_metadata(model, names=names, source_sha256=source_sha256, settings=settings)
+    metadata = replace(exported, format=FORMAT, versions={**exported.versions, package: version})
+    graph = _source(model, metadata, opset=settings.opset, calibration=calibration, int8_skip=int8_skip)
+    write_engine(path, _engine(graph, metadata, package=package, compute_capability=compute_capability))
+    return metadata
+
+
+def _engine(graph: Any, metadata: ExportMetadata, *, package: str, compute_capability: str) -> EngineFile:
+    """What is written: the plan that a package builds of an ONNX graph, and what it is for."""
+    shapes = _image_shapes(metadata)
     with tempfile.TemporaryDirectory() as scratch:
         source, plan = Path(scratch, "model.onnx"), Path(scratch, "model.plan")
-        exported = onnx_metadata(model, names=names, source_sha256=source_sha256, settings=settings)
-        metadata = replace(exported, format=FORMAT, versions={**exported.versions, package: version})
-        graph = _source(model, metadata, opset=settings.opset, calibration=calibration, int8_skip=int8_skip)
         save_onnx(graph, source, properties={})
         request = BuildRequest(
             package=package,
@@ -87,17 +94,15 @@ def export_tensorrt(
             plan=str(plan),
             workspace_bytes=WORKSPACE_BYTES,
             compute_capability=compute_capability,
-            image_shapes=_image_shapes(metadata),
+            image_shapes=shapes,
         )
-        engine = EngineFile(
+        return EngineFile(
             metadata=metadata,
             package=package,
             compute_capability=compute_capability or _own_capability(),
-            image_shapes=request.image_shapes,
+            image_shapes=shapes,
             plan=_built(request),
         )
-    write_engine(path, engine)
-    return metadata
 
 
 def _source(
