@@ -13,9 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.report import table, write_report
 from deploy.integer.quantize_config import QuantizeConfig
 from deploy.integer.quantize_run import run_quantization
+from deploy.integer.runtime import load_integer
+from deploy.runtime import RuntimeOptions
+from engine.measure import Measure
+from engine.predict import predictor
 from quantization.config import Observer
 from utils.cli import run_script
 
@@ -30,6 +36,7 @@ class BitsConfig:
     bits: tuple[int, ...] = (8, 7, 6, 5, 4, 3, 2)
     budgets: tuple[str, ...] = ()  # of all weights, in bytes: bits of each layer's weights to fit, values in 8 bits
     sensitivity_images: int = 16  # pictures of val that these bits are chosen on
+    test: bool = False  # measure what is written on the test split of a detector's data, too
     observer: Observer = QuantizeConfig.observer
     calib_images: int = QuantizeConfig.calib_images
     project: str = "runs/benchmark/quantization"
@@ -58,11 +65,13 @@ def measure(config: BitsConfig) -> None:
         seconds = time.perf_counter() - start
         measured, size = result.measured, next(size for size in result.sizes if size.form == "npz dense")
         rows.append([name, f"{measured.integer:.4f}", f"{measured.integer - measured.floats:+.4f}"])
+        rows[-1] += [_on_test(result.artefact, config)] if config.test else []
         rows[-1] += [f"{size.num_bytes / 1e6:.3f}", f"{size.times_smaller:.1f}", f"{seconds:.0f}"]
+    header = ["bits", measured.metric, "against floats", *(["on test"] if config.test else [])]
     path = write_report(
         f"quantization_bits{'_' if config.label else ''}{config.label}",
         title=f"{Path(config.weights).stem} in integers of fewer and fewer bits, {Path(config.data).stem}",
-        body=table(["bits", measured.metric, "against floats", "MB", "times smaller", "seconds in all"], rows),
+        body=table([*header, "MB", "times smaller", "seconds in all"], rows),
         facts={
             "float32": f"{measured.metric} {measured.floats:.4f}",
             "how": f"weights per channel, activations per tensor, observer {config.observer}, {config.calib_images} "
@@ -78,6 +87,17 @@ def _ways(config: BitsConfig) -> Iterator[tuple[str, dict[str, Any]]]:
         yield str(bits), {"weight_bits": bits, "activation_bits": bits}
     for budget in config.budgets:
         yield f"mixed_{budget}", {"budget": budget, "sensitivity_images": config.sensitivity_images}
+
+
+def _on_test(artefact: Path, config: BitsConfig) -> str:
+    """mAP50-95 of the file on the test split."""
+    runtime = load_integer(artefact, device=torch.device("cpu"), options=RuntimeOptions())
+    measure = Measure.on_split(
+        config.data, "test", img_size=config.img_size, batch_size=16, device=torch.device("cpu"), workers=0
+    )
+    stride = max(runtime.strides)
+    evaluation = measure.evaluate(predictor(runtime), stride=stride, frame_hw=runtime.input_hw)
+    return f"{evaluation.metrics.AP:.4f}"
 
 
 if __name__ == "__main__":

@@ -1,34 +1,35 @@
-"""Rounding of weights that makes good for its own errors: what the network gives changes less, at no cost later.
+"""Rounding of weights that makes good for its own errors, and for those of the layers before.
 
-The weights of a layer are rounded one input after another. The error that the rounding of one makes in the results
-on calibration images is taken up, as far as may be, by those not yet rounded. What then remains of a shift of each
-channel's mean goes into the bias.
+A layer reads rounded numbers, in error by all that was rounded before it. Its weights first become those that give of
+these, on calibration images, most nearly what the layer gave of the real ones. Then they are rounded one input after
+another: the error that the rounding of one makes in the results is taken up, as far as may be, by those not yet
+rounded. What remains of a shift of each channel's mean goes into the bias.
 
 Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022 (arXiv 2208.11580) and Frantar et al., "GPTQ", ICLR
-2023 (arXiv 2210.17323) for the rounding; here in the order in which the inputs are stored. Nagel et al., "Data-Free
-Quantization Through Weight Equalization and Bias Correction", ICCV 2019 (arXiv 1906.04721), section 4.2, for the
-biases; here measured on images.
+2023 (arXiv 2210.17323) for the rounding; here in the order in which the inputs are stored. Li et al., "GPTAQ", ICML
+2025 (arXiv 2504.02692) for matching the results of the real network; here by least squares before the rounding, not
+within it. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019 (arXiv
+1906.04721), section 4.2, for the biases; here measured on images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantization.affine import Grid, fake_weight
 from quantization.float_ops import clamped, computed, pair_of, sums
 from quantization.graph import INPUT, WEIGHTED, Graph, Node
-from quantization.held_values import HeldValues
+from quantization.held_values import HeldReals, HeldValues
+from quantization.moments import Moments
 from quantization.network import QuantizedNetwork
 from utils.errors import DataError
 
 # Rows of inputs that the second moments of a layer are measured on; more change nothing.
 _MOST_ROWS = 40_000
-# Added to the diagonal of the second moments, as a share of its mean: GPTQ's.
-_DAMPING = 0.01
 # Of the images that are computed at one time, however many there are: one large one.
 _MOST_PIXELS = 640 * 640
 
@@ -39,7 +40,7 @@ def compensate_(network: QuantizedNetwork, batches: Sequence[Tensor]) -> None:
 
     The weights become the rounded ones, on scales that are held until bits or settings change. Weights of layers
     with groups are rounded to the nearest; zeros stay zeros. Beside the images memory holds what later layers read of
-    all of them, in a byte or two for each number.
+    all of them, in three or four bytes for each number.
 
     Args:
         network: With bits for everything; its weights and biases change.
@@ -51,15 +52,29 @@ def compensate_(network: QuantizedNetwork, batches: Sequence[Tensor]) -> None:
     parts = [part for images in batches for part in _in_parts(images)]
     if not parts:
         raise DataError("weights cannot be rounded without images; give those of calibration")
-    means = _means_of_sums(network, parts)
-    held = HeldValues(parts[0].dtype)
+    held = _Held(reals=HeldReals(parts[0].dtype), rounded=HeldValues(parts[0].dtype))
     stretches = _stretches(network.graph)
     for position, nodes in enumerate(stretches):
-        if nodes[0].name in means:
-            _compensate_layer(network, nodes[0], held, means[nodes[0].name])
         read_later = {name for later in stretches[position + 1 :] for node in later for name in node.inputs}
-        _run(network, nodes, parts, held=held, read_later=read_later)
-        held.keep_only(read_later)
+        mean = _run_in_reals(network, nodes, parts, held=held.reals, read_later=read_later)
+        if nodes[0].kind in WEIGHTED:
+            _compensate_layer(network, nodes[0], held, mean)
+        _run_rounded(network, nodes, parts, held=held.rounded, read_later=read_later)
+        held.reals.keep_only(read_later)
+        held.rounded.keep_only(read_later)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Held:
+    """Results of nodes that are read later, of all images.
+
+    Attributes:
+        reals: Of the network as it was.
+        rounded: Of it in fake mode, with the weights that are rounded by now.
+    """
+
+    reals: HeldReals
+    rounded: HeldValues
 
 
 def _in_parts(images: Tensor) -> Iterator[Tensor]:
@@ -77,7 +92,36 @@ def _stretches(graph: Graph) -> list[list[Node]]:
     return found
 
 
-def _run(
+def _run_in_reals(
+    network: QuantizedNetwork,
+    nodes: Sequence[Node],
+    parts: Sequence[Tensor],
+    *,
+    held: HeldReals,
+    read_later: set[str],
+) -> _Mean:
+    """Compute a stretch without rounding, part by part of the images, and hold what is read after it.
+
+    Returns:
+        Of what the layer with weights gives before it is clamped.
+    """
+    mean = _Mean()
+    for index, images in enumerate(parts):
+        values: dict[str, Tensor] = {}
+        for node in nodes:
+            inputs = [values[name] if name in values else held.part(name, index) for name in node.inputs]
+            if node.kind in WEIGHTED:
+                found = sums(node, inputs[0], network.weights(node.name))
+                mean.add(found)
+                values[node.name] = clamped(node, found)
+            else:
+                values[node.name] = computed(node, [images] if node.name == INPUT else inputs, None)
+        for name in read_later.intersection(values):
+            held.add(name, values[name])
+    return mean
+
+
+def _run_rounded(
     network: QuantizedNetwork,
     nodes: Sequence[Node],
     parts: Sequence[Tensor],
@@ -85,7 +129,7 @@ def _run(
     held: HeldValues,
     read_later: set[str],
 ) -> None:
-    """Compute a stretch in fake mode, part by part of the images, and hold what is read after it."""
+    """The same in fake mode."""
     for index, images in enumerate(parts):
         values: dict[str, Tensor] = {}
         for node in nodes:
@@ -115,36 +159,24 @@ class _Mean:
         return torch.as_tensor(self._total / self.count)
 
 
-def _means_of_sums(network: QuantizedNetwork, parts: Iterable[Tensor]) -> dict[str, _Mean]:
-    """Of what every layer with weights gives in real numbers, before it is clamped."""
-    means = {name: _Mean() for name in network.graph.weighted}
-
-    def compute(node: Node, inputs: Sequence[Tensor]) -> Tensor:
-        if node.name not in means:
-            return computed(node, inputs, None)
-        found = sums(node, inputs[0], network.weights(node.name))
-        means[node.name].add(found)
-        return clamped(node, found)
-
-    for images in parts:
-        for _ in network.graph.results(images, compute):
-            pass
-    return means
-
-
-def _compensate_layer(network: QuantizedNetwork, node: Node, held: HeldValues, mean: _Mean) -> None:
+def _compensate_layer(network: QuantizedNetwork, node: Node, held: _Held, mean: _Mean) -> None:
     weight, bias = network.weights(node.name)
+    source = node.inputs[0]
+    wanted, moments = weight.detach().double(), None
+    if node.settings.get("groups", 1) == 1:
+        step = max(1, mean.count // _MOST_ROWS)
+        reals, rounded = (_rows(node, values.parts(source), weight) for values in (held.reals, held.rounded))
+        moments = Moments.of(zip(_every(step, reals), _every(step, rounded), strict=True), weight)
+        wanted = moments.standing_in(wanted)
+        weight.copy_(torch.where(weight == 0, 0.0, wanted))
     grid = network.grid(node)
     assert grid is not None
     network.hold_grid_(node.name, grid)
-    source = node.inputs[0]
-    if node.settings.get("groups", 1) == 1:
-        step = max(1, mean.count // _MOST_ROWS)
-        moments = _second_moments(_every(step, _rows(node, held.parts(source), weight)), weight)
-        weight.copy_(_rounded(weight, grid, moments))
-    rounded, shifted = network.rounded_weights(node), _Mean()
-    for x in held.parts(source):
-        shifted.add(sums(node, x, rounded))
+    if moments is not None:
+        weight.copy_(moments.rounded_weight(wanted, grid, is_zero=weight == 0))
+    shifted, weights = _Mean(), network.rounded_weights(node)
+    for x in held.rounded.parts(source):
+        shifted.add(sums(node, x, weights))
     bias.add_((mean.value() - shifted.value()).to(bias.dtype))
 
 
@@ -165,33 +197,3 @@ def _every(step: int, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
     for rows in blocks:
         yield rows[start::step]
         start = (start - len(rows)) % step
-
-
-def _second_moments(blocks: Iterable[Tensor], weight: Tensor) -> Tensor:
-    """Products of all pairs of a layer's inputs, summed over rows (N, K): (K, K) float64, damped."""
-    num_inputs = weight[0].numel()
-    moments = torch.zeros(num_inputs, num_inputs, dtype=torch.float64, device=weight.device)
-    for block in blocks:
-        rows = block.double()
-        moments.addmm_(rows.t(), rows)
-    level = float(moments.diagonal().mean()) * _DAMPING
-    # Inputs that are always zero say nothing of their weights, whatever the level.
-    moments.diagonal().add_(level if level > 0 else 1.0)
-    return moments
-
-
-def _rounded(weight: Tensor, grid: Grid, moments: Tensor) -> Tensor:
-    """Weights (O, ...) on their grid, such that the results on inputs of these second moments change least."""
-    # With the inverse's upper Cholesky factor U, row i of U / U[i, i] says how later inputs stand in for input i.
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
-    factor = torch.linalg.cholesky(inverse, upper=True)
-    remaining = weight.detach().double().flatten(1).clone()  # (O, K)
-    is_kept_zero = remaining == 0
-    result = torch.zeros_like(remaining)
-    for index in range(remaining.shape[1]):
-        column = remaining[:, index]
-        rounded = fake_weight(column, grid)
-        result[:, index] = torch.where(is_kept_zero[:, index], 0.0, rounded)
-        error = (column - result[:, index]) / factor[index, index]
-        remaining[:, index + 1 :] -= error[:, None] * factor[index, index + 1 :]
-    return result.view(weight.shape).to(weight.dtype)

@@ -1,4 +1,4 @@
-"""Rounded results of nodes for many images, held in a fraction of the bytes of real numbers."""
+"""Results of nodes for many images, held in a fraction of the bytes of real numbers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from quantization.program import Affine
 
 # Two bytes hold 16 bits around zero.
 _HALF = 2**15
+# Of float16.
+_LARGEST = 65504.0
 
 
 class HeldValues:
@@ -38,6 +40,34 @@ class HeldValues:
         affine = self._affines[name]
         lowest = affine.low if _is_of_a_byte(affine) else affine.low + _HALF
         return (self._parts[name][index].to(self._dtype) + (lowest - affine.zero_point)) * affine.scale
+
+    def parts(self, name: str) -> Iterator[Tensor]:
+        """All of them, one at a time."""
+        return (self.part(name, index) for index in range(len(self._parts[name])))
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Let go of all other nodes."""
+        self._parts = {name: parts for name, parts in self._parts.items() if name in names}
+
+
+class HeldReals:
+    """Results in real numbers, in parts of the images: in two bytes, to a thousandth of each number.
+
+    Args:
+        dtype: Of the numbers that are given back.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._parts: dict[str, list[Tensor]] = {}
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Hold what a node gives for the next part of the images."""
+        self._parts.setdefault(name, []).append(value.clamp(-_LARGEST, _LARGEST).half())
+
+    def part(self, name: str, index: int) -> Tensor:
+        """What was held of one part."""
+        return self._parts[name][index].to(self._dtype)
 
     def parts(self, name: str) -> Iterator[Tensor]:
         """All of them, one at a time."""

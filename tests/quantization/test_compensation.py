@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from quantization import compensation
 from quantization.affine import fake_quantise
 from quantization.compensation import compensate_
-from quantization.held_values import HeldValues
+from quantization.held_values import HeldReals, HeldValues
+from quantization.moments import Moments
 from quantization.network import QuantizedNetwork
 from quantization.program import Affine
 from utils.errors import DataError
@@ -75,7 +76,8 @@ def quantised(images: Tensor, **settings: object) -> QuantizedNetwork:
 def test_parts_of_the_images_give_the_weights_of_all_at_once(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compensation, "_MOST_ROWS", 300)  # of 7 * 144 in the first layer
     images = noise(7, 3, 12, 12)
-    whole, parts = (quantised(images, weight_bits=bits, activation_bits=bits) for _ in range(2))
+    whole, parts = (quantised(images, weight_bits=bits, activation_bits=bits).double() for _ in range(2))
+    images = images.double()
     compensate_(whole, [images])
     monkeypatch.setattr(compensation, "_MOST_PIXELS", 1)
     compensate_(parts, [images[:5], images[5:]])
@@ -112,8 +114,43 @@ def test_memory_grows_by_a_fraction_of_the_images(monkeypatch: pytest.MonkeyPatc
             compensate_(network, list(images.split(1)))
         peaks[count] = live.most
     per_image = (peaks[24] - peaks[8]) / 16
-    assert per_image <= 2 * images[0].nbytes
+    assert per_image <= 3.5 * images[0].nbytes
     assert peaks[8] > images[0].nbytes
+
+
+def test_weights_of_few_bits_make_good_for_activations_of_few_bits() -> None:
+    images, others = noise(16, 3, 12, 12), noise(16, 3, 12, 12, seed=1)
+    errors = []
+    for is_compensated in (False, True):
+        network = quantised(images, weight_bits=16, activation_bits=3)
+        network.mode = "float"
+        expected = network(others)
+        network.mode = "fake"
+        if is_compensated:  # there is next to nothing to make good of the weights' own rounding
+            compensate_(network, [images])
+        errors.append(float((network(others) - expected).square().mean().detach()))
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_weights_stand_in_by_least_squares() -> None:
+    rows, weight = noise(200, 6).double(), noise(4, 6, seed=1).double()
+    rounded = rows + 0.3 * noise(200, 6, seed=2).double()
+    moments = Moments.of([(rows[:50], rounded[:50]), (rows[50:], rounded[50:])], weight)
+    damping = (moments.rounded - rounded.t() @ rounded).diagonal().mean().sqrt() * torch.eye(6).double()
+    # The damping is as if each input had been seen once more, alone and unrounded.
+    inputs, results = torch.cat((rounded, damping)), torch.cat((rows, damping)) @ weight.t()
+    expected = torch.linalg.lstsq(inputs, results).solution.t()
+    assert torch.allclose(moments.standing_in(weight), expected, atol=1e-10)
+
+
+def test_zeros_stay_zeros() -> None:
+    images = noise(8, 3, 12, 12)
+    network = quantised(images, weight_bits=4, activation_bits=4)
+    weight, _ = network.weights("down")
+    weight.data[:, ::2] = 0
+    compensate_(network, [images])
+    assert (weight[:, ::2] == 0).all()
+    assert (weight[:, 1::2] != 0).any()
 
 
 def test_without_images_is_an_error() -> None:
@@ -139,5 +176,17 @@ def test_held_values_come_back_exactly(affine: Affine, dtype: torch.dtype) -> No
         held.add("layer", image, affine)
     assert all(torch.equal(one, other) for one, other in zip(held.parts("layer"), images, strict=True))
     held.keep_only({"other"})
+    with pytest.raises(KeyError):
+        held.part("layer", 0)
+
+
+def test_held_reals_come_back_to_a_thousandth_and_within_what_they_hold() -> None:
+    held = HeldReals(torch.float64)
+    held.add("layer", torch.tensor([0.1, -1e4, 1e9]).double())
+    held.add("other", torch.zeros(3))
+    (found,) = held.parts("layer")
+    assert torch.allclose(found, torch.tensor([0.1, -1e4, 65504.0]).double(), rtol=1e-3)
+    held.keep_only({"other"})
+    assert torch.equal(held.part("other", 0), torch.zeros(3).double())
     with pytest.raises(KeyError):
         held.part("layer", 0)
