@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quantization.affine import Grid
 from quantization.float_ops import clamped, computed, pair_of, sums
 from quantization.graph import INPUT, WEIGHTED, Graph, Node
 from quantization.held_values import HeldReals, HeldValues
@@ -162,22 +163,27 @@ class _Mean:
 def _compensate_layer(network: QuantizedNetwork, node: Node, held: _Held, mean: _Mean) -> None:
     weight, bias = network.weights(node.name)
     source = node.inputs[0]
-    wanted, moments = weight.detach().double(), None
     if node.settings.get("groups", 1) == 1:
         step = max(1, mean.count // _MOST_ROWS)
         reals, rounded = (_rows(node, values.parts(source), weight) for values in (held.reals, held.rounded))
         moments = Moments.of(zip(_every(step, reals), _every(step, rounded), strict=True), weight)
-        wanted = moments.standing_in(wanted)
-        weight.copy_(torch.where(weight == 0, 0.0, wanted))
-    grid = network.grid(node)
-    assert grid is not None
-    network.hold_grid_(node.name, grid)
-    if moments is not None:
-        weight.copy_(moments.rounded_weight(wanted, grid, is_zero=weight == 0))
+        wanted, is_zero = moments.standing_in(weight.double()), weight == 0
+        weight.copy_(wanted.masked_fill(is_zero, 0))
+        weight.copy_(moments.rounded_weight(wanted, _hold_grid(network, node), is_zero=is_zero))
+    else:
+        _hold_grid(network, node)
     shifted, weights = _Mean(), network.rounded_weights(node)
     for x in held.rounded.parts(source):
         shifted.add(sums(node, x, weights))
     bias.add_((mean.value() - shifted.value()).to(bias.dtype))
+
+
+def _hold_grid(network: QuantizedNetwork, node: Node) -> Grid:
+    """The grid of the weight as it is now, which stays."""
+    grid = network.grid(node)
+    assert grid is not None, f"{node.name} stays in real numbers"
+    network.hold_grid_(node.name, grid)
+    return grid
 
 
 def _rows(node: Node, parts: Iterable[Tensor], weight: Tensor) -> Iterator[Tensor]:
