@@ -6,46 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from cut_oracle import cuttable_ids
-from mask_oracle import lively
+from classifier_place import NAMES, SPEC, pruned_lenet, save, write_pictures
 from refusal import refusal, run
-from torch import nn
 
 from deploy.classifier.runtime import load_classifier
 from engine.classifier_scores import score_classifier
-from models.classifiers import ClassifierSpec, LeNet5
-from pruning.graph import ChannelGraph
-from pruning.surgery import cut
-from utils.checkpoint import Checkpoint, save_checkpoint
-from utils.datasets.classification import read_picture_file, write_picture_file
-
-NAMES = tuple("abcdefg")
-SPEC = ClassifierSpec(name="lenet5", num_classes=7, image_chw=(1, 28, 28), mean=(0.5,), std=(0.25,))
-
-
-def pruned_lenet() -> nn.Module:
-    torch.manual_seed(0)
-    model = lively(LeNet5(num_classes=7, in_channels=1)).float().eval()
-    graph = ChannelGraph.of(model, image_chw=(1, 28, 28))
-    return cut(model, graph, cuttable_ids(graph, seed=1)).float().eval()
-
-
-def save(model: nn.Module, path: Path) -> None:
-    save_checkpoint(Checkpoint(spec=SPEC.to_dict(), names=NAMES, weights=model.state_dict()), path)
+from utils.datasets.classification import read_picture_file
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder with best.pt and pictures.npz: noise of seven kinds, labelled in turn."""
-    rng = np.random.default_rng(0)
-    arrays: dict[str, Any] = {"classes": np.array(NAMES)}
-    for split, count in (("train", 20), ("test", 70)):
-        arrays[f"x_{split}"] = rng.integers(0, 256, (count, 28, 28), np.uint8)
-        arrays[f"y_{split}"] = np.arange(count) % 7
-    write_picture_file(tmp_path / "pictures.npz", arrays)
+    """A folder with best.pt and pictures.npz."""
+    write_pictures(tmp_path / "pictures.npz")
     save(pruned_lenet(), tmp_path / "best.pt")
     return tmp_path
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cut_oracle import cuttable_ids
-from mask_oracle import lively
+from classifier_place import NAMES, SPEC, lenet, pruned_lenet, save, write_pictures
 from PIL import Image
 from refusal import make_place, refusal, run
 from torch import nn
@@ -18,37 +17,15 @@ from torch import nn
 from deploy.classifier.export import export_classifier
 from deploy.classifier.metadata import ClassifierSettings
 from engine.classifier_scores import score_classifier
-from models.classifiers import ClassifierSpec, LeNet5, build_classifier
-from pruning.graph import ChannelGraph
-from pruning.surgery import cut
-from utils.checkpoint import Checkpoint, save_checkpoint
+from models.classifiers import ClassifierSpec, build_classifier
 from utils.datasets.classification import read_picture_file, write_picture_file
-
-NAMES = tuple("abcdefg")
-SPEC = ClassifierSpec(name="lenet5", num_classes=7, image_chw=(1, 28, 28), mean=(0.5,), std=(0.25,))
-
-
-def save(model: nn.Module, path: Path, spec: ClassifierSpec = SPEC, names: tuple[str, ...] = NAMES) -> Path:
-    save_checkpoint(Checkpoint(spec=spec.to_dict(), names=names, weights=model.state_dict()), path)
-    return path
-
-
-def lenet() -> nn.Module:
-    """A LeNet5 whose answers differ from picture to picture."""
-    torch.manual_seed(0)
-    return lively(LeNet5(num_classes=7, in_channels=1)).float().eval()
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with best.pt and pictures.npz: noise of seven kinds, labelled in turn."""
+    """A folder with best.pt and pictures.npz."""
     folder = tmp_path_factory.mktemp("classifier")
-    rng = np.random.default_rng(0)
-    arrays: dict[str, Any] = {"classes": np.array(NAMES)}
-    for split, count in (("train", 20), ("test", 70)):
-        arrays[f"x_{split}"] = rng.integers(0, 256, (count, 28, 28), np.uint8)
-        arrays[f"y_{split}"] = np.arange(count) % 7
-    write_picture_file(folder / "pictures.npz", arrays)
+    write_pictures(folder / "pictures.npz")
     save(lenet(), folder / "best.pt")
     return folder
 
@@ -98,8 +75,7 @@ def test_settings_of_a_run_can_be_given_back(place: Path, tmp_path: Path) -> Non
 
 
 def test_pruned_checkpoint_and_its_artefact_have_the_accuracy_of_the_network(place: Path, tmp_path: Path) -> None:
-    graph = ChannelGraph.of(lenet(), image_chw=(1, 28, 28))
-    pruned = cut(lenet(), graph, cuttable_ids(graph, seed=1)).float().eval()
+    pruned = pruned_lenet()
     expected = score_classifier(pruned, read_picture_file(place / "pictures.npz").test, spec=SPEC).accuracy
     settings = ClassifierSettings(image_chw=(1, 28, 28), names=NAMES, mean=SPEC.mean, std=SPEC.std)
     export_classifier(pruned, tmp_path / "best.torchscript", settings=settings)
