@@ -85,7 +85,7 @@ def export_ncnn(
         write_checksums(new, (PARAM_NAME, BIN_NAME))
         metadata = ExportMetadata.from_folder(new)
         (new / "README.md").write_text(ncnn_readme(metadata, folder_name=folder.name), encoding="utf-8")
-        _run_once(new, metadata)
+        _run_once(new, metadata, name=folder.name)
     return metadata
 
 
@@ -115,11 +115,11 @@ def _takes_any_size(layers: tuple[ParamLayer, ...], settings: ExportSettings) ->
     return bound is None
 
 
-def _run_once(folder: Path, metadata: ExportMetadata) -> None:
-    """Load and run what was written: pnnx's own word proves nothing."""
+def _run_once(folder: Path, metadata: ExportMetadata, *, name: str) -> None:
+    """Load and run what was written, which will have this name: pnnx's own word proves nothing."""
     runtime = load_ncnn(folder, device=torch.device("cpu"), options=RuntimeOptions())
     heads = runtime(torch.zeros(1, 3, *metadata.image_hw))
     if not all(bool(head.isfinite().all()) for head in heads):
         raise ConfigError(
-            f"{folder.name}: ncnn gives values that are not finite; look for them in the weights, or export in fp32"
+            f"{name}: ncnn gives values that are not finite; look for them in the weights, or export in fp32"
         )
