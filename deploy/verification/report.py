@@ -12,18 +12,18 @@ _HEADER = ("artefact", "precision", "head error", "same boxes", "mAP", "was", "M
 
 
 def verify_table(reports: Sequence[VerifyReport]) -> str:
-    """One line per artefact under a heading, columns aligned; then what failed, or could not be compared."""
+    """One line per artefact under a heading, columns aligned; then what could not be compared, or failed."""
     lines = aligned([_HEADER, *(_row(report) for report in reports)])
     threads = sorted({latency.threads for report in reports for latency in report.latency})
     lines.append(
         f"ms: fastest call, threads: {', '.join(map(str, threads))}; mAP: 50-95, - where no --data was given"
     )
-    lines += [f"{report.path.name}: {failure}" for report in reports for failure in report.failures]
     if not all(report.boxes.expected for report in reports):
         lines.append(
             "no box to compare: on these pictures the network gives none above .25; give --data with pictures like "
             "those it was trained on"
         )
+    lines += [f"{report.path.name}: {failure}" for report in reports for failure in report.failures]
     return "\n".join(lines)
 
 
