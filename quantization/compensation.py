@@ -23,7 +23,7 @@ from torch import Tensor
 
 from quantization.affine import Grid
 from quantization.float_ops import clamped, computed, pair_of, sums
-from quantization.graph import INPUT, WEIGHTED, Graph, Node
+from quantization.graph import INPUT, WEIGHTED, Graph, Node, NodeFunction
 from quantization.held_values import HeldReals, HeldValues
 from quantization.moments import Moments
 from quantization.network import QuantizedNetwork
@@ -101,24 +101,23 @@ def _run_in_reals(
     held: HeldReals,
     read_later: set[str],
 ) -> _Mean:
-    """Compute a stretch without rounding, part by part of the images, and hold what is read after it.
+    """Compute a stretch without rounding, and hold what is read after it.
 
     Returns:
         Of what the layer with weights gives before it is clamped.
     """
     mean = _Mean()
-    for index, images in enumerate(parts):
-        values: dict[str, Tensor] = {}
-        for node in nodes:
-            inputs = [values[name] if name in values else held.part(name, index) for name in node.inputs]
-            if node.kind in WEIGHTED:
-                found = sums(node, inputs[0], network.weights(node.name))
-                mean.add(found)
-                values[node.name] = clamped(node, found)
-            else:
-                values[node.name] = computed(node, [images] if node.name == INPUT else inputs, None)
-        for name in read_later.intersection(values):
-            held.add(name, values[name])
+
+    def compute(node: Node, inputs: Sequence[Tensor]) -> Tensor:
+        if node.kind not in WEIGHTED:
+            return computed(node, inputs, None)
+        found = sums(node, inputs[0], network.weights(node.name))
+        mean.add(found)
+        return clamped(node, found)
+
+    for name, value in _results(nodes, parts, compute, held=held):
+        if name in read_later:
+            held.add(name, value)
     return mean
 
 
@@ -131,15 +130,23 @@ def _run_rounded(
     read_later: set[str],
 ) -> None:
     """The same in fake mode."""
+    for name, value in _results(nodes, parts, network.rounded, held=held):
+        if name in read_later:
+            affine = network.affine_of(name)
+            assert affine is not None, f"{name} stays in real numbers"
+            held.add(name, value, affine)
+
+
+def _results(
+    nodes: Sequence[Node], parts: Sequence[Tensor], compute: NodeFunction, *, held: HeldReals | HeldValues
+) -> Iterator[tuple[str, Tensor]]:
+    """What each node of a stretch gives, part by part of the images; what came before it is held."""
     for index, images in enumerate(parts):
         values: dict[str, Tensor] = {}
         for node in nodes:
             inputs = [values[name] if name in values else held.part(name, index) for name in node.inputs]
-            values[node.name] = network.rounded(node, [images] if node.name == INPUT else inputs)
-        for name in read_later.intersection(values):
-            affine = network.affine_of(name)
-            assert affine is not None, f"{name} stays in real numbers"
-            held.add(name, values[name], affine)
+            values[node.name] = compute(node, [images] if node.name == INPUT else inputs)
+            yield node.name, values[node.name]
 
 
 class _Mean:

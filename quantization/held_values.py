@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 
 import torch
@@ -16,8 +17,8 @@ _HALF = 2**15
 _LARGEST = 65504.0
 
 
-class HeldValues:
-    """Results in fake mode, in parts of the images: as their integers, of one byte or two.
+class _HeldParts(ABC):
+    """Results of nodes, in parts of the images.
 
     Args:
         dtype: Of the numbers that are given back.
@@ -25,8 +26,27 @@ class HeldValues:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        self._affines: dict[str, Affine] = {}
         self._parts: dict[str, list[Tensor]] = {}
+
+    @abstractmethod
+    def part(self, name: str, index: int) -> Tensor:
+        """What was held of one part, as real numbers."""
+
+    def parts(self, name: str) -> Iterator[Tensor]:
+        """All of them, one at a time."""
+        return (self.part(name, index) for index in range(len(self._parts[name])))
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Let go of all other nodes."""
+        self._parts = {name: parts for name, parts in self._parts.items() if name in names}
+
+
+class HeldValues(_HeldParts):
+    """Results in fake mode: as their integers, of one byte or two."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__(dtype)
+        self._affines: dict[str, Affine] = {}
 
     def add(self, name: str, value: Tensor, affine: Affine) -> None:
         """Hold what a node gives for the next part of the images, rounded to `affine`."""
@@ -41,41 +61,17 @@ class HeldValues:
         lowest = affine.low if _is_of_a_byte(affine) else affine.low + _HALF
         return (self._parts[name][index].to(self._dtype) + (lowest - affine.zero_point)) * affine.scale
 
-    def parts(self, name: str) -> Iterator[Tensor]:
-        """All of them, one at a time."""
-        return (self.part(name, index) for index in range(len(self._parts[name])))
 
-    def keep_only(self, names: Collection[str]) -> None:
-        """Let go of all other nodes."""
-        self._parts = {name: parts for name, parts in self._parts.items() if name in names}
-
-
-class HeldReals:
-    """Results in real numbers, in parts of the images: in two bytes, to a thousandth of each number.
-
-    Args:
-        dtype: Of the numbers that are given back.
-    """
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        self._parts: dict[str, list[Tensor]] = {}
+class HeldReals(_HeldParts):
+    """Results in real numbers: in two bytes, to a thousandth of each number."""
 
     def add(self, name: str, value: Tensor) -> None:
         """Hold what a node gives for the next part of the images."""
         self._parts.setdefault(name, []).append(value.clamp(-_LARGEST, _LARGEST).half())
 
     def part(self, name: str, index: int) -> Tensor:
-        """What was held of one part."""
+        """What was held of one part, as real numbers."""
         return self._parts[name][index].to(self._dtype)
-
-    def parts(self, name: str) -> Iterator[Tensor]:
-        """All of them, one at a time."""
-        return (self.part(name, index) for index in range(len(self._parts[name])))
-
-    def keep_only(self, names: Collection[str]) -> None:
-        """Let go of all other nodes."""
-        self._parts = {name: parts for name, parts in self._parts.items() if name in names}
 
 
 def _is_of_a_byte(affine: Affine) -> bool:

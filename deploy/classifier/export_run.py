@@ -20,7 +20,6 @@ from deploy.classifier.verify import ClassifierReference, ClassifierReport, repo
 from deploy.export_config import ExportConfig
 from deploy.exporters import artefact_path, check_formats
 from engine.classifier_evaluation import check_same_task
-from engine.classifier_scores import score_classifier
 from models.classifiers import ClassifierSpec, LoadedClassifier, load_classifier
 from utils.datasets.classification import PictureData
 from utils.datasets.known_pictures import load_pictures
@@ -124,7 +123,6 @@ def _reference(loaded: LoadedClassifier, data: PictureData | None, config: Expor
         spec=spec,
         images=images,
         test=test,
-        accuracy=score_classifier(loaded.model, test, spec=spec).accuracy if test else None,
         threads=torch.get_num_threads(),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,6 +154,11 @@ def _failures(
     checks.append(("mean difference of scores", boxes.score_difference, tolerance.score))
     if ap is not None:
         checks.append(("mAP lost", ap[0] - ap[1], tolerance.ap_loss))
+    return beyond(checks)
+
+
+def beyond(checks: Iterable[tuple[str, float, float]]) -> tuple[str, ...]:
+    """One line for each (what, number, most) that is beyond what is allowed."""
     # Written so that NaN fails.
     return tuple(
         f"{what}: {value:.2g}, at most {most:g} allowed" for what, value, most in checks if not value <= most
