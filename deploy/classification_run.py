@@ -173,14 +173,15 @@ def _artefact(settings: ClassificationSettings) -> tuple[Network, ClassifierSpec
     if settings.device not in ("", "cpu"):
         logger.warning("%s: it computes on the CPU, not on %s", weights, settings.device)
     runtime = load_exported_classifier(weights, threads=settings.threads)
-    metadata, channels = runtime.metadata, runtime.metadata.image_chw[0]
+    metadata = runtime.metadata
+    mean, std = metadata.normalisation
     try:
         spec = ClassifierSpec(
             name="",
             num_classes=metadata.num_classes,
             image_chw=metadata.image_chw,
-            mean=metadata.mean or (0.0,) * channels,
-            std=metadata.std or (1.0,) * channels,
+            mean=mean,
+            std=std,
         )
     except ConfigError as error:
         raise CheckpointError(f"metadata of {weights}: {error}") from None

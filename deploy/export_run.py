@@ -13,8 +13,7 @@ from torch import Tensor
 from deploy.calibration import as_input, calibration_images, check_image_size, spread
 from deploy.classifier.export_run import run_classifier_export
 from deploy.export_config import ExportConfig
-from deploy.exporters import EXPORTERS, ExportJob, artefact_path, check_formats
-from deploy.onnx.detector import FORMAT as ONNX_ENDING
+from deploy.exporters import EXPORTERS, ExportJob, artefact_path, check_formats, nms_path
 from deploy.onnx.nms import NmsSettings, export_onnx_with_nms
 from deploy.onnx.nms_check import NmsReport, check_nms
 from deploy.pytorch import PyTorchRuntime
@@ -29,7 +28,6 @@ from models.classifiers.load import is_classifier
 from models.load import load_model
 from utils.datasets.config import load_data_config
 from utils.datasets.index import build_label_index
-from utils.errors import ConfigError
 from utils.files import sha256_of
 from utils.run_folder import RunFolder, plain
 
@@ -127,7 +125,7 @@ def _with_nms(job: ExportJob, reference: Reference) -> NmsReport:
     """The ONNX file that gives boxes: write it, and run it."""
     config = job.config
     nms = NmsSettings(conf=config.conf_thres, iou=config.iou_thres, max_det=config.max_det)
-    path = config.folder / f"{Path(config.weights).stem}_nms{ONNX_ENDING}"
+    path = nms_path(config)
     if not config.verify_only:
         export_onnx_with_nms(
             job.model,
@@ -138,8 +136,6 @@ def _with_nms(job: ExportJob, reference: Reference) -> NmsReport:
             nms=nms,
         )
         logger.info("%s: written", path)
-    if not path.exists():
-        raise ConfigError(f"{path} does not exist; leave --verify-only out to write it")
     return check_nms(path, reference, nms=nms, batch_size=config.batch_size)
 
 

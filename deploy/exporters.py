@@ -167,6 +167,11 @@ def artefact_path(config: ExportConfig, name: FormatName) -> Path:
     return config.folder / f"{Path(config.weights).stem}{suffix}{EXPORTERS[name].ending}"
 
 
+def nms_path(config: ExportConfig) -> Path:
+    """Where the ONNX file goes that gives boxes."""
+    return config.folder / f"{Path(config.weights).stem}_nms{ONNX_ENDING}"
+
+
 def check_formats(config: ExportConfig) -> None:
     """Refuse what cannot be had, before anything is written.
 
@@ -181,5 +186,7 @@ def check_formats(config: ExportConfig) -> None:
             raise ConfigError(f"{name} in {config.precision} is not supported; it can be had in {known}")
         for package in exporter.packages:
             optional_package(package, purpose=f"--include {name}")
-        if config.verify_only and not (path := artefact_path(config, name)).exists():
-            raise ConfigError(f"{path} does not exist; leave --verify-only out to write it")
+    paths = [*(artefact_path(config, name) for name in config.include), *([nms_path(config)] if config.nms else [])]
+    missing = [path for path in paths if not path.exists()]
+    if config.verify_only and missing:
+        raise ConfigError(f"{missing[0]} does not exist; leave --verify-only out to write it")

@@ -106,6 +106,12 @@ class ClassifierMetadata:
             versions={"torch": torch.__version__, **versions},
         )
 
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel; 0 and 1 where there are none."""
+        channels = self.image_chw[0]
+        return self.mean or (0.0,) * channels, self.std or (1.0,) * channels
+
     def to_json(self) -> str:
         """Indented JSON that `from_json` reads back."""
         return json.dumps(asdict(self), indent=2) + "\n"

@@ -46,7 +46,7 @@ def classifier_readme(metadata: ClassifierMetadata, *, folder_name: str) -> str:
     """Markdown for the folder of that name."""
     channels, height, width = metadata.image_chw
     order, pixel_kind = _PIXELS.get(channels, ("", "PIXEL_..."))
-    mean, std = metadata.mean or (0.0,) * channels, metadata.std or (1.0,) * channels
+    mean, std = metadata.normalisation
     normalised = f", minus {_numbers(mean)}, divided by {_numbers(std)}" if metadata.mean or metadata.std else ""
     return _PAGE.format(
         folder_name=folder_name,
