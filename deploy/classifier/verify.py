@@ -14,10 +14,10 @@ from deploy.classifier.export import TOLERANCES, Logits, logits_error
 from deploy.classifier.metadata import weights_fingerprint
 from deploy.classifier.runtime import ClassifierRuntime
 from deploy.runtime import Precision
-from deploy.verification.latency import Latency, time_in_turns
+from deploy.verification.artefact import ArtefactReport, beyond, megabytes_of
+from deploy.verification.latency import time_in_turns
 from deploy.verification.report import aligned
 from deploy.verification.verify import TOLERANCES as DETECTOR_TOLERANCES
-from deploy.verification.verify import beyond, megabytes_of
 from engine.classifier_scores import picture_batches, score, score_classifier
 from models.classifiers import ClassifierSpec
 from utils.datasets.classification import PictureSet
@@ -31,33 +31,16 @@ _RUNS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierReport:
-    """What was compared, for one artefact.
+class ClassifierReport(ArtefactReport):
+    """What was compared, for one artefact of a classifier.
 
     Attributes:
-        path: The artefact.
-        format: End of its name.
-        precision: What it computes in.
         logits_error: Largest difference over the largest logit.
         accuracy: Of the network and of the artefact on the test pictures, where data is given.
-        megabytes: Of the weights file and of the artefact, 10^6 bytes.
-        latency: Of the network in PyTorch and of the artefact, on the same picture.
-        failures: What is beyond the tolerance, with the numbers.
     """
 
-    path: Path
-    format: str
-    precision: Precision
     logits_error: float
     accuracy: tuple[float, float] | None
-    megabytes: tuple[float, float]
-    latency: tuple[Latency, Latency]
-    failures: tuple[str, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing is beyond the tolerance."""
-        return not self.failures
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from deploy.runtime import Precision, RuntimeModel
 from deploy.verification.agreement import BoxAgreement, HeadError
-from deploy.verification.latency import Latency, measure_latencies
+from deploy.verification.artefact import ArtefactReport, beyond, megabytes_of
+from deploy.verification.latency import measure_latencies
 from utils.decode import decode_heads
 from utils.nms import non_max_suppression
 
@@ -47,35 +48,18 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyReport:
-    """What was compared, for one artefact.
+class VerifyReport(ArtefactReport):
+    """What was compared, for one artefact of a detector.
 
     Attributes:
-        path: The artefact.
-        format: Key of `deploy.registry.RUNTIMES`.
-        precision: What it computes in.
         heads: Errors of each raw head.
         boxes: Agreement at confidence .25.
         ap: mAP50-95 of the network and of the artefact, where data is given.
-        megabytes: Of the weights file and of the artefact, 10^6 bytes.
-        latency: Of the fused network in PyTorch and of the artefact, on the same images.
-        failures: What is beyond the tolerance, with the numbers.
     """
 
-    path: Path
-    format: str
-    precision: Precision
     heads: tuple[HeadError, ...]
     boxes: BoxAgreement
     ap: tuple[float, float] | None
-    megabytes: tuple[float, float]
-    latency: tuple[Latency, Latency]
-    failures: tuple[str, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing is beyond the tolerance."""
-        return not self.failures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,14 +111,6 @@ def verify(artefact: RuntimeModel, reference: Reference, *, path: Path, batch_si
     )
 
 
-def megabytes_of(path: Path) -> float:
-    """Size of a file, or of the files that hold a network in a folder, in 10^6 bytes."""
-    files = (
-        [path] if path.is_file() else [file for file in path.iterdir() if file.suffix in (".bin", ".param", ".xml")]
-    )
-    return sum(file.stat().st_size for file in files) / 1e6
-
-
 def _run(runtime: RuntimeModel, images: Tensor) -> list[Tensor]:
     """Raw heads on the CPU, one image at a time: the least memory."""
     per_image = [[head.cpu() for head in runtime(image[None])] for image in images]
@@ -155,11 +131,3 @@ def _failures(
     if ap is not None:
         checks.append(("mAP lost", ap[0] - ap[1], tolerance.ap_loss))
     return beyond(checks)
-
-
-def beyond(checks: Iterable[tuple[str, float, float]]) -> tuple[str, ...]:
-    """One line for each (what, number, most) that is beyond what is allowed."""
-    # Written so that NaN fails.
-    return tuple(
-        f"{what}: {value:.2g}, at most {most:g} allowed" for what, value, most in checks if not value <= most
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from models.classifiers.base import Classifier
 from models.classifiers.initial import initialise_
 
 
@@ -22,7 +23,7 @@ class DenseLayer(nn.Module):
         return torch.cat((x, self.conv(self.relu(self.norm(x)))), 1)
 
 
-class DenseNetCifar(nn.Module):
+class DenseNetCifar(Classifier):
     """Huang et al., "Densely Connected Convolutional Networks", CVPR 2017: the CIFAR network without bottlenecks.
 
     Args:
@@ -33,7 +34,6 @@ class DenseNetCifar(nn.Module):
     """
 
     def __init__(self, *, num_classes: int = 10, in_channels: int = 3, depth: int = 40, growth: int = 12) -> None:
-        super().__init__()
         if depth < 7 or (depth - 4) % 3:
             raise ValueError(f"depth is {depth}, expected 3 n + 4 of at least 7, such as 40")
         channels = 16
@@ -44,14 +44,9 @@ class DenseNetCifar(nn.Module):
             for _ in range((depth - 4) // 3):
                 layers.append(DenseLayer(channels, growth))
                 channels += growth
-        self.features = nn.Sequential(*layers, nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
-        self.classifier = nn.Linear(channels, num_classes)
+        layers += [nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+        super().__init__(nn.Sequential(*layers), nn.Linear(channels, num_classes))
         initialise_(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, 32, 32) to logits (B, classes)."""
-        y: Tensor = self.classifier(torch.flatten(self.features(images), 1))
-        return y
 
 
 def _transition(channels: int) -> nn.Sequential:

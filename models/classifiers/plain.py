@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import nn
+
+from models.classifiers.base import Classifier
 
 
-class LeNet5(nn.Module):
+class LeNet5(Classifier):
     """LeCun et al., "Gradient-based learning applied to document recognition", Proc. IEEE 1998.
 
     With ReLU, maximum pooling and full connections between the two convolutions, as is usual today.
@@ -17,8 +18,7 @@ class LeNet5(nn.Module):
     """
 
     def __init__(self, *, num_classes: int = 10, in_channels: int = 1) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
+        features = nn.Sequential(
             nn.Conv2d(in_channels, 6, 5, padding=2),
             nn.ReLU(),
             nn.MaxPool2d(2),
@@ -26,17 +26,13 @@ class LeNet5(nn.Module):
             nn.ReLU(),
             nn.MaxPool2d(2),
         )
-        self.classifier = nn.Sequential(
+        classifier = nn.Sequential(
             nn.Linear(16 * 5 * 5, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, num_classes)
         )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, 28, 28) to logits (B, classes)."""
-        y: Tensor = self.classifier(torch.flatten(self.features(images), 1))
-        return y
+        super().__init__(features, classifier)
 
 
-class VanillaCnn(nn.Module):
+class VanillaCnn(Classifier):
     """Prakash et al., "RePr: Improved Training of Convolutional Filters", CVPR 2019: C(32) - C(32) - C(32) - FC(10).
 
     The paper gives the number of filters and leaves the rest open. Ours: 3x3 filters, each layer with batch norm,
@@ -53,7 +49,6 @@ class VanillaCnn(nn.Module):
     def __init__(
         self, *, num_classes: int = 10, in_channels: int = 3, width: int = 32, num_layers: int = 3, side: int = 32
     ) -> None:
-        super().__init__()
         layers: list[nn.Module] = []
         for number in range(num_layers):
             layers += [
@@ -62,10 +57,5 @@ class VanillaCnn(nn.Module):
                 nn.ReLU(),
                 nn.MaxPool2d(2),
             ]
-        self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(width * (side // 2**num_layers) ** 2, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, side, side) to logits (B, classes)."""
-        y: Tensor = self.classifier(torch.flatten(self.features(images), 1))
-        return y
+        values = width * (side // 2**num_layers) ** 2
+        super().__init__(nn.Sequential(*layers), nn.Linear(values, num_classes))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
+from models.classifiers.base import Classifier
 from models.classifiers.initial import initialise_
 
 _WIDTHS = (16, 32, 64)
@@ -64,7 +64,7 @@ class PreBottleneck(nn.Module):
         return z
 
 
-class ResNetCifar(nn.Module):
+class ResNetCifar(Classifier):
     """He et al., "Deep Residual Learning for Image Recognition", CVPR 2016: the network for CIFAR.
 
     The paper's shortcuts fill up with zero channels where the width doubles; ours are 1x1 convolutions there (its
@@ -77,27 +77,21 @@ class ResNetCifar(nn.Module):
     """
 
     def __init__(self, *, num_classes: int = 10, in_channels: int = 3, depth: int = 20) -> None:
-        super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth is {depth}, expected 6 n + 2 of at least 8, such as 20")
         first, last = _WIDTHS[0], _WIDTHS[-1]
-        self.features = nn.Sequential(
+        features = nn.Sequential(
             nn.Conv2d(in_channels, first, 3, padding=1, bias=False),
             nn.BatchNorm2d(first),
             nn.ReLU(),
             *_stages(BasicBlock, (depth - 2) // 6, in_channels=first, expansion=1),
             nn.AdaptiveAvgPool2d(1),
         )
-        self.classifier = nn.Linear(last, num_classes)
+        super().__init__(features, nn.Linear(last, num_classes))
         initialise_(self)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) to logits (B, classes)."""
-        y: Tensor = self.classifier(torch.flatten(self.features(images), 1))
-        return y
 
-
-class PreResNetCifar(nn.Module):
+class PreResNetCifar(Classifier):
     """He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016: bottlenecks with norms first.
 
     Args:
@@ -107,24 +101,18 @@ class PreResNetCifar(nn.Module):
     """
 
     def __init__(self, *, num_classes: int = 10, in_channels: int = 3, depth: int = 164) -> None:
-        super().__init__()
         if depth < 11 or (depth - 2) % 9:
             raise ValueError(f"depth is {depth}, expected 9 n + 2 of at least 11, such as 164")
         first, last = _WIDTHS[0], _WIDTHS[-1] * _EXPANSION
-        self.features = nn.Sequential(
+        features = nn.Sequential(
             nn.Conv2d(in_channels, first, 3, padding=1, bias=False),
             *_stages(PreBottleneck, (depth - 2) // 9, in_channels=first, expansion=_EXPANSION),
             nn.BatchNorm2d(last),
             nn.ReLU(),
             nn.AdaptiveAvgPool2d(1),
         )
-        self.classifier = nn.Linear(last, num_classes)
+        super().__init__(features, nn.Linear(last, num_classes))
         initialise_(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) to logits (B, classes)."""
-        y: Tensor = self.classifier(torch.flatten(self.features(images), 1))
-        return y
 
 
 def _stages(block: Callable[..., nn.Module], count: int, *, in_channels: int, expansion: int) -> list[nn.Module]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from models.classifiers.base import Classifier
 from models.classifiers.initial import initialise_
 
 # Convolutions of each of the five stages, by the depth the paper counts (with its three linear layers).
@@ -19,7 +19,7 @@ STAGES: Mapping[int, tuple[int, ...]] = {
 _WIDTHS = (64, 128, 256, 512, 512)
 
 
-class VggCifar(nn.Module):
+class VggCifar(Classifier):
     """Simonyan and Zisserman, "Very Deep Convolutional Networks", ICLR 2015, as Network Slimming has it for CIFAR.
 
     Liu et al., ICCV 2017: a batch norm after every convolution, pooling between the five stages, the average of the
@@ -27,12 +27,11 @@ class VggCifar(nn.Module):
 
     Args:
         num_classes: Outputs.
-        in_channels: Of the images.
+        in_channels: Of the images, whose sides are 16 pixels or more.
         depth: One of `STAGES`; 19 is the network of the slimming paper.
     """
 
     def __init__(self, *, num_classes: int = 10, in_channels: int = 3, depth: int = 16) -> None:
-        super().__init__()
         if depth not in STAGES:
             raise ValueError(f"depth is {depth}, expected one of {', '.join(map(str, STAGES))}")
         layers: list[nn.Module] = []
@@ -44,11 +43,5 @@ class VggCifar(nn.Module):
                 convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
                 layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
                 channels = width
-        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1))
-        self.classifier = nn.Linear(channels, num_classes)
+        super().__init__(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)), nn.Linear(channels, num_classes))
         initialise_(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) of 16 pixels or more to logits (B, classes)."""
-        y: Tensor = self.classifier(torch.flatten(self.features(images), 1))
-        return y

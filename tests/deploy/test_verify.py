@@ -14,8 +14,9 @@ from torch import Tensor
 
 from deploy.pytorch import PyTorchRuntime
 from deploy.runtime import RuntimeModel
+from deploy.verification.artefact import megabytes_of
 from deploy.verification.report import report_data, verify_table
-from deploy.verification.verify import TOLERANCES, Reference, VerifyReport, megabytes_of, verify
+from deploy.verification.verify import TOLERANCES, Reference, VerifyReport, verify
 from utils.run_folder import plain
 
 CPU = torch.device("cpu")
