@@ -133,11 +133,7 @@ def open_session(settings: ClassificationSettings) -> ClassifierSession:
     is_artefact = Path(weights).name.endswith(tuple(LOADERS))
     network, spec, names = _artefact(settings) if is_artefact else _checkpoint(settings)
     data = load_pictures(settings.data, settings.cache_dir or None)
-    check_same_task(spec, data, weights=weights, name=settings.data)
-    if names and names != data.names:
-        logger.warning(
-            "%s and %s call their classes differently; they are paired by position", weights, settings.data
-        )
+    check_same_task(spec, data, names=names, weights=weights, name=settings.data)
     pictures = data.train if settings.split == "train" else data.test
     device = _CPU if is_artefact else select_device(settings.device)
     return ClassifierSession(network=network, spec=spec, pictures=pictures.to(device))

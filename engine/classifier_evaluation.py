@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from engine.classifier_scores import Scores, picture_batches, score
 from engine.evaluate import StageClock
 from models.classifiers import ClassifierSpec
+from utils.datasets.class_names import compare_class_names
 from utils.datasets.classification import PictureData, PictureSet
 from utils.errors import ConfigError
 from utils.progress import progress
@@ -101,12 +102,17 @@ class _Watched:
         return logits
 
 
-def check_same_task(spec: ClassifierSpec, data: PictureData, *, weights: str, name: str) -> None:
+def check_same_task(
+    spec: ClassifierSpec, data: PictureData, *, names: Sequence[str], weights: str, name: str
+) -> None:
     """Refuse pictures of another size, or of another number of classes, than a classifier is for.
+
+    Other words for the classes are told of.
 
     Args:
         spec: Of the classifier.
         data: The pictures.
+        names: Of the classifier's classes, where it has any.
         weights, name: What the user calls the two.
 
     Raises:
@@ -117,3 +123,4 @@ def check_same_task(spec: ClassifierSpec, data: PictureData, *, weights: str, na
             f"{weights} tells {spec.num_classes} classes of {spec.image_chw} apart but {name} has "
             f"{len(data.names)} of {data.image_chw}; use the data it was trained on"
         )
+    compare_class_names(names, data.names, weights=weights, data=name)

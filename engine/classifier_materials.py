@@ -30,7 +30,8 @@ def make_classifier(config: ClassifierConfig, data: PictureData) -> nn.Module:
     if not config.weights:
         return build_classifier(config.model, num_classes=len(data.names), in_channels=data.image_chw[0])
     loaded = load_classifier(config.weights)
-    check_same_task(loaded.spec, data, weights=f"--weights {config.weights}", name=f"--data {config.data}")
+    weights, name = f"--weights {config.weights}", f"--data {config.data}"
+    check_same_task(loaded.spec, data, names=loaded.names, weights=weights, name=name)
     return loaded.model
 
 

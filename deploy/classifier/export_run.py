@@ -79,7 +79,7 @@ def _job(config: ExportConfig) -> _Job:
     loaded = load_classifier(config.weights)
     data = load_pictures(config.data) if config.data else None
     if data is not None:
-        check_same_task(loaded.spec, data, weights=config.weights, name=config.data)
+        check_same_task(loaded.spec, data, names=loaded.names, weights=config.weights, name=config.data)
     return _Job(
         network=loaded.model,
         paths=paths,

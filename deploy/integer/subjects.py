@@ -28,6 +28,7 @@ from models.load import load_model
 from quantization.detector import QuantizedDetector
 from quantization.network import QuantizedNetwork
 from quantization.program import IntegerProgram
+from utils.datasets.class_names import compare_class_names
 from utils.datasets.classification import PictureData
 from utils.datasets.index import LabelIndex
 from utils.datasets.known_pictures import are_pictures, load_pictures
@@ -115,6 +116,7 @@ class DetectorSubject:
             workers=config.workers,
         )
         measure.check_classes(loaded.model)
+        compare_class_names(loaded.names, measure.index.names, weights=config.weights, data=config.data)
         check_image_size(config.image_hw, stride=loaded.model.max_stride)
         return cls(config=config, model=loaded.model, names=loaded.names, measure=measure)
 
@@ -179,7 +181,7 @@ class ClassifierSubject:
         if config.img_size != QuantizeConfig.img_size:
             logger.warning("--img-size is for detectors; a classifier takes pictures of the size of its data")
         loaded, data = load_classifier(config.weights), load_pictures(config.data, config.cache_dir or None)
-        check_same_task(loaded.spec, data, weights=config.weights, name=config.data)
+        check_same_task(loaded.spec, data, names=loaded.names, weights=config.weights, name=config.data)
         return cls(config=config, loaded=loaded, data=data)
 
     @property

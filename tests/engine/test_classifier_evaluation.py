@@ -81,4 +81,16 @@ def test_pictures_of_another_task_are_refused(num_classes: int, side: int, findi
     )
     data = PictureData(train=pictures, test=pictures)
     with pytest.raises(ConfigError, match=finding):
-        check_same_task(spec_of(num_classes), data, weights="best.pt", name="p.npz")
+        check_same_task(spec_of(num_classes), data, names=(), weights="best.pt", name="p.npz")
+
+
+@pytest.mark.parametrize(("names", "warnings"), [(("a", "b"), 0), ((), 0), (("b", "a"), 1)])
+def test_other_words_for_the_classes_are_told_of(
+    names: tuple[str, ...], warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    pictures = PictureSet(
+        images=torch.zeros(1, 1, 1, 1, dtype=torch.uint8), labels=torch.tensor([0]), names=("a", "b")
+    )
+    data = PictureData(train=pictures, test=pictures)
+    check_same_task(spec_of(2), data, names=names, weights="best.pt", name="p.npz")
+    assert caplog.text.count("best.pt and p.npz call their classes differently") == warnings

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.datasets.class_names import compare_class_names
 from utils.datasets.coco_json import read_categories
 from utils.errors import ConfigError, DataError
 from utils.files import read_yaml
@@ -57,10 +58,7 @@ class DataConfig:
                 f"{weights} knows {len(names)} classes but {self.path} has {self.num_classes}; "
                 "use the data the model was trained on, or --single-cls of val.py"
             )
-        if tuple(names) != self.names:
-            logger.warning(
-                "%s and %s call their classes differently; they are paired by position", weights, self.path
-            )
+        compare_class_names(names, self.names, weights=weights, data=str(self.path))
 
     def sources(self, split: str) -> tuple[Path, ...]:
         """Where the images of `split` ("train", "val" or "test") are listed.
