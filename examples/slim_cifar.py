@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from torch import nn
 
 from engine.classification import make_classifier, read_pictures
@@ -24,7 +25,7 @@ from examples.stages import Stage, experiment_folder, train_stage
 from models.classifiers import load_classifier
 from pruning.allocation import Allocation, Allocator, ranked_ids
 from pruning.cost import ChannelCost
-from pruning.criteria import CRITERIA
+from pruning.criteria import CRITERIA, num_ids
 from pruning.graph import ChannelGraph
 from pruning.iterative import IterativeSettings, prune_iteratively
 from pruning.planning import at_target
@@ -90,9 +91,8 @@ class SlimClassifierConfig:
             raise ConfigError("--percent and --target both say how much to cut; leave one out")
         if self.method == "taylor" and self.target[:5] != "macs=":
             raise ConfigError("--method taylor prunes until --target macs=...; give it, such as --target macs=50%")
-        target = parse_target(self.target) if self.target else None
-        if self.method == "taylor" and target and target.is_share and target.amount >= 1:
-            raise ConfigError(f"--target {self.target}: nothing to prune; give less than 100%")
+        if self.target:
+            parse_target(self.target)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +110,7 @@ def run(config: SlimClassifierConfig) -> None:
     folder = experiment_folder(config)
     training = _training(config, folder.path, "dense", epochs=config.epochs)
     data = read_pictures(training)
-    if config.method == "slimming":  # a network that cannot be is refused now, not after the dense training
-        _allocator(make_classifier(training, data), config, data)
+    _check_target(make_classifier(training, data), config, data)  # now, not after the dense training
     stages = {"dense": train_stage(training, data)}
     if config.method == "slimming":
         stages["sparse"] = _sparse(config, folder.path, data)
@@ -130,6 +129,22 @@ def run(config: SlimClassifierConfig) -> None:
         )
     folder.write_result({"rows": [asdict(row) for row in rows]})
     LOGGER.info("results in %s", folder.path)
+
+
+def _check_target(fresh: nn.Module, config: SlimClassifierConfig, data: PictureData) -> None:
+    """Refuse what cannot be cut so far, or costs no more than that as it is.
+
+    Raises:
+        ConfigError, PruningError: It is one of these.
+    """
+    allocator = _allocator(fresh, config, data)
+    _allocation(allocator, fresh, config, data)
+    if not config.target:
+        return
+    target, cost = parse_target(config.target), ChannelCost.of(fresh, allocator.graph, data.image_chw)
+    now = cost.macs() if target.quantity == "macs" else cost.parameters()
+    if target.absolute(now) >= now:
+        raise ConfigError(f"--target {config.target}: {config.model} has {now:.4g}, nothing to prune; give less")
 
 
 def _training(
@@ -191,9 +206,10 @@ def _slimmed(config: SlimClassifierConfig, weights: Path, data: PictureData) -> 
 
 
 def _allocator(model: nn.Module, config: SlimClassifierConfig, data: PictureData) -> Allocator:
-    """Ranks channels by the scales of their batch norms."""
+    """Ranks channels by the scales of their batch norms; before Taylor's rounds they are all alike."""
     graph = ChannelGraph.of(model, image_chw=data.image_chw)
-    importance = CRITERIA["bn_gamma"](model, graph)
+    by_scale = config.method == "slimming"
+    importance = CRITERIA["bn_gamma"](model, graph) if by_scale else np.ones(num_ids(graph))
     return Allocator(
         graph=graph,
         importance=importance,

@@ -14,6 +14,7 @@ from torch import nn
 from engine.classification import make_classifier, train_classifier
 from engine.classifier_config import ClassifierConfig
 from engine.hooks import Hook
+from models.classifiers import load_classifier
 from utils.datasets.classification import PictureData
 from utils.errors import ConfigError
 from utils.files import read_yaml
@@ -87,8 +88,12 @@ def train_stage(
     folder = Path(training.project) / training.name
     weights, result = folder / "weights/last.pt", folder / "result.json"
     if not result.exists():
-        model = make_model() if make_model else make_classifier(training, data)
-        resumed = replace(training, resume=str(weights) if weights.exists() else "", exist_ok=True)
+        is_begun = weights.exists()
+        if is_begun:  # its widths are those of the file: pruning again may take long, and need not give the same
+            model = load_classifier(weights).model.train()
+        else:
+            model = make_model() if make_model else make_classifier(training, data)
+        resumed = replace(training, resume=str(weights) if is_begun else "", exist_ok=True)
         train_classifier(model, data, config=resumed, hooks=hooks(model) if hooks else ())
     else:
         LOGGER.info("%s is complete", folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 
@@ -13,8 +14,10 @@ from quantization.program import Affine
 
 # Two bytes hold 16 bits around zero.
 _HALF = 2**15
-# Of float16.
-_LARGEST = 65504.0
+# Held reals are below 2 to this: less than the largest of float16, with digits for what is a million times smaller.
+_MAGNITUDE = 10
+# Of the scale of held reals, which float32 has room for.
+_LEAST_EXPONENT = -100
 
 
 class _HeldParts(ABC):
@@ -63,15 +66,25 @@ class HeldValues(_HeldParts):
 
 
 class HeldReals(_HeldParts):
-    """Results in real numbers: in two bytes, to a thousandth of each number."""
+    """Results in real numbers: in two bytes, to a thousandth of each number.
+
+    Numbers below a millionth of the largest of their part are held more coarsely.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__(dtype)
+        self._exponents: dict[str, list[int]] = {}
 
     def add(self, name: str, value: Tensor) -> None:
         """Hold what a node gives for the next part of the images."""
-        self._parts.setdefault(name, []).append(value.clamp(-_LARGEST, _LARGEST).half())
+        # A power of two changes no digit, and what is far from 1 keeps its digits, too.
+        exponent = max(math.frexp(float(value.abs().max()))[1] - _MAGNITUDE, _LEAST_EXPONENT)
+        self._exponents.setdefault(name, []).append(exponent)
+        self._parts.setdefault(name, []).append((value * 2.0**-exponent).half())
 
     def part(self, name: str, index: int) -> Tensor:
         """What was held of one part, as real numbers."""
-        return self._parts[name][index].to(self._dtype)
+        return self._parts[name][index].to(self._dtype) * 2.0 ** self._exponents[name][index]
 
 
 def _is_of_a_byte(affine: Affine) -> bool:

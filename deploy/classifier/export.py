@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from deploy.artefact_folder import replaced_folder
+from deploy.checksums import write_checksums
 from deploy.classifier.metadata import ClassifierMetadata, ClassifierSettings
 from deploy.classifier.readme import classifier_readme
 from deploy.classifier.runtime import ClassifierRuntime, load_classifier
 from deploy.metadata import METADATA_NAME
-from deploy.ncnn.checksums import write_checksums
 from deploy.ncnn.pnnx import convert_to_ncnn
 from deploy.ncnn.runtime import BIN_NAME, PARAM_NAME
 from deploy.ncnn.runtime import FORMAT as NCNN_FORMAT

@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from deploy.artefact_folder import replaced_folder
+from deploy.checksums import write_checksums
 from deploy.classifier.metadata import ClassifierMetadata, ClassifierSettings
 from deploy.integer.runtime import FORMAT, NETWORK_NAME, ProgramFacts
 from deploy.metadata import METADATA_NAME, ExportMetadata, ExportSettings
@@ -144,4 +145,5 @@ def _write(
         save_program(program, new / NETWORK_NAME, layout=forms.layout)
         if forms.with_yaml:
             save_yaml(program, new / YAML_NAME, layout=forms.layout)
+        write_checksums(new, (NETWORK_NAME,))
         write_text(new / METADATA_NAME, json.dumps({**asdict(metadata), **asdict(facts)}, indent=2) + "\n")

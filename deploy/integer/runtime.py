@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from deploy.artefact import ArtefactRuntime, RunGraph
+from deploy.checksums import check_checksums
 from deploy.metadata import METADATA_NAME, ExportMetadata, metadata_text, read_metadata
 from deploy.runtime import RuntimeOptions
 from quantization.executor import Executor
@@ -79,6 +80,7 @@ def open_network(
     """
     facts = read_metadata(ProgramFacts, metadata_text(path), where=path)
     program = load_program(path / NETWORK_NAME, fingerprint=facts.network_fingerprint)
+    check_checksums(path)  # one of another training has the same fingerprint
     _check_ends(program, path=path, image_chw=image_chw, output_shapes=output_shapes)
     if threads:
         torch.set_num_threads(threads)

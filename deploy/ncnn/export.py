@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from deploy.artefact_folder import replaced_folder
+from deploy.checksums import write_checksums
 from deploy.metadata import METADATA_NAME, ExportMetadata, ExportSettings
-from deploy.ncnn.checksums import write_checksums
 from deploy.ncnn.int8 import Int8Settings, calibrate, write_int8
 from deploy.ncnn.names import named_by_module
 from deploy.ncnn.param import ParamLayer, read_param, write_param

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from deploy.artefact import ArtefactRuntime, RunGraph
+from deploy.checksums import check_checksums
 from deploy.metadata import METADATA_NAME, ExportMetadata
-from deploy.ncnn.checksums import check_checksums
 from deploy.ncnn.param import ParamLayer, input_blobs, output_blobs, read_param
 from deploy.packages import optional_package
 from deploy.runtime import Precision, RuntimeOptions

@@ -136,7 +136,8 @@ def _index_name(layout: Layout) -> str | None:
 def _segment_starts(parts: Mapping[str, NDArray[Any]], *, layout: Layout) -> IntArray:
     """Where in the entries a row (or column, in CSC) with entries begins."""
     if layout == "coo":
-        return np.flatnonzero(np.diff(parts["row"], prepend=-1))
+        row = parts["row"]
+        return np.flatnonzero(np.concatenate(([True], row[1:] != row[:-1]))[: len(row)])
     indptr = parts["indptr"]
     starts: IntArray = indptr[:-1][np.diff(indptr) > 0]
     return starts

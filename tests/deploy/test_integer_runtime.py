@@ -167,6 +167,13 @@ def test_network_of_another_detector_is_refused(copy: Path) -> None:
         load_runtime(copy, device=CPU)
 
 
+def test_network_of_another_training_is_refused(copy: Path, detector: Detector) -> None:
+    write(quantised(detector, weight_bits=4), detector, copy.parent / "other_integer_model")
+    shutil.copyfile(copy.parent / "other_integer_model" / NETWORK_NAME, copy / NETWORK_NAME)
+    with pytest.raises(CheckpointError, match="network.npz is cut off, damaged or of another artefact"):
+        load_runtime(copy, device=CPU)
+
+
 def test_folder_of_something_else_is_not_replaced(
     detector: Detector, in_integers: QuantizedNetwork, tmp_path: Path
 ) -> None:

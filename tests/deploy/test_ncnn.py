@@ -206,10 +206,13 @@ def more_classes(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "finding"),
     [
-        (cut_bin, r"model\.ncnn\.bin is cut off or damaged \(its SHA-256 check failed\)"),
+        (cut_bin, r"model\.ncnn\.bin is cut off, damaged or of another artefact \(its SHA-256 check failed\)"),
         (cut_bin_without_sums, r"model\.ncnn\.bin is cut off or damaged \(.*failed"),
-        (other_kernel, r"model\.ncnn\.param is cut off or damaged .* or delete SHA256SUMS beside it"),
-        (spoilt_sums, r"SHA256SUMS is damaged; export the network again, or delete it"),
+        (
+            other_kernel,
+            r"model\.ncnn\.param is cut off, damaged or of another artefact .* or delete SHA256SUMS beside it",
+        ),
+        (spoilt_sums, r"SHA256SUMS is damaged; write the artefact again, or delete it"),
         (without_bin, r"holds no model\.ncnn\.bin"),
         (without_metadata, r"holds no readable metadata\.json"),
         (renamed_head, r"inputs and outputs are in0, other, out0, expected in0, out0, out1|in0, out0, other"),

@@ -94,11 +94,18 @@ def test_repr_is_compared_with_plain_training_seed_by_seed(tmp_path: Path) -> No
     assert (tmp_path / "exp/repr_none_seed1/repr.json").is_file()
 
 
+def unwanted(*_: Any, **__: Any) -> None:
+    pytest.fail("what was pruned is pruned again")
+
+
 SHORT_SLIMMING = {"model": "vanilla", "percent": 0.4, "epochs": 1, "sparse_epochs": 1, "finetune_epochs": 1}
 
 
-def test_experiment_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = {**SHORT_SLIMMING, "finetune_epochs": 3, "data": stripes(tmp_path), "project": str(tmp_path)}
+@pytest.mark.parametrize("how", [{}, {"percent": None, "method": "taylor", "target": "macs=60%", "updates": 1}])
+def test_experiment_goes_on_where_it_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+) -> None:
+    values = {**SHORT_SLIMMING, "finetune_epochs": 3, "data": stripes(tmp_path), "project": str(tmp_path), **how}
     slim_cifar.run(SlimClassifierConfig(**values, name="whole"))
     saved = []
 
@@ -113,11 +120,14 @@ def test_experiment_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pyt
         patched.setattr(CheckpointHook, "epoch_end", die_in_the_last_stage)
         with pytest.raises(KeyboardInterrupt):
             slim_cifar.run(SlimClassifierConfig(**values, name="killed"))
-    done = (tmp_path / "killed/sparse/weights/last.pt").stat().st_mtime_ns
-    slim_cifar.run(SlimClassifierConfig(**values, name="killed", exist_ok=True))
+    done = (tmp_path / "killed/dense/weights/last.pt").stat().st_mtime_ns
+    with monkeypatch.context() as patched:
+        patched.setattr(slim_cifar, "cut", unwanted)
+        patched.setattr(slim_cifar, "prune_iteratively", unwanted)
+        slim_cifar.run(SlimClassifierConfig(**values, name="killed", exist_ok=True))
     whole, killed = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed"))
     assert killed["rows"] == whole["rows"]
-    assert (tmp_path / "killed/sparse/weights/last.pt").stat().st_mtime_ns == done
+    assert (tmp_path / "killed/dense/weights/last.pt").stat().st_mtime_ns == done
     assert len(json.loads((tmp_path / "killed/fine-tuned/result.json").read_text())["accuracies"]) == 3
 
 
@@ -145,7 +155,6 @@ def test_folder_of_other_settings_is_not_gone_on_in(tmp_path: Path) -> None:
         (SlimClassifierConfig, {"target": "wat=3"}, "--target wat=3"),
         (SlimClassifierConfig, {"sr": -1.0}, "--sr -1.0: expected at least 0"),
         (SlimClassifierConfig, {"sr": float("nan")}, "--sr nan: expected at least 0"),
-        (SlimClassifierConfig, {"method": "taylor", "target": "macs=150%"}, "macs=150%"),
         (SlimClassifierConfig, {"method": "taylor", "target": "macs=50%", "updates": -1}, "--updates -1"),
     ],
 )
@@ -162,6 +171,25 @@ def test_network_without_batch_norm_is_refused_before_it_trains(tmp_path: Path) 
     data = pictures(tmp_path / "digits.npz", shape=(28, 28), count=64)
     config = SlimClassifierConfig(data=data, model="lenet5", project=str(tmp_path))
     with pytest.raises(PruningError, match="batch norm"):
+        slim_cifar.run(config)
+    assert [path.name for path in (tmp_path / "exp").iterdir()] == ["opt.yaml"]
+
+
+@pytest.mark.parametrize("method", ["slimming", "taylor"])
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("macs=150%", "--target macs=150%: resnet20 has 4.081e"),
+        ("macs=100G", "--target macs=100G: resnet20 has 4.081e"),
+        ("macs=0.1%", "cannot be reached"),
+    ],
+)
+def test_impossible_target_is_refused_before_the_dense_training(
+    tmp_path: Path, method: str, target: str, message: str
+) -> None:
+    values = {"model": "resnet20", "method": method, "target": target}
+    config = SlimClassifierConfig(data=stripes(tmp_path), project=str(tmp_path), **values)  # type: ignore[arg-type]
+    with pytest.raises((ConfigError, PruningError), match=message):
         slim_cifar.run(config)
     assert [path.name for path in (tmp_path / "exp").iterdir()] == ["opt.yaml"]
 

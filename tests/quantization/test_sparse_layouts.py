@@ -107,6 +107,13 @@ def test_parts_that_fit_no_matrix_are_refused(layout: Layout, changed: dict[str,
     assert "write it again" in str(caught.value)
 
 
+@pytest.mark.parametrize("row", [[-1, 0, 2, 2, 2], [-1, -1, -1, -1, -1]])
+def test_gaps_of_rows_outside_the_matrix_are_refused(row: list[int]) -> None:
+    parts = from_gaps(parts_of("coo", row=row), layout="coo", shape=(3, 4))
+    with pytest.raises(CheckpointError, match="index -1 of a sparse matrix is outside 0 to 2"):
+        to_matrix(parts, layout="coo", shape=(3, 4), fill=0)
+
+
 @pytest.mark.parametrize("pointers", [[0, 3, 2, 5], [0, 2, 2, 9], [0, 2, 5]])
 def test_gaps_with_pointers_that_fit_no_matrix_are_refused(pointers: list[int]) -> None:
     with pytest.raises(CheckpointError, match="pointers"):
