@@ -29,11 +29,14 @@ def planned_bits(graph: Graph, config: QuantConfig) -> BitPlan:
     """The bits that settings give.
 
     Raises:
-        ConfigError: A pattern of `config.layers` fits no layer.
+        ConfigError: A pattern of `config.layers` fits no layer, or none with weights where it is for weights alone.
     """
-    for pattern in config.layers:
-        if not any(fnmatchcase(name, pattern) for name in graph.scaled):
+    for pattern, bits in config.layers.items():
+        fitting = [name for name in graph.scaled if fnmatchcase(name, pattern)]
+        if not fitting:
             raise ConfigError(f"layers: {pattern!r} fits none; known: {', '.join(graph.scaled)}")
+        if bits.activations is None and not set(fitting) & set(graph.weighted):
+            raise ConfigError(f"layers: {pattern!r} fits none with weights; known: {', '.join(graph.weighted)}")
     wide = graph.wide()
     weights, values = {}, {}
     for name in graph.scaled:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from quantization.integer_ops import MAKERS
 from quantization.program import IntegerProgram
+from quantization.program_shapes import check_image_shape
 from quantization.stored import restored, stored
-from utils.errors import DataError
 
 
 class Executor:
@@ -33,17 +33,13 @@ class Executor:
             operation.name: tuple(source for source, reader in last_reader.items() if reader == operation.name)
             for operation in program.operations
         }
-        # Factors of a mean over whole maps hold the number of cells, so they are right for one size; so are shapes.
-        self._is_of_one_size = any(
-            operation.kind == "reshape" or operation.settings.get("kernel") == (0, 0)
-            for operation in program.operations
-        )
+        self._checked: set[tuple[int, ...]] = set()
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Integers (B, C, H, W) of the input's scale to int32 integers of each output.
 
         Raises:
-            DataError: The images have a shape that the program is not for.
+            DataError: There are no images, or they have a shape that the program is not for.
         """
         wanted = set(self._program.outputs)
         held = {name: value for name, value in self._run(images) if name in wanted}
@@ -71,8 +67,7 @@ class Executor:
         return restored(value, self._affines[name]).transpose(0, 1)
 
     def _check(self, images: Tensor) -> None:
-        expected = self._program.image_shape
-        given = tuple(images.shape[1:])
-        is_fitting = given == expected if self._is_of_one_size else given[:1] == expected[:1]
-        if images.dim() != 4 or not is_fitting:
-            raise DataError(f"images have the shape {tuple(images.shape)}, expected (B, C, H, W) with {expected}")
+        shape = tuple(images.shape)
+        if shape not in self._checked:
+            check_image_shape(self._program, shape)
+            self._checked.add(shape)

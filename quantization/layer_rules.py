@@ -99,6 +99,11 @@ def _per_channel(build: Builder, call: Call, scale: Tensor, shift: Tensor) -> Re
 
 def table(build: Builder, call: Call) -> Ref:
     """Any function of one tensor, number by number."""
+    if any(
+        isinstance(other, Ref) or (isinstance(other, Tensor) and other.numel() > 1)
+        for other in call.get("others", ())
+    ):
+        raise call.refusal("has another argument that is a tensor")
     return _looked_up(build, call, call.arguments["function"])
 
 
@@ -182,6 +187,8 @@ def divide(build: Builder, call: Call) -> Ref:
         raise call.refusal("divides by a result of the network")
     if call.get("rounding_mode") is not None:
         raise call.refusal("rounds what it divides")
+    if not torch.as_tensor(other).all():
+        raise call.refusal("divides by zero")
     return _with_constant(build, call, call.source, 1 / other, is_product=True)
 
 

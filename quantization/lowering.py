@@ -41,11 +41,28 @@ def lower(model: nn.Module, *, image_shape: tuple[int, int, int]) -> Graph:
         QuantizationError: It cannot be traced, does not run on such images, or has an operator that integers
             cannot do here.
     """
+    _check_leaves(model)
     network = ready_for_export(model) if isinstance(model, Detector) else twin_with_numbers(model)
     lowering = _Lowering(fx.GraphModule(network, _traced(network)), image_shape)
     graph = merged(lowering.run())
     _check_same(graph, lowering.example, lowering.outputs)
     return graph
+
+
+def _check_leaves(model: nn.Module) -> None:
+    """Whether weights are numbers of their own, and not computed from others at every call.
+
+    Raises:
+        QuantizationError: They are not.
+    """
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                where = f"{path}.{name}" if path else name
+                raise QuantizationError(
+                    f"{where}: is computed from other tensors, as masks of torch.nn.utils.prune do it; make it "
+                    "permanent first, such as with prune.remove"
+                )
 
 
 def _check_same(graph: Graph, images: Tensor, expected: Sequence[Tensor]) -> None:

@@ -21,7 +21,7 @@ from quantization.graph import MOVERS, Graph, Node
 from quantization.lowering import lower
 from quantization.program import Affine, IntegerProgram
 from quantization.weights import weight_grid
-from utils.errors import QuantizationError
+from utils.errors import DataError, QuantizationError
 from utils.fingerprint import network_fingerprint
 
 Mode: TypeAlias = Literal["float", "fake", "integer"]
@@ -122,8 +122,12 @@ class QuantizedNetwork(nn.Module):
         self._calibration = self._calibration.with_config(config)
         self.set_bits_(bits)
 
-    def set_bits_(self, bits: BitPlan) -> None:
+    def set_bits_(self, bits: BitPlan, *, grids: Mapping[str, Grid] | None = None) -> None:
         """Give each weight and value so many bits; None leaves it a real number, in fake mode.
+
+        Args:
+            bits: By name of the node.
+            grids: Scales of weights to keep as they are; see `hold_grid_`.
 
         Raises:
             DataError: It is not calibrated.
@@ -132,7 +136,7 @@ class QuantizedNetwork(nn.Module):
             name: self._calibration.affine(name, number) for name, number in bits.values.items() if number is not None
         }
         self.bits = bits
-        self._held_grids = {}
+        self._held_grids = dict(grids or {})
         self._prepared = None
 
     def forward(self, images: Tensor) -> Outputs:
@@ -189,6 +193,11 @@ class QuantizedNetwork(nn.Module):
         self._held_grids[name] = grid
         self._prepared = None
 
+    @property
+    def held_grids(self) -> Mapping[str, Grid]:
+        """Scales that are kept as they are, by name of the node."""
+        return dict(self._held_grids)
+
     def affine_of(self, name: str) -> Affine | None:
         """How the integers of a node's result stand for numbers; None where it stays in real numbers."""
         return self._affines.get(self.graph.scale_of(name))
@@ -240,7 +249,12 @@ def run_program(program: IntegerProgram, executor: Executor, images: Tensor) -> 
 
     Returns:
         Each output, float32, on the device of the images.
+
+    Raises:
+        DataError: The images do not fit the network, or are not finite.
     """
+    if not images.isfinite().all():
+        raise DataError("images hold NaN or infinity; mend them, or what reads them")
     integers = executor(quantise(images.cpu(), program.operations[0].output))
     affines = {operation.name: operation.output for operation in program.operations}
     pairs = zip(integers, program.outputs, strict=True)

@@ -124,7 +124,7 @@ _NAMES: dict[str, Operator] = {
 }
 
 # What functions call their arguments, where ours are called otherwise.
-_KEYWORDS = {"tensors": "input", "min_val": "min", "max_val": "max"}
+_KEYWORDS = {"tensors": "input", "min_val": "min", "max_val": "max", "axis": "dim"}
 
 
 def module_call(module: nn.Module, args: tuple[Any, ...]) -> tuple[Rule, dict[str, Any]] | None:
@@ -151,7 +151,11 @@ def function_call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     name = operator_name(node)
     kwargs = {key: value for key, value in kwargs.items() if key != "inplace"}
     if name in _TABLE_NAMES and _is_of_library(node) and args:
-        return layer_rules.table, {"input": args[0], "function": _applied(node, args[1:], kwargs)}
+        return layer_rules.table, {
+            "input": args[0],
+            "function": _applied(node, args[1:], kwargs),
+            "others": (*args[1:], *kwargs.values()),
+        }
     operator = _NAMES.get(name) if _is_of_library(node) else None
     if operator is None:
         return None

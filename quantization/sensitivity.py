@@ -44,7 +44,7 @@ def sensitivities(
     """Measure a network with one layer at a time quantised.
 
     Args:
-        network: Calibrated; its mode and bits are as before in the end.
+        network: Calibrated; its mode, bits and scales are as before in the end.
         metric: Measures it, with whatever data.
         bits: To try for each layer.
         part: What of the layer is quantised: its weights, the values it reads, or both.
@@ -59,7 +59,7 @@ def sensitivities(
         raise ConfigError("sensitivity: no numbers of bits are given; give some from 2 to 16")
     for number in bits:
         check_bits(number, what="bits to try")
-    before = network.mode, network.bits
+    mode, planned, grids = network.mode, network.bits, network.held_grids
     rows = []
     try:
         network.mode = "float"
@@ -72,8 +72,8 @@ def sensitivities(
                 rows.append(Sensitivity(layer=layer, bits=number, metric=found, loss=dense - found))
                 logger.info("%s in %d bits: %.4f, %+.4f", layer, number, found, found - dense)
     finally:
-        network.mode = before[0]
-        network.set_bits_(before[1])
+        network.mode = mode
+        network.set_bits_(planned, grids=grids)
     return rows
 
 

@@ -18,8 +18,8 @@ from deploy.metadata import METADATA_NAME, ExportMetadata, ExportSettings
 from models.classifiers import ClassifierSpec
 from models.detector import Detector
 from quantization.program import IntegerProgram
+from quantization.program_shapes import result_shapes
 from quantization.storage.binary import save_program
-from quantization.storage.shapes import result_shapes
 from quantization.storage.sparse import Layout
 from quantization.storage.text import save_yaml
 from utils.errors import CheckpointError

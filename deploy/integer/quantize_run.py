@@ -21,6 +21,7 @@ from quantization.compensation import compensate_
 from quantization.network import QuantizedNetwork, quantize
 from quantization.sensitivity import Part, Sensitivity, mixed_precision, sensitivities, weight_bytes
 from quantization.storage.sizes import FormSize, form_sizes
+from utils.config_values import given_flags
 from utils.errors import ConfigError
 from utils.files import write_json
 from utils.plots.sensitivity import plot_sensitivity
@@ -58,6 +59,7 @@ def run_quantization(config: QuantizeConfig) -> QuantizeResult:
     Raises:
         ConfigError, CheckpointError, DataError, QuantizationError: Something cannot be had as asked.
     """
+    _warn_of_ignored(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     check_replaceable(artefact_path(config), marker=NETWORK_NAME)
@@ -81,6 +83,21 @@ def run_quantization(config: QuantizeConfig) -> QuantizeResult:
     logger.info("%s", result_table(result.measured, result.sizes, written=f"npz {config.layout}"))
     logger.info("%s: %s; report in %s", result.artefact, result.bits, folder.path / "result.json")
     return result
+
+
+def _warn_of_ignored(config: QuantizeConfig) -> None:
+    """Say which settings change nothing beside the others."""
+    is_measured = config.sensitivity or config.budget
+    reasons = {
+        "without --observer percentile": () if config.observer == "percentile" else ("percentile",),
+        "without --sensitivity": () if config.sensitivity else ("sensitivity_part",),
+        "without --sensitivity and --budget": () if is_measured else ("sensitivity_images",),
+        "without --budget": () if config.budget else ("budget_bits",),
+        "--budget chooses the bits of weights": ("weight_bits",) if config.budget else (),
+    }
+    for reason, names in reasons.items():
+        if flags := given_flags(config, names):
+            logger.warning("%s; without effect: %s", reason, flags)
 
 
 def artefact_path(config: QuantizeConfig) -> Path:

@@ -17,8 +17,8 @@ from deploy.runtime import RuntimeOptions
 from quantization.executor import Executor
 from quantization.network import run_program
 from quantization.program import IntegerProgram
+from quantization.program_shapes import result_shapes
 from quantization.storage.binary import load_program
-from quantization.storage.shapes import result_shapes
 from utils.errors import CheckpointError
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from quantization.program import Affine, IntArray, Operation
-from quantization.storage.shapes import number, numbers_taken, pair
+from quantization.program_shapes import number, numbers_taken, pair
 
 
 def rescale(numbers: IntArray, multiplier: IntArray, shift: IntArray) -> IntArray:

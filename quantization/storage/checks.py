@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from quantization.program import LEAST_BITS, MOST_BITS, Affine, IntegerProgram, Operation
-from quantization.storage.shapes import result_shapes
+from quantization.program_shapes import result_shapes
 from utils.errors import CheckpointError
 
 _REMEDY = "the file is damaged or was edited, write it again"

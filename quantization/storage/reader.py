@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantization.program import Affine, FloatArray, IntArray, IntegerProgram, Operation
+from quantization.program_shapes import check_image_shape
 from quantization.storage.arithmetic import run_operation
-from quantization.storage.shapes import result_shapes
-from utils.errors import CheckpointError, DataError
+from utils.errors import DataError
 
 # Images at once: windows of a convolution take 8 bytes a number, many times the image.
 _AT_ONCE = 16
@@ -73,8 +73,7 @@ def dequantise(integers: IntArray, affine: Affine) -> FloatArray:
 
 
 def _check_images(program: IntegerProgram, images: IntArray) -> None:
-    if images.ndim != 4 or len(images) == 0:
-        raise DataError(f"images have shape {images.shape}, expected (B, C, H, W) with at least one image")
+    check_image_shape(program, images.shape)
     if not np.issubdtype(images.dtype, np.integer):
         raise DataError(f"images are {images.dtype}, expected integers; use run() for real numbers")
     affine = program.operations[0].output
@@ -82,11 +81,6 @@ def _check_images(program: IntegerProgram, images: IntArray) -> None:
         raise DataError(
             f"integers of images are {images.min()} to {images.max()}, expected {affine.low} to {affine.high}"
         )
-    try:
-        channels, height, width = images.shape[1:]
-        result_shapes(program, (channels, height, width))
-    except CheckpointError as error:
-        raise DataError(f"images of shape {images.shape[1:]}: {error}") from None
 
 
 def _run(program: IntegerProgram, images: IntArray) -> list[IntArray]:

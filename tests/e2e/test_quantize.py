@@ -121,7 +121,12 @@ def test_classifier_in_integers_tells_real_digits_apart(digits: Path, tmp_path: 
     assert sizes["npz dense"]["times_smaller"] > 3.5  # 4 but for scales, biases and the header
     written = tmp_path / CLASSIFIER_ARTEFACT
     assert sizes["npz dense"]["num_bytes"] == (written / "network.npz").stat().st_size
-    assert {path.name for path in written.iterdir()} == {"metadata.json", "network.npz", "network.yaml"}
+    assert {path.name for path in written.iterdir()} == {
+        "metadata.json",
+        "network.npz",
+        "network.yaml",
+        "SHA256SUMS",
+    }
     assert load_classifier(written).metadata.image_chw == (1, 28, 28)
 
 
@@ -176,6 +181,7 @@ def test_operator_that_integers_cannot_do_is_named(place: Place, capsys: pytest.
         (["--calib-images", "5"], "lower --calib-images to 2"),
         (["--percentile", "40"], "percentile is 40.0, expected more than 50"),
         (["--layers", "model.99*=8"], "fits none; known: input, model.0"),
+        (["--layers", "input=4/"], "'input' fits none with weights; known: model.0"),
         (["--layers", "model.9"], '--layers model.9: expected such as "model.24*=8"'),
         (["--layers", "model.9*=20"], "--layers model.9*=20: bits of weights: got 20"),
         (["--budget", "1K"], "in 4 bits, the fewest of --budget-bits"),
@@ -223,5 +229,10 @@ def test_classifier_for_other_pictures_is_refused(
 def test_classifier_says_which_settings_change_nothing(
     digits: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run("quantize", of_digits(digits, tmp_path, "--img-size", "64"))
+    flags = ["--percentile", "99", "--budget-bits", "2", "--sensitivity-part", "weights", "--sensitivity-images", "5"]
+    run("quantize", of_digits(digits, tmp_path, "--img-size", "64", *flags))
     assert "--img-size is for detectors" in caplog.text
+    assert "without --observer percentile; without effect: --percentile" in caplog.text
+    assert "without --sensitivity; without effect: --sensitivity-part" in caplog.text
+    assert "without --sensitivity and --budget; without effect: --sensitivity-images" in caplog.text
+    assert "without --budget; without effect: --budget-bits" in caplog.text

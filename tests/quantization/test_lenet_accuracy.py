@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,18 @@ def test_table_has_a_row_per_layer_and_leaves_the_network_alone(
     assert network.bits == bits
     assert max(row.loss for row in table if row.bits == 8) < 0.01
     assert max(row.loss for row in table if row.bits == 2) > 0.005
+
+
+def test_table_leaves_scales_that_are_held(network: QuantizedNetwork) -> None:
+    first = network.graph.weighted[0]
+    grid = network.grid(network.graph.nodes[first])
+    assert grid is not None
+    network.hold_grid_(first, replace(grid, scales=2 * grid.scales))
+    before = network.to_program()
+    sensitivities(network, lambda model: 0.0, bits=[4])
+    assert torch.equal(network.held_grids[first].scales, 2 * grid.scales)
+    weights = [program.operations[1].arrays["weight"] for program in (before, network.to_program())]
+    np.testing.assert_array_equal(*weights)
 
 
 def test_only_the_named_layer_is_rounded(network: QuantizedNetwork, digits: tuple[Digits, Digits]) -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from quantised import noise, settled
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from models.classifiers import DenseNetCifar, LeNet5
 from quantization.graph import Graph
@@ -136,11 +137,23 @@ def test_values_before_tables_and_outputs_are_wide() -> None:
         (lambda m, x: F.avg_pool2d(m.conv(x), 3, 1, 1, count_include_pad=False), "count_include_pad=False"),
         (lambda m, x: torch.sub(m.conv(x), 1.0, alpha=3), "sub has a factor alpha"),
         (lambda m, x: torch.div(m.conv(x), 0.5, rounding_mode="floor"), "div rounds what it divides"),
+        (lambda m, x: m.conv(x) / 0, "truediv divides by zero"),
+        (lambda m, x: torch.pow(x.abs(), m.conv(x)[:, :1]), "pow has another argument that is a tensor"),
+        (lambda m, x: m.conv(x).abs() ** torch.ones(1, 4, 1, 1), "pow has another argument that is a tensor"),
     ],
 )
 def test_what_integers_cannot_do_is_named(body: Callable[..., object], words: str) -> None:
     with pytest.raises(QuantizationError, match=words):
         lowered(body)
+
+
+def test_masks_of_torch_are_to_be_made_permanent() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    prune.l1_unstructured(model[0], "weight", amount=0.5)
+    with pytest.raises(QuantizationError, match=r"^0\.weight: is computed from other tensors.* with prune\.remove$"):
+        lower(model, image_shape=(3, 8, 8))
+    prune.remove(model[0], "weight")
+    assert lower(model, image_shape=(3, 8, 8)).outputs
 
 
 def test_untraceable_block_is_named_with_its_path() -> None:

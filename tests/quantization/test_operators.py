@@ -65,6 +65,7 @@ OPERATORS: dict[str, tuple[Callable[..., Tensor], dict[str, nn.Module]]] = {
     "mean with borders in one direction": (lambda m, x: m["pool"](x), {"pool": nn.AvgPool2d((1, 3), 1, (0, 1))}),
     "channel shuffle": (shuffled, {}),
     "gate of linear layers": (squeezed, {"gate": nn.Linear(8, 8)}),
+    "concat along an axis": (lambda m, x: torch.cat((x[:, 4:], x[:, :4]), axis=1), {}),  # type: ignore[call-overload]
     "sides anew": (lambda m, x: x.flatten(2).view(-1, 8, 5, 33).transpose(2, 3), {}),
 }
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from storage_programs import CONV, POOL, affine, ints, lenet5_program, program_of, random_program
 
 from quantization.program import Affine, IntegerProgram, Operation
+from quantization.program_shapes import result_shapes
 from quantization.storage.checks import check_program
-from quantization.storage.shapes import result_shapes
 from utils.errors import CheckpointError
 
 

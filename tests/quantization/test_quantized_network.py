@@ -324,8 +324,24 @@ def test_calibration_without_images_or_with_nan_is_an_error() -> None:
 def test_images_of_another_size_are_refused_where_a_mean_fixes_it() -> None:
     network = made(everything(), noise(2, 3, 16, 16))
     network.mode = "integer"
-    with pytest.raises(DataError, match=r"expected \(B, C, H, W\) with \(3, 16, 16\)"):
+    with pytest.raises(DataError, match=r"images of shape \(3, 20, 16\): .* holds for images of \(3, 16, 16\)"):
         network(noise(2, 3, 20, 16))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (noise(1, 1, 32, 32), r"images of shape \(1, 32, 32\): operation 'classifier.0'"),
+        (noise(0, 1, 28, 28), "expected .* with at least one image"),
+        (noise(1, 28, 28), "expected .* with at least one image"),
+        (torch.full((1, 1, 28, 28), float("nan")), "images hold NaN or infinity"),
+    ],
+)
+def test_images_that_integers_cannot_be_made_of_are_refused(images: Tensor, message: str) -> None:
+    network = made(LeNet5(), noise(2, 1, 28, 28))
+    network.mode = "integer"
+    with pytest.raises(DataError, match=message):
+        network(images)
 
 
 def test_program_needs_bits_for_everything() -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from quantization.program import IntegerProgram, Operation
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, DataError
 
 Shape = tuple[int, ...]
 
@@ -47,9 +47,8 @@ def result_shapes(program: IntegerProgram, image_shape: tuple[int, int, int]) ->
         try:
             if operation.kind == "input":
                 shape = _image(program.image_shape, image_shape)
-            elif operation.kind == "mean" and pair(operation, "kernel") == (0, 0):
-                shape = _whole_mean(shapes[operation.inputs[0]], program.image_shape, image_shape)
             else:
+                _check_own_size(operation, program.image_shape, image_shape)
                 shape = _SHAPES[operation.kind](operation, [shapes[name] for name in operation.inputs])
             _check_size(shape)
         except _Misfit as misfit:
@@ -67,11 +66,31 @@ def _image(expected: Shape, found: Shape) -> Shape:
     return (1, *found)
 
 
-def _whole_mean(shape: Shape, calibrated: Shape, image: Shape) -> Shape:
-    _maps(shape)
-    if image != calibrated:
-        raise _Misfit(f"takes the mean over a whole map, which holds for images of {calibrated} and not of {image}")
-    return (*shape[:2], 1, 1)
+def _check_own_size(operation: Operation, calibrated: Shape, image: Shape) -> None:
+    """Refuse other images than it was made for where factors hold the number of cells, and shapes that of numbers."""
+    is_whole_mean = operation.kind == "mean" and pair(operation, "kernel") == (0, 0)
+    if image != calibrated and (is_whole_mean or operation.kind == "reshape"):
+        what = "takes the mean over a whole map" if is_whole_mean else "gives a map of fixed shape"
+        raise _Misfit(f"{what}, which holds for images of {calibrated} and not of {image}")
+
+
+def check_image_shape(program: IntegerProgram, shape: Sequence[int]) -> None:
+    """Refuse a batch that a program is not for.
+
+    Args:
+        program: A sound one.
+        shape: (B, C, H, W) of the images.
+
+    Raises:
+        DataError: There are no images, or the network does not take such ones.
+    """
+    if len(shape) != 4 or shape[0] == 0:
+        raise DataError(f"images have shape {tuple(shape)}, expected (B, C, H, W) with at least one image")
+    _, channels, height, width = shape
+    try:
+        result_shapes(program, (channels, height, width))
+    except CheckpointError as error:
+        raise DataError(f"images of shape {(channels, height, width)}: {error}") from None
 
 
 def _conv(operation: Operation, shapes: Sequence[Shape]) -> Shape:
@@ -94,7 +113,10 @@ def _max_pool(operation: Operation, shapes: Sequence[Shape]) -> Shape:
 
 def _mean(operation: Operation, shapes: Sequence[Shape]) -> Shape:
     one, channels, height, width = _maps(shapes[0])
-    return (one, channels, *_windows(operation, (channels, height, width), pair(operation, "kernel"), (0, 0)))
+    kernel = pair(operation, "kernel")
+    if kernel == (0, 0):  # the whole map
+        return (one, channels, 1, 1)
+    return (one, channels, *_windows(operation, (channels, height, width), kernel, (0, 0)))
 
 
 def _windows(operation: Operation, shape: Shape, kernel: Shape, padding: Shape) -> tuple[int, int]:
