@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from utils.errors import ConfigError
+from utils.files import check_writable
 
 
 def check_replaceable(folder: Path, *, marker: str) -> None:
@@ -23,11 +23,7 @@ def check_replaceable(folder: Path, *, marker: str) -> None:
     """
     if folder.exists() and not (folder / marker).is_file():
         raise ConfigError(f"{folder} exists and holds no {marker}; move it away or choose another name")
-    above = next(parent for parent in folder.absolute().parents if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise ConfigError(
-            f"cannot write {folder}: {above} is no folder that can be written to; choose another folder"
-        )
+    check_writable(folder.parent)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from models.classifiers.load import is_classifier
 from models.load import load_model
 from utils.datasets.config import load_data_config
 from utils.datasets.index import build_label_index
-from utils.files import sha256_of
+from utils.files import check_writable, sha256_of
 from utils.run_folder import RunFolder, plain
 
 logger = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ def run_export(config: ExportConfig) -> bool:
     Raises:
         ConfigError, CheckpointError, DataError: Something cannot be had; what is not whole has been removed.
     """
+    check_writable(config.project)
     if is_classifier(config.weights):
         return run_classifier_export(config)
     check_formats(config)

@@ -32,6 +32,7 @@ from deploy.torchscript import export_torchscript
 from deploy.verification.verify import MeasureAP
 from models.detector import Detector
 from utils.errors import ConfigError
+from utils.files import check_writable
 
 logger = logging.getLogger(__name__)
 
@@ -176,8 +177,8 @@ def check_formats(config: ExportConfig) -> None:
     """Refuse what cannot be had, before anything is written.
 
     Raises:
-        ConfigError: Names the format that is not to be had in the precision, the package that is not installed, or
-            the artefact that --verify-only does not find.
+        ConfigError: Names the format that is not to be had in the precision, the package that is not installed, the
+            folder that cannot be written to, or the artefact that --verify-only does not find.
     """
     for name in config.include:
         exporter = EXPORTERS[name]
@@ -188,5 +189,7 @@ def check_formats(config: ExportConfig) -> None:
             optional_package(package, purpose=f"--include {name}")
     paths = [*(artefact_path(config, name) for name in config.include), *([nms_path(config)] if config.nms else [])]
     missing = [path for path in paths if not path.exists()]
-    if config.verify_only and missing:
+    if not config.verify_only:
+        check_writable(config.folder)
+    elif missing:
         raise ConfigError(f"{missing[0]} does not exist; leave --verify-only out to write it")

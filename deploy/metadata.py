@@ -206,11 +206,30 @@ def read_metadata(kind: type[MetadataT], text: str, *, where: str | Path) -> Met
         raise CheckpointError(f"{where} holds no metadata of this project; export it again with export.py")
     try:
         values = json.loads(text)
+        _check_task(kind, values)
         return kind(**{item.name: _checked(values, item.name, item.type) for item in fields(kind)})  # type: ignore[arg-type]
     except ConfigError as error:
         raise CheckpointError(f"metadata of {where}: {error}") from None
     except ValueError:
         raise CheckpointError(f"metadata of {where} is no JSON, or cut off; export it again") from None
+
+
+# What only metadata of these have.
+_SIGNS = {"strides": "a detector", "image_chw": "a classifier"}
+
+
+def _check_task(kind: type, values: Any) -> None:
+    """Refuse metadata of a classifier for those of a detector, and the other way round.
+
+    Raises:
+        ConfigError: They are.
+    """
+    own = [sign for sign in _SIGNS if sign in {item.name for item in fields(kind)}]
+    found = [sign for sign in _SIGNS if isinstance(values, dict) and sign in values]
+    if len(own) == len(found) == 1 and own != found:
+        raise ConfigError(
+            f"of {_SIGNS[found[0]]}, expected of {_SIGNS[own[0]]}; give one that command and data are for"
+        )
 
 
 # By the annotation of the field: what JSON must hold.
@@ -226,8 +245,5 @@ def _checked(values: Any, name: str, annotation: Any) -> Any:
     kind = _JSON_KINDS.get(annotation, list)
     value = values.get(name) if isinstance(values, dict) else None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(
-            f"{name}: got {value!r}, expected a {kind.__name__}; export the artefact again, or give one of the kind "
-            "that the data are for: detector or classifier"
-        )
+        raise ConfigError(f"{name}: got {value!r}, expected a {kind.__name__}; export the artefact again")
     return freeze(value) if kind is list else value

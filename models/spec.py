@@ -125,8 +125,8 @@ class ModelSpec:
         """
         if "kind" in values:
             raise ConfigError(
-                f"{where}: of a {values['kind']}, expected of a detector; val.py and quantize.py take classifiers "
-                "with --data mnist, cifar10 or an .npz"
+                f"{where}: of a {values['kind']}, expected of a detector; val.py, quantize.py and export.py take "
+                "classifiers, with --data mnist, cifar10 or an .npz"
             )
         try:
             rows = values["layers"]

@@ -31,7 +31,7 @@ from utils.checkpoint import Checkpoint, save_checkpoint
 from utils.config_values import given_flags
 from utils.device import select_device
 from utils.errors import PruningError
-from utils.files import write_text
+from utils.files import check_writable, write_text
 from utils.plots.pruning import plot_kept
 from utils.run_folder import RunFolder, plain
 
@@ -84,6 +84,8 @@ def run_pruning(config: PruneConfig) -> PruneResult:
     if saved is not None:
         config = replace(saved.config, device=config.device)
     _warn_of_ignored(config)
+    if not config.dry_run:
+        check_writable(config.project)
     loaded = load_model(config.weights)
     model = loaded.model
     config = replace(config, img_size=round_up(config.img_size, model.max_stride))

@@ -42,6 +42,15 @@ def result_shapes(program: IntegerProgram, image_shape: tuple[int, int, int]) ->
     Raises:
         CheckpointError: Results do not fit what reads them.
     """
+    try:
+        return _shapes_of_all(program, image_shape)
+    except _Misfit as misfit:
+        raise CheckpointError(
+            f"{misfit}; the file is damaged, or the image of another size than the network takes"
+        ) from None
+
+
+def _shapes_of_all(program: IntegerProgram, image_shape: Shape) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
     for operation in program.operations:
         try:
@@ -52,10 +61,7 @@ def result_shapes(program: IntegerProgram, image_shape: tuple[int, int, int]) ->
                 shape = _SHAPES[operation.kind](operation, [shapes[name] for name in operation.inputs])
             _check_size(shape)
         except _Misfit as misfit:
-            raise CheckpointError(
-                f"operation {operation.name!r} {misfit}; the file is damaged, or the image of another size "
-                "than the network takes"
-            ) from None
+            raise _Misfit(f"operation {operation.name!r} {misfit}") from None
         shapes[operation.name] = shape
     return shapes
 
@@ -86,11 +92,12 @@ def check_image_shape(program: IntegerProgram, shape: Sequence[int]) -> None:
     """
     if len(shape) != 4 or shape[0] == 0:
         raise DataError(f"images have shape {tuple(shape)}, expected (B, C, H, W) with at least one image")
-    _, channels, height, width = shape
     try:
-        result_shapes(program, (channels, height, width))
-    except CheckpointError as error:
-        raise DataError(f"images of shape {(channels, height, width)}: {error}") from None
+        _shapes_of_all(program, tuple(shape[1:]))
+    except _Misfit as misfit:
+        raise DataError(
+            f"images of shape {tuple(shape[1:])}: {misfit}; it was made for {program.image_shape}"
+        ) from None
 
 
 def _conv(operation: Operation, shapes: Sequence[Shape]) -> Shape:

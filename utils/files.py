@@ -24,6 +24,20 @@ ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplemented
 NPZ_ERRORS = (*ZIP_ERRORS, OSError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
 
 
+def check_writable(folder: str | Path) -> None:
+    """Check that files can be put into a folder, which need not exist yet, before what they hold is computed.
+
+    Raises:
+        ConfigError: It lies where none can be made, or may not be written to.
+    """
+    folder = Path(folder).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"cannot write {folder}: {there} is no folder that can be written to; choose another folder"
+        )
+
+
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it replaces `path`, on any error it is removed.
@@ -41,7 +55,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         raise ConfigError(
-            f"cannot write {path}: {error.strerror or error}; free space or choose another --project folder"
+            f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
         ) from error
     finally:
         with suppress(OSError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import sys
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ class RunFolder:
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json: the numbers of the run, the command and the versions."""
         environment = {
-            "command": " ".join(sys.argv),
+            "command": shlex.join(sys.argv),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),

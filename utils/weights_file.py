@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from utils.errors import CheckpointError
+from utils.files import ZIP_ERRORS
 
 
 def check_weights_file(path: str | Path) -> Path:
@@ -24,6 +25,8 @@ def check_weights_file(path: str | Path) -> Path:
     if not path.exists():
         raise CheckpointError(f"weights {path} do not exist; check the path (nothing is downloaded)")
     if not path.is_file():
+        if (path / "metadata.json").is_file():
+            raise CheckpointError(f"weights {path} are an exported network; give the .pt file it was made from")
         raise CheckpointError(f"weights {path} are a folder; give the .pt file in it")
     try:
         with path.open("rb") as file:
@@ -36,7 +39,20 @@ def check_weights_file(path: str | Path) -> Path:
         raise CheckpointError(f"weights {path} are a web page, not a checkpoint; download the file itself")
     if not zipfile.is_zipfile(path):
         raise CheckpointError(f"weights {path} {_finding(start)}")
+    if _holds_arrays(path):
+        raise CheckpointError(
+            f"weights {path} are arrays of numpy, as quantize.py writes them; give the .pt file they were made from"
+        )
     return path
+
+
+def _holds_arrays(path: Path) -> bool:
+    """Whether a zip file is an .npz."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(".npy") for name in archive.namelist())
+    except ZIP_ERRORS:
+        return False
 
 
 def _finding(start: bytes) -> str:

@@ -23,7 +23,7 @@ from quantization.sensitivity import Part, Sensitivity, mixed_precision, sensiti
 from quantization.storage.sizes import FormSize, form_sizes
 from utils.config_values import given_flags
 from utils.errors import ConfigError
-from utils.files import write_json
+from utils.files import check_writable, write_json
 from utils.plots.sensitivity import plot_sensitivity
 from utils.run_folder import RunFolder, plain
 
@@ -63,6 +63,7 @@ def run_quantization(config: QuantizeConfig) -> QuantizeResult:
     if config.threads:
         torch.set_num_threads(config.threads)
     check_replaceable(artefact_path(config), marker=NETWORK_NAME)
+    check_writable(config.project)
     subject = open_subject(config)
     images = subject.calibration()
     network = quantize(subject.model, images, config=config.quantisation(), image_shape=subject.image_chw)

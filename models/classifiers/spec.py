@@ -66,7 +66,7 @@ class ClassifierSpec:
             CheckpointError: It describes something else, such as a detector.
         """
         if not cls.describes(values):
-            raise CheckpointError(f"{where}: not a classifier; give a file that a classifier's training wrote")
+            raise CheckpointError(f"{where}: not a classifier; give one, or the YAML of a detector's data")
         rest = {name: value for name, value in values.items() if name != "kind"}
         try:
             checked = checked_values(cls, rest, where="its description")

@@ -1,4 +1,4 @@
-"""Predictions of a quantised network, without torch: python -m quantization.storage network.npz images.npz"""
+"""Predictions of a quantised classifier, without torch: python -m quantization.storage network.npz images.npz"""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantization.program import IntegerProgram
+from quantization.program_shapes import result_shapes
 from quantization.storage.binary import load_program
 from quantization.storage.reader import run
 from quantization.storage.text import load_yaml
@@ -24,24 +26,36 @@ def main() -> None:
     """Write {"classes": [...], "outputs": [...]} of a classifier to standard output."""
     parser = argparse.ArgumentParser(prog="python -m quantization.storage", description=__doc__)
     parser.add_argument("network", help="quantised network, .npz or .yaml")
-    parser.add_argument("images", help="npz with (B, C, H, W), in the range the network was trained with")
+    parser.add_argument("images", help="npz with (B, C, H, W), less the mean and divided by the std of metadata.json")
     parser.add_argument("--key", default="images", help="name of the array in the npz (default: %(default)s)")
     arguments = parser.parse_args()
     try:
         is_yaml = Path(arguments.network).suffix in (".yaml", ".yml")
         program = load_yaml(arguments.network) if is_yaml else load_program(arguments.network)
-        scores, *_ = run(program, _images(arguments.images, arguments.key))
+        _check_classifier(program, arguments.network)
+        (scores,) = run(program, _images(arguments.images, arguments.key))
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(_USAGE_EXIT)
-    flat = scores.reshape(len(scores), -1)
-    sys.stdout.write(json.dumps({"classes": flat.argmax(1).tolist(), "outputs": flat.tolist()}) + "\n")
+    sys.stdout.write(json.dumps({"classes": scores.argmax(1).tolist(), "outputs": scores.tolist()}) + "\n")
+
+
+def _check_classifier(program: IntegerProgram, path: str) -> None:
+    shapes = result_shapes(program, program.image_shape)
+    found = [shapes[name] for name in program.outputs]
+    if len(found) != 1 or len(found[0]) != 2:
+        raise DataError(
+            f"{path} gives {', '.join(map(str, found))} for one image, as detectors do, expected one row of scores; "
+            "val.py and detect.py take the folder of a detector"
+        )
 
 
 def _images(path: str, key: str) -> NDArray[Any]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             images: NDArray[Any] = archive[key]
+    except FileNotFoundError:
+        raise DataError(f"images {path} do not exist; check the path") from None
     except NPZ_ERRORS as error:
         raise DataError(f"{path}: no array {key!r} can be read ({error}); give an npz that has it") from None
     if not np.issubdtype(images.dtype, np.floating):

@@ -72,7 +72,8 @@ def load_program(path: str | Path, *, fingerprint: str | None = None) -> Integer
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}; check the path") from None
+        remedy = "give the network.npz in it" if Path(path).is_dir() else "check the path"
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; {remedy}") from None
     try:
         program = program_from_bytes(data)
         check_fingerprint(program, fingerprint)

@@ -103,7 +103,7 @@ def test_full_disk_is_named_with_the_file(
     monkeypatch.setattr("utils.files.os.fsync", full)
     line = refusal(script, place.arguments(script), capsys)
     assert line.startswith(f"cannot write {place.project}/exp/")
-    assert "No space left on device; free space or choose another --project" in line
+    assert "No space left on device; free space or choose another folder" in line
 
 
 def fill_disk_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> None:

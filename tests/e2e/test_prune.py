@@ -25,6 +25,7 @@ from pruning.plan import PruningPlan
 from pruning.prune_config import PruneConfig
 from utils.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from utils.complexity import count_macs
+from utils.errors import ConfigError
 
 NAMES = ("RBC", "WBC", "Platelets")
 FILES = {
@@ -161,6 +162,14 @@ def test_table_threshold_and_change_are_told(place: Place, caplog: pytest.LogCap
     assert re.search(r"model\.9\.m\.0 +24 +24\n", text)
     assert re.search(r"parameters 15,688 -> [\d,]+ \(\d\.\d\dx fewer\)", text)
     assert "before any fine-tuning: mAP50 0.000 -> 0.000, mAP 0.000 -> 0.000" in text
+
+
+def test_project_that_cannot_be_written_to_is_refused_before_the_work(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pruning.pipeline.load_model", lambda _: pytest.fail("it is read"))
+    with pytest.raises(ConfigError, match="is no folder that can be written to; choose another folder"):
+        run_pruning(config_of(place, project=str(place.data / "runs")))
 
 
 def test_dry_run_writes_nothing(place: Place, caplog: pytest.LogCaptureFixture) -> None:

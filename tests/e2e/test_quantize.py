@@ -191,7 +191,8 @@ def test_operator_that_integers_cannot_do_is_named(place: Place, capsys: pytest.
         (["--img", "60"], "--img-size 60: expected a multiple of the stride 16"),
         (["--img", "64", "64", "64"], "give one side, or height and width"),
         (["--threads", "0"], "--threads 0: expected at least 1"),
-        (["--data", "nothing.npz"], "not a classifier; give a file that a classifier's training wrote"),
+        (["--project", "README.md"], "README.md is no folder that can be written to; choose another folder"),
+        (["--data", "nothing.npz"], "not a classifier; give one, or the YAML of a detector's data"),
         (["--weights", "nothing.pt"], "nothing.pt"),
     ],
 )

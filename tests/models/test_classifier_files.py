@@ -83,7 +83,7 @@ def test_file_of_a_detector_is_refused(tmp_path: Path) -> None:
     detector = build_model(ModelSpec.from_yaml(TINY_CFG))
     path = tmp_path / "detector.pt"
     save_checkpoint(Checkpoint(spec=detector.spec.to_dict(), names=NAMES, weights=detector.state_dict()), path)
-    with pytest.raises(CheckpointError, match=r"detector.pt: not a classifier; give a file"):
+    with pytest.raises(CheckpointError, match=r"detector.pt: not a classifier; give one"):
         load_classifier(path)
 
 

@@ -354,9 +354,25 @@ def test_command_tells_of_damaged_pictures_in_one_line(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_command_tells_a_mistake_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "lenet5.npz").write_bytes(b"other")
-    done = in_new_process("-m", "quantization.storage", str(tmp_path / "lenet5.npz"), "images.npz")
+@pytest.mark.parametrize(
+    ("network", "finding"),
+    [
+        ("other.npz", "no whole file of a quantised network"),
+        (".", "give the network.npz in it"),
+        ("lenet5.npz", "images nowhere.npz do not exist; check the path"),
+        (
+            "maps.npz",
+            "as detectors do, expected one row of scores; val.py and detect.py take the folder of a detector",
+        ),
+    ],
+)
+def test_command_tells_a_mistake_in_one_line(tmp_path: Path, network: str, finding: str) -> None:
+    program = lenet5_program()
+    save_program(program, tmp_path / "lenet5.npz")
+    save_program(replace(program, outputs=(program.operations[1].name,)), tmp_path / "maps.npz")
+    (tmp_path / "other.npz").write_bytes(b"other")
+    done = in_new_process("-m", "quantization.storage", str(tmp_path / network), "nowhere.npz")
     assert done.returncode == 2
+    assert finding in done.stderr
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -112,6 +113,15 @@ def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "none.pt")
     with pytest.raises(CheckpointError, match="are a folder"):
         load_checkpoint(tmp_path)
+    (tmp_path / "metadata.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="are an exported network; give the .pt file it was made from"):
+        load_checkpoint(tmp_path)
+
+
+def test_arrays_of_numpy_are_refused_as_such(tmp_path: Path) -> None:
+    np.savez(tmp_path / "network.npz", weight=np.zeros(3))
+    with pytest.raises(CheckpointError, match="are arrays of numpy, as quantize.py writes them; give the .pt file"):
+        load_checkpoint(tmp_path / "network.npz")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ Array = np.ndarray[Any, Any]
 
 MAX_IMAGES = 16
 MAX_SIDE = 1920  # pixels of the whole mosaic
+MIN_TILE = 320  # of the longer side of a picture: smaller ones are enlarged, for labels do not shrink
 MIN_SCORE_DRAWN = 0.25
 
 
@@ -54,7 +55,7 @@ def _mosaic(batch: Batch, boxes: Sequence[Array], *, names: Sequence[str], show_
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     height, width = batch.images.shape[2:]
-    scale = min(1.0, MAX_SIDE / max(columns * width, rows * height))
+    scale = min(max(1.0, MIN_TILE / max(width, height)), MAX_SIDE / max(columns * width, rows * height))
     tile_w, tile_h = max(1, round(width * scale)), max(1, round(height * scale))
     canvas = np.full((rows * tile_h, columns * tile_w, 3), 255, np.uint8)
     for number in range(count):
@@ -81,7 +82,7 @@ def _tile(
     gain = np.array([size_wh[0] / width, size_wh[1] / height] * 2)
     labels = [names[int(row[5])] + (f" {row[4]:.2f}" if show_score else "") for row in boxes]
     tile = draw_boxes(
-        cv2.resize(pixels, size_wh, interpolation=cv2.INTER_AREA),
+        cv2.resize(pixels, size_wh, interpolation=cv2.INTER_AREA if size_wh[0] <= width else cv2.INTER_LINEAR),
         boxes[:, :4] * gain,
         labels=labels,
         class_ids=boxes[:, 5],

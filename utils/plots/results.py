@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from utils.errors import DataError
 from utils.plots.colors import line_color
@@ -21,10 +22,10 @@ def plot_results(csv_path: str | Path, png_path: str | Path, *, best_epoch: int 
     """Draw each column of a results.csv in a panel of its own.
 
     Args:
-        csv_path: A header, then one row per epoch; a column called "epoch" gives the x axis, else the row number.
-            Cells that are empty or no number leave a gap.
+        csv_path: A header, then one row per epoch; a column called "epoch" gives the x axis, else the row number
+            (counted from 0 there, drawn from 1). Cells that are empty or no number leave a gap.
         png_path: The picture.
-        best_epoch: Marked in every panel, where given.
+        best_epoch: Marked in every panel, where given; counted from 0.
 
     Raises:
         DataError: The file is missing or holds no epoch.
@@ -33,6 +34,7 @@ def plot_results(csv_path: str | Path, png_path: str | Path, *, best_epoch: int 
     epochs = columns.pop("epoch", None)
     if epochs is None:
         epochs = np.arange(len(next(iter(columns.values()))), dtype=float)
+    epochs = epochs + 1  # the file counts from 0, as that of YOLOv5 does; messages count from 1
     width = min(5, max(1, len(columns)))
     height = max(1, math.ceil(len(columns) / width))
     figure = Figure(figsize=(3 * width, 2.4 * height), layout="constrained")
@@ -40,12 +42,15 @@ def plot_results(csv_path: str | Path, png_path: str | Path, *, best_epoch: int 
     for number, (panel, (name, values)) in enumerate(zip(panels, columns.items(), strict=False)):
         panel.plot(epochs, values, marker=".", markersize=4, linewidth=1.5, color=line_color(number))
         if best_epoch is not None:
-            panel.axvline(best_epoch, color="0.4", linewidth=0.8, linestyle="--")
-            panel.plot(epochs[epochs == best_epoch], values[epochs == best_epoch], "k*", markersize=9)
+            is_best = epochs == best_epoch + 1
+            panel.axvline(best_epoch + 1, color="0.4", linewidth=0.8, linestyle="--")
+            panel.plot(epochs[is_best], values[is_best], "k*", markersize=9)
         panel.set_title(name, fontsize=10)
+        panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         panel.grid(alpha=0.3)
     for panel in panels[len(columns) :]:
         panel.set_axis_off()
+    figure.supxlabel("epoch", fontsize=10)
     save_figure(figure, png_path)
 
 

@@ -52,17 +52,17 @@ def test_colors_are_distinct_repeat_and_carry_readable_text():
 def test_labels_mosaic_is_a_grid_with_boxes(tmp_path):
     plot_labels(_batch(), tmp_path / "train_batch0.png", names=["a", "b"])
     picture = np.asarray(Image.open(tmp_path / "train_batch0.png"))
-    assert picture.shape == (128, 192, 3)
-    # The left edge of the box of image 0 lies at x = 24.
-    assert tuple(picture[40, 24]) == class_color(1)
+    assert picture.shape == (426, 640, 3)  # 64 x 96 is enlarged to a width of 320
+    # The left edge of the box of image 0 lies at x = 24, ten thirds of that in the picture.
+    assert tuple(picture[133, 80]) == class_color(1)
 
 
 def test_predictions_under_a_quarter_are_not_drawn(tmp_path):
     boxes = [np.array([[10, 10, 50, 50, score, 0]], np.float32) for score in (0.9, 0.2)]
     plot_predictions(_batch(2), boxes, tmp_path / "pred.png", names=["a", "b"])
     picture = np.asarray(Image.open(tmp_path / "pred.png"))
-    assert tuple(picture[30, 10]) == class_color(0)
-    assert picture[30, 96 + 10].sum() == 0
+    assert tuple(picture[100, 33]) == class_color(0)
+    assert picture[100, 320 + 33].sum() == 0
 
 
 def test_curves_are_written_for_few_and_many_classes(tmp_path):
