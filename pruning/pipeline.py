@@ -28,7 +28,7 @@ from pruning.scan import Scan, scan
 from pruning.surgery import apply_plan, cut
 from pruning.unstructured import UnstructuredSettings, apply_masks_, l1_masks, sparsity_table
 from utils.checkpoint import Checkpoint, save_checkpoint
-from utils.config_values import given_flags
+from utils.config_values import warn_of_ignored
 from utils.device import select_device
 from utils.errors import PruningError
 from utils.files import check_writable, write_text
@@ -194,9 +194,7 @@ def _warn_of_ignored(config: PruneConfig) -> None:
         "without --scan": () if config.scan else ("tolerance",),
         "without --criterion taylor": () if config.criterion == "taylor" else ("taylor_batches",),
     }
-    for reason, names in reasons.items():
-        if flags := given_flags(config, names):
-            LOGGER.warning("%s; without effect: %s", reason, flags)
+    warn_of_ignored(config, reasons)
 
 
 def _scores(measure: Measure) -> Callable[[Detector], tuple[float, float]]:

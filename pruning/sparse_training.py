@@ -16,7 +16,7 @@ from pruning.scale_rate import ScaleRateHook
 from pruning.shortcuts import Shortcuts
 from pruning.sparsity import Sparsity, SparsityHook, Strengths, make_penalties
 from pruning.sparsity_monitor import SparsityMonitor, watched
-from utils.config_values import given_flags
+from utils.config_values import warn_of_ignored
 from utils.errors import ConfigError
 
 LOGGER = logging.getLogger(__name__)
@@ -73,8 +73,7 @@ class SparsityConfig(TrainConfig):
 def sparsity_hooks(model: Detector, config: TrainConfig, folder: Path) -> Sequence[Hook]:
     """The hooks of a sparsity training."""
     assert isinstance(config, SparsityConfig)
-    if flags := given_flags(config, _UNUSED[config.sparsity]):
-        LOGGER.warning("--sparsity %s; without effect: %s", config.sparsity, flags)
+    warn_of_ignored(config, {f"--sparsity {config.sparsity}": _UNUSED[config.sparsity]})
     penalties = make_penalties(
         model,
         sparsity=config.sparsity,

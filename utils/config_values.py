@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -9,6 +10,8 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from utils.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 def checked_values(config_type: type[Any], values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
@@ -127,3 +130,15 @@ def given_flags(config: Any, names: Iterable[str]) -> str:
     defaults = {item.name: item.default for item in fields(config)}
     given = [name for name in names if getattr(config, name) != defaults[name]]
     return ", ".join(f"--{name.replace('_', '-')}" for name in given)
+
+
+def warn_of_ignored(config: Any, reasons: Mapping[str, Iterable[str]]) -> None:
+    """Say which settings change nothing beside the others.
+
+    Args:
+        config: A dataclass.
+        reasons: Why, and the settings that this holds for.
+    """
+    for reason, names in reasons.items():
+        if flags := given_flags(config, names):
+            logger.warning("%s; without effect: %s", reason, flags)

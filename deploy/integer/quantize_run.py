@@ -21,7 +21,7 @@ from quantization.compensation import compensate_
 from quantization.network import QuantizedNetwork, quantize
 from quantization.sensitivity import Part, Sensitivity, mixed_precision, sensitivities, weight_bytes
 from quantization.storage.sizes import FormSize, form_sizes
-from utils.config_values import given_flags
+from utils.config_values import warn_of_ignored
 from utils.errors import ConfigError
 from utils.files import check_writable, write_json
 from utils.plots.sensitivity import plot_sensitivity
@@ -96,9 +96,7 @@ def _warn_of_ignored(config: QuantizeConfig) -> None:
         "without --budget": () if config.budget else ("budget_bits",),
         "--budget chooses the bits of weights": ("weight_bits",) if config.budget else (),
     }
-    for reason, names in reasons.items():
-        if flags := given_flags(config, names):
-            logger.warning("%s; without effect: %s", reason, flags)
+    warn_of_ignored(config, reasons)
 
 
 def artefact_path(config: QuantizeConfig) -> Path:
