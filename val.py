@@ -30,9 +30,10 @@ from engine.study import STUDY_SIZES, run_study
 from utils.batch import Batch
 from utils.cli import run_script
 from utils.config_values import check_least
-from utils.datasets.config import load_data_config
+from utils.datasets.config import DataConfig, load_data_config
 from utils.datasets.index import build_label_index
 from utils.datasets.known_pictures import are_pictures
+from utils.datasets.usable import warn_without_boxes
 from utils.device import select_device
 from utils.errors import ConfigError
 from utils.metrics.coco import Engine
@@ -118,14 +119,16 @@ def _open_session(config: ValConfig) -> EvalSession:
     device = select_device(config.device)
     options = RuntimeOptions(half=config.half, threads=config.threads, powersave=config.powersave)
     runtimes = [load_runtime(path, device=device, options=options) for path in config.weights]
-    for path, runtime in zip(config.weights, runtimes, strict=True):
-        if not config.single_cls:
-            data.check_classes(runtime.names, weights=path)
+    if not config.single_cls:
+        data = _in_order_of(runtimes, data, config)
     stride = max(max(runtime.strides) for runtime in runtimes)
     predict = ensemble([predictor(runtime) for runtime in runtimes])
     split = config.task if config.task in ("train", "val", "test") else "val"
     index = build_label_index(
         data, split, cache_dir=config.cache_dir or None, workers=config.workers, single_cls=config.single_cls
+    )
+    warn_without_boxes(
+        index, where=f"{data.path}: {split}", then="predictions.json and the drawn images are written all the same"
     )
     return EvalSession(
         predict=augmented(predict, stride) if config.augment else predict,
@@ -138,6 +141,20 @@ def _open_session(config: ValConfig) -> EvalSession:
         rect=config.rect,
         frame_hw=_frame_of(runtimes, config),
     )
+
+
+def _in_order_of(runtimes: Sequence[RuntimeModel], data: DataConfig, config: ValConfig) -> DataConfig:
+    """Return the data set with its classes in the order that all the networks have.
+
+    Raises:
+        ConfigError: A network knows other classes, or two list them in different orders.
+    """
+    orders = {
+        data.in_order_of(runtime.names, weights=path) for path, runtime in zip(config.weights, runtimes, strict=True)
+    }
+    if len(orders) > 1:
+        raise ConfigError("--weights: the networks list their classes in different orders, so they make no ensemble")
+    return orders.pop()
 
 
 def _frame_of(runtimes: Sequence[RuntimeModel], config: ValConfig) -> tuple[int, int] | None:

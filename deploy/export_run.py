@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -94,7 +94,7 @@ def _job(config: ExportConfig) -> ExportJob:
     loaded = load_model(config.weights)
     check_image_size(config.image_hw, stride=loaded.model.max_stride)
     if config.data:
-        load_data_config(config.data).check_classes(loaded.names, weights=config.weights)
+        load_data_config(config.data).in_order_of(loaded.names, weights=config.weights)
     is_calibrated = config.int8 and not config.verify_only
     calibration = (
         calibration_images(config.data, count=config.calib_images, image_hw=config.image_hw) if is_calibrated else []
@@ -106,7 +106,7 @@ def _job(config: ExportConfig) -> ExportJob:
         settings=config.settings,
         calibration=calibration,
         config=config,
-        measure_ap=_measure_ap(config) if config.data else None,
+        measure_ap=_measure_ap(config, loaded.names) if config.data else None,
     )
 
 
@@ -168,11 +168,12 @@ def _pictures(config: ExportConfig) -> Tensor:
     return torch.cat([as_input(path, config.image_hw) for path in chosen])
 
 
-def _measure_ap(config: ExportConfig) -> MeasureAP:
+def _measure_ap(config: ExportConfig, names: Sequence[str]) -> MeasureAP:
     """mAP50-95 on the val split; that of the network is measured once for all formats."""
     measure = Measure.on_split(
         config.data,
         "val",
+        names=names,
         img_size=max(config.image_hw),
         batch_size=_VAL_BATCH,
         device=_CPU,

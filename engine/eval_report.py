@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from engine.evaluate import Evaluation
 from utils.batch import Batch
 from utils.boxes import unletterbox, xyxy_to_cxcywh
 from utils.files import write_text
+from utils.metrics.coco import number_text
 from utils.plots.batches import plot_labels, plot_predictions
 from utils.plots.curves import plot_confusion, plot_curves
 
@@ -41,7 +43,7 @@ def metrics_table(evaluation: Evaluation, *, names: Sequence[str], verbose: bool
     lines = [f"{'class':>{width}} {'boxes':>8} {'P':>7} {'R':>7} {'AP50':>7} {'AP':>7}"]
 
     def add(name: str, boxes: int, *numbers: float) -> None:
-        lines.append(f"{name:>{width}} {boxes:8d} " + " ".join(f"{number:7.3f}" for number in numbers))
+        lines.append(f"{name:>{width}} {boxes:8d} " + " ".join(f"{number_text(number):>7}" for number in numbers))
 
     add("all", evaluation.boxes, metrics.precision, metrics.recall, metrics.AP50, metrics.AP)
     if verbose or len(names) <= MAX_CLASSES_SHOWN:
@@ -49,9 +51,11 @@ def metrics_table(evaluation: Evaluation, *, names: Sequence[str], verbose: bool
         for row, class_id in enumerate(curves.classes):
             name = names[int(class_id)]
             ap = metrics.per_class[name]
-            precision, recall = curves.precision[row, at], curves.recall[row, at]
+            precision = curves.precision[row, at] if curves.is_found[row, at] else math.nan
+            recall = curves.recall[row, at]
             add(name, int(curves.num_true[row]), precision, recall, ap["AP50"], ap["AP"])
-    lines.append(f"P and R at confidence {metrics.confidence:.3f}, where the mean F1 is best")
+    if not math.isnan(metrics.confidence):
+        lines.append(f"P and R at confidence {metrics.confidence:.3f}, where the mean F1 is best")
     return "\n".join(lines)
 
 

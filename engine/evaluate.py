@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -74,6 +74,7 @@ class Evaluation:
         curves: Over confidence at IoU .5.
         confusion: (K + 1, K + 1) counts, rows predicted, columns true, background last.
         rows: (N, 7) every box found, as `utils.metrics.ground_truth.detection_rows` gives them.
+        file_names: Name of each image by its id.
         seconds: Spent per stage: preprocess, inference, nms, metrics.
         images: How many were evaluated.
         boxes: How many true boxes they hold.
@@ -83,6 +84,7 @@ class Evaluation:
     curves: Curves
     confusion: Array
     rows: Array
+    file_names: Mapping[int, str]
     seconds: dict[str, float]
     images: int
     boxes: int
@@ -90,7 +92,7 @@ class Evaluation:
     @property
     def detections(self) -> list[dict[str, Any]]:
         """Every box found, as the entries of a COCO results file."""
-        return coco_results(self.rows)
+        return coco_results(self.rows, self.file_names)
 
 
 @torch.inference_mode()
@@ -186,15 +188,17 @@ def _score(
     )
     ground_truth = ground_truth_from_index(index)
     metrics = evaluate_coco(ground_truth, rows, engine=settings.engine)
-    curves = confidence_curves(predictions, truths)
+    crowds = true_boxes(index, crowds=True)
+    curves = confidence_curves(predictions, truths, crowds)
     best = curves.best()
     return Evaluation(
         metrics=replace(
             metrics, precision=best.precision, recall=best.recall, f1=best.f1, confidence=best.confidence
         ),
         curves=curves,
-        confusion=confusion_matrix(predictions, truths, num_classes=len(index.names)),
+        confusion=confusion_matrix(predictions, truths, crowds, num_classes=len(index.names)),
         rows=rows,
+        file_names=dict(zip(index.image_ids, index.file_names, strict=True)),
         seconds=seconds,
         images=len(index.paths),
         boxes=sum(len(labels) for labels in truths),

@@ -89,7 +89,10 @@ class ResultsHook(Hook):
             text = io.StringIO()
             writer = csv.DictWriter(text, fieldnames=list(self.rows[0]))
             writer.writeheader()
-            writer.writerows(self.rows)
+            # A number that was not measured leaves its cell empty.
+            writer.writerows(
+                {name: "" if value != value else value for name, value in row.items()} for row in self.rows
+            )
             write_text(self.path, text.getvalue())
 
     def end(self, trainer: Trainer) -> None:

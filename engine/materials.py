@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -15,10 +16,13 @@ from engine.distributed import Process
 from engine.eval_session import round_up
 from models.detector import Detector
 from models.load import create_model
+from models.weights import read_weights
+from utils.datasets.class_names import class_order
 from utils.datasets.config import load_data_config
 from utils.datasets.dataset import DetectionDataset
 from utils.datasets.index import LabelIndex, build_label_index
 from utils.datasets.loader import Loader, build_loader
+from utils.datasets.usable import check_trainable, warn_of_shared_images, warn_without_boxes
 from utils.errors import ConfigError
 from utils.hyp import Hyp, load_hyp
 
@@ -36,15 +40,38 @@ class Data:
     val: LabelIndex
 
 
-def read_data(config: TrainConfig) -> Data:
-    """Index the splits `train` and `val` and say what is in them."""
+def starting_names(config: TrainConfig) -> tuple[str, ...]:
+    """Return the classes of the network that a run starts from; none where it starts from scratch."""
+    return read_weights(config.weights).names if config.weights and Path(config.weights).is_file() else ()
+
+
+def read_data(config: TrainConfig, *, names: Sequence[str] | None = None) -> Data:
+    """Index the splits `train` and `val`, say what is in them, and refuse what nothing can be learnt from.
+
+    Args:
+        config: Settings of the run.
+        names: Classes of the network, by default of the one it starts from. Where the data has the same ones, they
+            get the network's order.
+
+    Raises:
+        DataError: The training split has no box.
+    """
     data = load_data_config(config.data)
+    known = starting_names(config) if names is None else names
+    if not config.single_cls and class_order(known, data.names) is not None:
+        data = data.in_order_of(known, weights=config.weights or "the network")
     splits = {}
     for split in ("train", "val"):
         splits[split] = build_label_index(
             data, split, cache_dir=config.cache_dir or None, workers=config.workers, single_cls=config.single_cls
         )
-    return Data(**splits)
+    found = Data(**splits)
+    check_trainable(found.train, where=f"{data.path}: train")
+    warn_without_boxes(
+        found.val, where=f"{data.path}: val", then="best.pt is the last epoch, and --patience has no effect"
+    )
+    warn_of_shared_images(found.train, found.val)
+    return found
 
 
 def read_hyp(config: TrainConfig) -> Hyp:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from models.detector import Detector
 from models.fuse import fuse
 from utils.datasets.config import load_data_config
 from utils.datasets.index import LabelIndex, build_label_index
-from utils.errors import ConfigError
+from utils.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +37,34 @@ class Measure:
 
     @classmethod
     def on_split(
-        cls, data: str, split: str, *, img_size: int, batch_size: int, device: torch.device, workers: int
+        cls,
+        data: str,
+        split: str,
+        *,
+        names: Sequence[str] = (),
+        img_size: int,
+        batch_size: int,
+        device: torch.device,
+        workers: int,
     ) -> Measure:
-        """Read the data set YAML and index one of its splits."""
-        index = build_label_index(load_data_config(data), split, workers=workers)
+        """Read the data set YAML and index one of its splits.
+
+        Args:
+            data: Data set YAML.
+            split: "train", "val" or "test".
+            names: Classes of the networks that are measured, whose order the index takes over; none keeps its own.
+            img_size, batch_size, device, workers: See the class.
+
+        Raises:
+            ConfigError: The network has other classes than the data.
+            DataError: The split has no boxes, so nothing can be measured.
+        """
+        config = load_data_config(data)
+        if names:
+            config = config.in_order_of(names, weights="the network")
+        index = build_label_index(config, split, workers=workers)
+        if not index.num_boxes:
+            raise DataError(f"{data}: {split} has no boxes, so nothing can be measured on it; give labelled data")
         return cls(index=index, img_size=img_size, batch_size=batch_size, device=device, workers=workers)
 
     def __call__(self, model: Detector) -> Evaluation:

@@ -81,7 +81,8 @@ class TrainState:
         epoch: The epoch that runs, or has just run; -1 before the first.
         losses: Mean of each part of its loss, by name.
         metrics: Of the last validation, by name.
-        best_fitness, best_epoch: Of the best validation so far.
+        best_fitness, best_epoch: Of the best validation so far; of equal ones the last.
+        improved_epoch: The last epoch that was better than all before it; the newest where nothing can be measured.
         extra: Further numbers of the epoch, by name, that hooks of a method report.
         is_interim: Set by a hook of a method in its `epoch_end`: the network of this epoch is not yet what the method
             leads to (filters are off, weights still to be zero), so it cannot be the best one.
@@ -96,15 +97,19 @@ class TrainState:
     extra: dict[str, float] = field(default_factory=dict)
     best_fitness: float = -1.0
     best_epoch: int = -1
+    improved_epoch: int = -1
     is_interim: bool = False
     images: int = 0
     seconds: float = 0.0
     stop: bool = False
 
     def judge(self, fitness: float) -> None:
-        """Remember this epoch if it is better than all before it."""
-        if fitness > self.best_fitness and not self.is_interim:
-            self.best_fitness, self.best_epoch = fitness, self.epoch
+        """Remember this epoch if none before it was better: of equal ones the later has learnt longer."""
+        if self.is_interim or fitness < self.best_fitness:
+            return
+        if fitness > self.best_fitness:
+            self.improved_epoch = self.epoch
+        self.best_fitness, self.best_epoch = fitness, self.epoch
 
 
 class Trainer:
@@ -156,6 +161,7 @@ class Trainer:
         return {
             "best_fitness": self.state.best_fitness,
             "best_epoch": self.state.best_epoch,
+            "improved_epoch": self.state.improved_epoch,
             "scaler": self.scaler.state_dict(),
             "hooks": {type(hook).__name__: hook.state() for hook in self.hooks},
         }
@@ -164,6 +170,7 @@ class Trainer:
         """Go on after `epoch`."""
         self.state.epoch = epoch
         self.state.best_fitness, self.state.best_epoch = state["best_fitness"], state["best_epoch"]
+        self.state.improved_epoch = state.get("improved_epoch", self.state.best_epoch)
         self.scaler.load_state_dict(state["scaler"])
         for hook in self.hooks:
             hook.restore(state["hooks"].get(type(hook).__name__, {}))

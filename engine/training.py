@@ -80,7 +80,7 @@ def _continue(path: Path, config: TrainConfig, hooks: HookFactory, *, process: P
         raise CheckpointError(f"{path}: this run is complete; to train on from it use --weights {path}")
     resumed = replace(config_from_values(type(config), checkpoint.config, where=str(path)), device=config.device)
     device = select_device(config.device, local_rank=process.local_rank)
-    run = _Run(resumed, process=process, device=device)
+    run = _Run(resumed, process=process, device=device, names=checkpoint.names)
     LOGGER.info("resuming %s after epoch %d of %d", folder.path, checkpoint.epoch + 1, resumed.epochs)
     return run.measure(checkpoint, folder) if is_trained else run.resume(hooks, checkpoint, folder)
 
@@ -88,11 +88,13 @@ def _continue(path: Path, config: TrainConfig, hooks: HookFactory, *, process: P
 class _Run:
     """Builds the parts of one run and joins them."""
 
-    def __init__(self, config: TrainConfig, *, process: Process, device: torch.device) -> None:
+    def __init__(
+        self, config: TrainConfig, *, process: Process, device: torch.device, names: tuple[str, ...] | None = None
+    ) -> None:
         self.config, self.process, self.device = config, process, device
         amp_dtype(device, config.amp_name)  # refuses what the device lacks before anything is read or written
         seed_everything(config.seed)
-        self.data: Data = read_data(config)
+        self.data: Data = read_data(config, names=names)
 
     def start(self, hooks: HookFactory) -> TrainResult | None:
         """Train from the first epoch."""

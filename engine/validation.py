@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import numpy as np
 import torch
@@ -40,14 +41,19 @@ class ValidationHook(Hook):
         is_last = state.epoch + 1 == trainer.settings.epochs or state.stop
         if self.is_final_only and not is_last:
             return
-        if trainer.process.is_main:
+        if trainer.process.is_main and not self.index.num_boxes:
+            # Nothing can be measured: all epochs are equal, the last one is kept.
+            state.judge(0.0)
+            state.improved_epoch = state.epoch
+        elif trainer.process.is_main:
             self.latest = self._evaluate(trainer.settings.device)
             metrics = self.latest.metrics
-            state.metrics = {**metrics.twelve(), "precision": metrics.precision, "recall": metrics.recall}
+            numbers = {**metrics.twelve(), "precision": metrics.precision, "recall": metrics.recall}
+            state.metrics = {name: value for name, value in numbers.items() if not math.isnan(value)}
             state.judge(fitness(metrics))
         wait_for_all()
-        state.metrics, state.best_fitness, state.best_epoch = share(
-            (state.metrics, state.best_fitness, state.best_epoch)
+        state.metrics, state.best_fitness, state.best_epoch, state.improved_epoch = share(
+            (state.metrics, state.best_fitness, state.best_epoch, state.improved_epoch)
         )
 
     def _evaluate(self, device: torch.device) -> Evaluation:
@@ -77,7 +83,8 @@ class ImageWeightsHook(Hook):
         """Take over the newest mAP of each class."""
         if self.validation.latest is not None:
             found = self.validation.latest.metrics.per_class
-            self.per_class = [max(0.0, found.get(name, {}).get("AP", 0.0)) for name in self.index.names]
+            known = [found.get(name, {}).get("AP", math.nan) for name in self.index.names]
+            self.per_class = [0.0 if math.isnan(value) else value for value in known]
         self.per_class = share(self.per_class)
         self._apply(trainer)
 
@@ -104,7 +111,7 @@ class EarlyStoppingHook(Hook):
     def epoch_end(self, trainer: Trainer) -> None:
         """Decide."""
         state = trainer.state
-        if self.patience > 0 and state.best_epoch >= 0 and state.epoch - state.best_epoch >= self.patience:
+        if self.patience > 0 and state.improved_epoch >= 0 and state.epoch - state.improved_epoch >= self.patience:
             LOGGER.info(
                 "no better model for %d epochs (best: epoch %d); stopping, see --patience",
                 self.patience,

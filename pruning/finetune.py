@@ -11,6 +11,7 @@ from pathlib import Path
 from engine.config import TrainConfig
 from engine.distributed import this_process
 from engine.hooks import Hook
+from engine.materials import starting_names
 from engine.run_result import TrainResult
 from engine.training import run_training
 from models.detector import Detector, build_model
@@ -20,6 +21,7 @@ from pruning.frozen_zeros import FrozenZerosHook
 from pruning.pipeline import check_agrees
 from pruning.scale_rate import ScaleRateHook
 from pruning.unstructured import zero_masks
+from utils.datasets.class_names import class_order
 from utils.datasets.config import load_data_config
 from utils.errors import CheckpointError, ConfigError, DataError
 
@@ -88,7 +90,7 @@ def finetuning_hooks(model: Detector, config: TrainConfig, folder: Path) -> Sequ
     if config.teacher and config.distill == 0:
         LOGGER.warning("--distill 0: the teacher is not used, this is plain fine-tuning")
     elif config.teacher:
-        teacher = load_teacher(config.teacher, spec=model.spec, names=_class_names(config))
+        teacher = load_teacher(config.teacher, spec=model.spec, names=starting_names(config) or _class_names(config))
         hooks.append(DistillationHook(teacher, strength=config.distill))
     return hooks
 
@@ -137,7 +139,7 @@ def _class_names(config: TrainConfig) -> tuple[str, ...]:
 
 def _check_names(config: FinetuneConfig, weights: WeightsFile, *, path: Path) -> None:
     names = _class_names(config)
-    if names != weights.names:
+    if class_order(weights.names, names) is None:
         raise DataError(
             f"--data {config.data} has the classes {list(names)}, {path} has {list(weights.names)}; "
             "give the data set it was trained on, or train on another with train.py"

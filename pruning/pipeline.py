@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def run_pruning(config: PruneConfig) -> PruneResult:
         config = replace(config, percent=0.0, round="none")
     if config.cfg:
         check_agrees(model, config.cfg, weights=config.weights)
-    measure = _measure(config) if config.scan or (config.data and not config.dry_run) else None
+    measure = _measure(config, loaded.names) if config.scan or (config.data and not config.dry_run) else None
     result = _pruned(loaded, config, saved=saved, measure=measure)
     LOGGER.info("%s", result.report.as_text())
     if config.unstructured is not None:
@@ -159,10 +159,11 @@ def check_agrees(model: Detector, cfg: str, *, weights: str) -> None:
             )
 
 
-def _measure(config: PruneConfig) -> Measure:
+def _measure(config: PruneConfig, names: Sequence[str]) -> Measure:
     return Measure.on_split(
         config.data,
         "val",
+        names=names,
         img_size=config.img_size,
         batch_size=config.batch_size,
         device=select_device(config.device),

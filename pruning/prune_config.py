@@ -158,6 +158,7 @@ class PruneConfig:
 def training_config(config: PruneConfig) -> TrainConfig:
     """The training whose batches and loss importance is measured on, and with which rounds train."""
     return TrainConfig(
+        weights=config.weights,
         data=config.data,
         hyp=config.hyp,
         img_size=(config.img_size,),

@@ -111,10 +111,10 @@ def classifier_task(images: Tensor, labels: Tensor, *, batch_size: int = 64, see
 
 
 def detector_task_of(model: Detector, config: TrainConfig) -> TrainingTask[Batch]:
-    """`detector_task` with the data set and the hyper-parameters that the settings name.
+    """Build `detector_task` from the data set and the hyper-parameters that the settings name.
 
     Raises:
-        ConfigError: Data and network differ in the number of classes.
+        ConfigError: Data and network have different numbers of classes.
         DataError: The data set cannot be read.
     """
     data = read_data(config)

@@ -132,10 +132,30 @@ def test_single_cls_takes_weights_of_any_number_of_classes(data_yaml):
     assert list(evaluation.metrics.per_class) == ["item"]
 
 
-def test_other_class_names_are_a_warning(data_yaml, caplog):
+def test_other_class_names_are_refused_by_name(data_yaml):
     data_yaml.write_text("val: images\nnames: [cat, wolf]\n")
+    with pytest.raises(ConfigError, match=r"only fake.pt has 'dog'; only .*data.yaml has 'wolf'"):
+        val(_config(data_yaml))
+
+
+def test_names_that_say_nothing_are_paired_by_position(data_yaml, caplog):
+    data_yaml.write_text("val: images\nnames: [class0, class1]\n")
     val(_config(data_yaml))
-    assert "call their classes differently" in caplog.text
+    assert "call their classes differently; they are paired by position" in caplog.text
+
+
+def test_classes_in_another_order_are_matched_by_name(data_yaml):
+    by_name = {}
+    for order, swap in (("cat, dog", None), ("dog, cat", {"0": "1", "1": "0"})):
+        data_yaml.write_text(f"val: images\nnames: [{order}]\n")
+        if swap:
+            for file in (data_yaml.parent / "labels").rglob("*.txt"):
+                lines = [line.split() for line in file.read_text().splitlines()]
+                file.write_text("".join(f"{' '.join([swap[line[0]], *line[1:]])}\n" for line in lines))
+        by_name[order] = val(_config(data_yaml)).metrics
+    first, second = by_name.values()
+    assert first.per_class["cat"] == second.per_class["cat"] == pytest.approx({"AP": 1, "AP50": 1})
+    assert list(second.per_class) == ["cat", "dog"]
 
 
 def test_missing_weights_are_named(tmp_path):

@@ -1,4 +1,4 @@
-"""Names of the 80 classes of COCO, in the order every YOLOv5 COCO checkpoint uses."""
+"""Names of the 80 classes of COCO, in the order every YOLOv5 COCO checkpoint uses, and COCO's own ids of them."""
 
 # fmt: off
 COCO_NAMES: tuple[str, ...] = (
@@ -13,6 +13,10 @@ COCO_NAMES: tuple[str, ...] = (
     "scissors", "teddy bear", "hair drier", "toothbrush",
 )
 # fmt: on
+
+# COCO numbers 91 categories, of which these are left out.
+_UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
+COCO_IDS: tuple[int, ...] = tuple(number for number in range(1, 92) if number not in _UNUSED_IDS)
 
 
 def default_names(num_classes: int) -> tuple[str, ...]:

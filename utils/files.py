@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import math
@@ -90,6 +91,16 @@ def write_yaml(path: str | Path, value: Any) -> None:
     write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
 
 
+def decode_text(data: bytes) -> str:
+    """Decode text that is UTF-8, or UTF-16 with its mark; a mark at the start is left out.
+
+    Raises:
+        UnicodeDecodeError: It is neither.
+    """
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if is_utf16 else "utf-8-sig")
+
+
 def read_yaml(path: str | Path, *, what: str) -> dict[str, Any]:
     """Read a YAML mapping.
 
@@ -101,7 +112,7 @@ def read_yaml(path: str | Path, *, what: str) -> dict[str, Any]:
         ConfigError: The file is missing, unreadable, not YAML, or not a mapping.
     """
     try:
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        value = yaml.safe_load(decode_text(Path(path).read_bytes()))
     except FileNotFoundError:
         raise ConfigError(f"{what} file {path} does not exist; check the path") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from utils.errors import ConfigError
 from utils.files import read_yaml
+from utils.shipped import find_shipped
 
 # Settings that must stay in [0, 1].
 _FRACTIONS = (
@@ -109,4 +110,4 @@ def hyp_from_dict(values: dict[str, object], *, where: str) -> Hyp:
 
 def load_hyp(path: str | Path) -> Hyp:
     """Read a hyper-parameter YAML such as data/hyp/scratch.yaml."""
-    return hyp_from_dict(read_yaml(path, what="hyper-parameter"), where=str(path))
+    return hyp_from_dict(read_yaml(find_shipped(path, "data/hyp"), what="hyper-parameter"), where=str(path))

@@ -28,7 +28,6 @@ from models.load import load_model
 from quantization.detector import QuantizedDetector
 from quantization.network import QuantizedNetwork
 from quantization.program import IntegerProgram
-from utils.datasets.class_names import compare_class_names
 from utils.datasets.classification import PictureData
 from utils.datasets.index import LabelIndex
 from utils.datasets.known_pictures import are_pictures, load_pictures
@@ -110,13 +109,12 @@ class DetectorSubject:
         measure = Measure.on_split(
             config.data,
             "val",
+            names=loaded.names,
             img_size=max(config.image_hw),
             batch_size=_VAL_BATCH,
             device=_CPU,
             workers=config.workers,
         )
-        measure.check_classes(loaded.model)
-        compare_class_names(loaded.names, measure.index.names, weights=config.weights, data=config.data)
         check_image_size(config.image_hw, stride=loaded.model.max_stride)
         return cls(config=config, model=loaded.model, names=loaded.names, measure=measure)
 

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tiny import label_index
 
 from engine.eval_report import LabelFiles, SamplePictures, metrics_table, result_of, save_evaluation, speed_line
 from engine.evaluate import EvalSettings, evaluate
@@ -21,14 +22,13 @@ TRUE = np.array([[0, 0.25, 0.5, 0.3, 0.4], [1, 0.75, 0.5, 0.2, 0.6]], np.float32
 
 
 def _index():
-    return SimpleNamespace(
+    return label_index(
+        (TRUE, TRUE[:1]),
         paths=("a.jpg", "b.jpg"),
-        labels=(TRUE, TRUE[:1]),
-        shapes_hw=np.array([ORIGINAL_HW, ORIGINAL_HW]),
+        shapes_hw=(ORIGINAL_HW, ORIGINAL_HW),
         image_ids=(10, 20),
         category_ids=(3, 7),
         names=NAMES,
-        coco=None,
     )
 
 
@@ -79,6 +79,7 @@ def test_perfect_boxes_score_one_and_lie_in_original_pixels():
     assert (metrics.AP, metrics.AP50, metrics.precision, metrics.recall) == pytest.approx((1, 1, 1, 1))
     assert evaluation.detections[0] == {
         "image_id": 10,
+        "file_name": "a.jpg",
         "category_id": 3,
         "bbox": pytest.approx([20, 30, 60, 40], abs=2e-3),
         "score": 0.9,
@@ -101,8 +102,8 @@ def test_loader_that_skips_a_picture_loses_its_recall():
 
 
 def test_single_cls_ignores_what_the_network_calls_things():
-    index = SimpleNamespace(**{**vars(_index()), "names": ("item",), "category_ids": (0,)})
-    index.labels = tuple(labels * np.array([0, 1, 1, 1, 1], np.float32) for labels in index.labels)
+    one_class = np.array([0, 1, 1, 1, 1], np.float32)
+    index = label_index((TRUE * one_class, TRUE[:1] * one_class), shapes_hw=(ORIGINAL_HW,) * 2, names=("item",))
     evaluation = evaluate(_perfect, _batches(), index, settings=EvalSettings(single_cls=True), device=CPU)
     assert result_of(evaluation)["AP"] == pytest.approx(1)
     assert evaluation.confusion.shape == (2, 2)

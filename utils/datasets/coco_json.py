@@ -1,115 +1,119 @@
-"""COCO JSON annotations, checked once where they enter."""
+"""COCO JSON annotations: the one place that reads them."""
 
 from __future__ import annotations
 
 import json
-import reprlib
-from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from utils.datasets.annotations import Annotations, Array
+from utils.datasets.coco_values import CocoValues, Item
 from utils.errors import DataError
 
-_LARGEST = 2**63 - 1
 _KEYS = {
-    "images": ("id", "file_name", "width", "height"),
+    "images": ("id", "file_name"),
     "categories": ("id", "name"),
-    "annotations": ("image_id", "category_id", "bbox"),
+    "annotations": ("image_id", "category_id"),
 }
+# The sides of no real object are all below a pixel, in no data set.
+_SHARE = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class CocoImage:
-    """One picture of a COCO JSON.
+    """One image of a COCO JSON.
 
     Attributes:
-        image_id: Its id in the file.
-        file_name: Relative to the image folder.
-        hw: Height and width as the file states them; boxes are in these pixels.
-        rows: (n, 5) float64: class, cx, cy, w, h, normalised. Crowds are left out.
-        num_crowd: How many crowd regions it has.
+        image_id: Id in the file.
+        file_name: Path relative to some image folder, as the file has it.
+        hw: Height and width that the boxes refer to; None where the file does not state them.
+        annotations: Boxes in the pixels of `hw`; a class is a position in the categories of the file.
     """
 
     image_id: int
     file_name: str
-    hw: tuple[int, int]
-    rows: np.ndarray[Any, np.dtype[np.float64]]
-    num_crowd: int
+    hw: tuple[int, int] | None
+    annotations: Annotations
 
 
 @dataclass(frozen=True, kw_only=True)
 class CocoSet:
-    """A COCO JSON. Class k is the category with the k-th smallest id.
+    """Content of a COCO JSON.
 
     Attributes:
         path: The file.
-        category_ids: Id of each class in the file.
-        names: Name of each class.
+        category_ids: Id of each category, ascending.
+        names: Name of each category.
+        root_names: Categories without a box that others name as their supercategory, as Roboflow writes them.
         images: In the order of the file.
+        is_labelled: Whether the file has a list of annotations, however short; an `image_info` file has none.
+        notes: Lines that say what was not as COCO has it, and what was made of it.
     """
 
     path: Path
     category_ids: tuple[int, ...]
     names: tuple[str, ...]
+    root_names: frozenset[str]
     images: tuple[CocoImage, ...]
-
-
-def read_categories(path: str | Path) -> tuple[tuple[int, str], ...]:
-    """Ids and names of the categories of a COCO JSON, by ascending id.
-
-    Raises:
-        DataError: The file is no JSON or its categories are missing or incomplete.
-    """
-    return _categories(_read_json(Path(path)), Path(path))
+    is_labelled: bool
+    notes: tuple[str, ...]
 
 
 def read_coco_json(path: str | Path) -> CocoSet:
-    """Read and check a COCO JSON.
+    """Read and check a COCO JSON; a file that has not changed is read once.
 
     Raises:
-        DataError: The file is missing, truncated or no JSON, keys are missing, ids are unknown or given twice, or a
-            box is not four finite numbers.
+        DataError: The file is missing, truncated or no JSON, keys are missing, ids are unknown or given twice, a box
+            is not four finite numbers, or all boxes are normalised.
     """
     path = Path(path)
-    content = _read_json(path)
-    categories = _categories(content, path)
-    images = _section(content, "images", path)
-    annotations = _section(content, "annotations", path)
-    sizes = {_integer(image, "id", path): _size(image, path) for image in images}
-    if len(sizes) != len(images):
-        raise DataError(f"{path}: two images have the same id; give each its own")
-    class_of = {category_id: position for position, (category_id, _) in enumerate(categories)}
-    rows: dict[int, list[list[float]]] = defaultdict(list)
-    crowds: dict[int, int] = defaultdict(int)
-    for annotation in annotations:
-        image_id, row = _row(annotation, sizes=sizes, class_of=class_of, path=path)
-        if annotation.get("iscrowd"):
-            crowds[image_id] += 1
-        else:
-            rows[image_id].append(row)
+    try:
+        stat = path.stat()
+    except OSError:
+        return _read(path)  # which says what is wrong
+    return _read_once(path.absolute(), stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=8)
+def _read_once(path: Path, mtime_ns: int, size: int) -> CocoSet:
+    return _read(path)
+
+
+def _read(path: Path) -> CocoSet:
+    content = _content(path)
+    values = CocoValues(path)
+    categories = _categories(content, values)
+    images = _images(content, values)
+    is_labelled = "annotations" in content
+    items = _section(content, "annotations", path) if is_labelled else []
+    rows, places = _rows(items, images=images, categories=categories, values=values)
+    _refuse_normalised(rows, path)
+    order = np.argsort(places, kind="stable")
+    ends = np.searchsorted(places[order], np.arange(len(images)), side="right")
+    parts = np.split(rows[order], ends[:-1]) if images else []
+    used = {list(categories)[position] for position in set(rows[:, 0].astype(int).tolist())}
     return CocoSet(
         path=path,
-        category_ids=tuple(category_id for category_id, _ in categories),
-        names=tuple(name for _, name in categories),
+        category_ids=tuple(categories),
+        names=tuple(categories.values()),
+        root_names=_root_names(content, categories, used=used, values=values),
         images=tuple(
-            CocoImage(
-                image_id=image["id"],
-                file_name=str(image["file_name"]),
-                hw=sizes[image["id"]],
-                rows=np.array(rows[image["id"]], np.float64).reshape(-1, 5),
-                num_crowd=crowds[image["id"]],
-            )
-            for image in images
+            CocoImage(image_id=image_id, file_name=name, hw=hw, annotations=Annotations.from_rows(part))
+            for (image_id, (name, hw)), part in zip(images.items(), parts, strict=True)
         ),
+        is_labelled=is_labelled,
+        notes=values.notes(),
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _content(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())  # UTF-8 or UTF-16, with or without its mark
     except FileNotFoundError:
         raise DataError(f"COCO JSON {path} does not exist; check the path") from None
     except OSError as error:
@@ -123,8 +127,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _section(content: dict[str, Any], name: str, path: Path) -> list[dict[str, Any]]:
-    """A list of the file, each of its objects having the keys that are used."""
+def _section(content: dict[str, Any], name: str, path: Path) -> list[Item]:
+    """Return a list of the file, each of its objects having the keys that are used."""
     section = content.get(name)
     if not isinstance(section, list):
         raise DataError(f"COCO JSON {path} has no list '{name}'; expected {', '.join(_KEYS)}")
@@ -135,46 +139,70 @@ def _section(content: dict[str, Any], name: str, path: Path) -> list[dict[str, A
     return section
 
 
-def _integer(item: dict[str, Any], key: str, path: Path) -> int:
-    value = item[key]
-    if not isinstance(value, int) or abs(value) > _LARGEST:
-        raise DataError(f"COCO JSON {path}: {key} is {value!r}, expected an integer of at most 63 bits")
-    return value
-
-
-def _size(image: dict[str, Any], path: Path) -> tuple[int, int]:
-    height, width = _integer(image, "height", path), _integer(image, "width", path)
-    if height < 1 or width < 1:
-        raise DataError(f"COCO JSON {path}: image {image['id']} is {width} x {height} pixels; correct its size")
-    return height, width
-
-
-def _categories(content: dict[str, Any], path: Path) -> tuple[tuple[int, str], ...]:
-    categories = _section(content, "categories", path)
-    named = {_integer(category, "id", path): str(category["name"]) for category in categories}
-    if len(named) != len(categories):
-        raise DataError(f"COCO JSON {path}: two categories have the same id; give each its own")
+def _categories(content: dict[str, Any], values: CocoValues) -> dict[int, str]:
+    """Return the name of each category by its id, ascending."""
+    section = _section(content, "categories", values.path)
+    named = {values.integer(item, "id"): str(item["name"]).strip() for item in section}
+    if len(named) != len(section):
+        raise DataError(f"COCO JSON {values.path}: two categories have the same id; give each its own")
     if not named:
-        raise DataError(f"COCO JSON {path} has no categories; add them")
-    return tuple(sorted(named.items()))
+        raise DataError(f"COCO JSON {values.path} has no categories; add them")
+    return dict(sorted(named.items()))
 
 
-def _row(
-    annotation: dict[str, Any], *, sizes: dict[int, tuple[int, int]], class_of: dict[int, int], path: Path
-) -> tuple[int, list[float]]:
-    """The image id and (class, cx, cy, w, h) of an annotation."""
-    which = f"COCO JSON {path}: annotation {annotation.get('id', '')}".rstrip()
-    image_id, category_id, box = (annotation[key] for key in _KEYS["annotations"])
-    if not isinstance(image_id, int) or image_id not in sizes:
-        raise DataError(f"{which} has the unknown image_id {image_id!r}; remove it or add the image")
-    if not isinstance(category_id, int) or category_id not in class_of:
-        raise DataError(f"{which} has the unknown category_id {category_id!r}; remove it or add the category")
-    is_box = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
-    if not is_box or not all(abs(v) <= _LARGEST for v in box):  # false for NaN, too
+def _root_names(
+    content: dict[str, Any], categories: dict[int, str], *, used: set[int], values: CocoValues
+) -> frozenset[str]:
+    above = {
+        str(item.get("supercategory")).strip()
+        for item in content["categories"]
+        if str(item["name"]).strip() != str(item.get("supercategory")).strip()
+    }
+    return frozenset(name for number, name in categories.items() if number not in used and name in above)
+
+
+def _images(content: dict[str, Any], values: CocoValues) -> dict[int, tuple[str, tuple[int, int] | None]]:
+    """Return file name and size of each image by its id; an image listed twice with the same name is one."""
+    images: dict[int, tuple[str, tuple[int, int] | None]] = {}
+    for item in _section(content, "images", values.path):
+        image_id, entry = values.integer(item, "id"), (values.file_name(item), values.size(item))
+        if image_id not in images:
+            images[image_id] = entry
+        elif images[image_id][0] == entry[0]:
+            values.note("images are listed twice")
+        else:
+            raise DataError(f"COCO JSON {values.path}: two images have the same id; give each its own")
+    return images
+
+
+def _rows(
+    items: Sequence[Item], *, images: dict[int, Any], categories: dict[int, str], values: CocoValues
+) -> tuple[Array, Array]:
+    """Return (M, 7) category position, box, area, crowd; and (M,) the position of each box's image."""
+    place_of = {image_id: place for place, image_id in enumerate(images)}
+    class_of = {category_id: position for position, category_id in enumerate(categories)}
+    rows, places = [], []
+    for item in items:
+        image_id, category_id = values.integer(item, "image_id"), values.integer(item, "category_id")
+        if image_id not in place_of:
+            raise DataError(
+                f"{values.where(item)} has the unknown image_id {item['image_id']!r}; remove it or add the image"
+            )
+        if category_id not in class_of:
+            raise DataError(
+                f"{values.where(item)} has the unknown category_id {item['category_id']!r}; remove it or add the "
+                "category"
+            )
+        rows.append([class_of[category_id], *values.box(item), values.area(item), values.is_crowd(item)])
+        places.append(place_of[image_id])
+    return np.array(rows, np.float64).reshape(-1, 7), np.array(places, np.int64)
+
+
+def _refuse_normalised(rows: Array, path: Path) -> None:
+    """Refuse boxes that are shares of the image: every one would be smaller than a pixel."""
+    boxes = rows[:, 1:5]
+    if len(boxes) and boxes.max() <= _SHARE and boxes[:, 2:].max() > 0:
         raise DataError(
-            f"{which} has the bbox {reprlib.repr(box)}, expected four finite numbers (left, top, width, height)"
+            f"COCO JSON {path}: no bbox is larger than {boxes.max():.3g} pixels; they look normalised: multiply "
+            "them by the width and height of their image"
         )
-    height, width = sizes[image_id]
-    left, top, w, h = box
-    row = [class_of[category_id], (left + w / 2) / width, (top + h / 2) / height, w / width, h / height]
-    return image_id, row

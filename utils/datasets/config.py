@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from utils.datasets.class_names import compare_class_names
-from utils.datasets.coco_json import read_categories
+from utils.datasets.class_names import class_order, match_classes
+from utils.datasets.coco_json import read_coco_json
+from utils.datasets.paths import find_named
 from utils.errors import ConfigError, DataError
 from utils.files import read_yaml
+from utils.shipped import find_shipped
 
 logger = logging.getLogger(__name__)
 
@@ -26,39 +28,48 @@ class DataConfig:
     Attributes:
         path: The YAML file.
         names: Class names; the position is the class id.
+        label_names: Class names in the order of the ids that YOLO label files use.
         train: Sources of the split: image folders, txt lists of images, COCO JSON files. None if not given.
         val: The same for validation.
         test: The same for the final test.
-        image_root: Where the pictures named by a COCO JSON lie.
+        image_root: Folder of the images that a COCO JSON names.
     """
 
     path: Path
     names: tuple[str, ...]
+    label_names: tuple[str, ...] = ()
     train: tuple[Path, ...] | None = None
     val: tuple[Path, ...] | None = None
     test: tuple[Path, ...] | None = None
     image_root: Path | None = None
 
+    def __post_init__(self) -> None:
+        if not self.label_names:
+            object.__setattr__(self, "label_names", self.names)
+
     @property
     def num_classes(self) -> int:
+        """Number of classes."""
         return len(self.names)
 
-    def check_classes(self, names: Sequence[str], *, weights: str) -> None:
-        """Refuse a network of another number of classes; other words for them are told of.
+    @property
+    def label_classes(self) -> tuple[int, ...]:
+        """Class id of each id in YOLO label files."""
+        order = class_order(self.names, self.label_names)
+        assert order is not None  # both hold the same names
+        return order
+
+    def in_order_of(self, names: Sequence[str], *, weights: str) -> DataConfig:
+        """Return the data set with its classes in the order in which a network knows them.
 
         Args:
-            names: Of the network's classes.
+            names: Names of the network's classes.
             weights: What the user calls the network.
 
         Raises:
-            ConfigError: The numbers differ.
+            ConfigError: The two have different classes.
         """
-        if len(names) != self.num_classes:
-            raise ConfigError(
-                f"{weights} knows {len(names)} classes but {self.path} has {self.num_classes}; "
-                "use the data the model was trained on, or --single-cls of val.py"
-            )
-        compare_class_names(names, self.names, weights=weights, data=str(self.path))
+        return replace(self, names=match_classes(names, self.names, weights=weights, data=str(self.path)))
 
     def sources(self, split: str) -> tuple[Path, ...]:
         """Where the images of `split` ("train", "val" or "test") are listed.
@@ -81,13 +92,15 @@ class DataConfig:
 def load_data_config(path: str | Path) -> DataConfig:
     """Read a data set YAML with the keys of v5.0 (`download` is never run).
 
-    Relative paths are looked for below the key `path`, then beside the YAML, then in the current folder.
+    Relative paths are looked for below the key `path`, then beside the YAML, then in the current folder; a path that
+    was written on another machine is found by its end. The name of a shipped YAML is found from any folder.
 
     Raises:
         ConfigError: The file is missing or no YAML mapping.
-        DataError: Unknown keys, no split at all, or `nc`, `names` and the categories of a COCO JSON disagree.
+        DataError: No split at all, or `nc`, `names` and the categories of a COCO JSON disagree.
     """
-    yaml_path = Path(path)
+    yaml_path = find_shipped(path, "data")
+    _check_is_yaml(yaml_path)
     values = read_yaml(yaml_path, what="data set")
     _check_keys(values, yaml_path)
     roots = _roots(values, yaml_path)
@@ -98,9 +111,26 @@ def load_data_config(path: str | Path) -> DataConfig:
     return DataConfig(
         path=yaml_path,
         names=_class_names(values, splits, yaml_path),
-        image_root=_resolve(root, roots) if root else None,
-        **splits,
+        train=splits.get("train"),
+        val=splits.get("val"),
+        test=splits.get("test"),
+        image_root=_resolve(root, roots, yaml_path) if root else None,
     )
+
+
+def _check_is_yaml(path: Path) -> None:
+    """Say what to write into a YAML where the data itself is given.
+
+    Raises:
+        ConfigError: The path is a folder, a COCO JSON or a list.
+    """
+    if path.suffix.lower() in (".json", ".txt") or path.is_dir():
+        rest = "image_root: <folder of its images>" if path.suffix.lower() == ".json" else "names: [<class>, ...]"
+        kind = "a folder" if path.is_dir() else f"a {path.suffix.lower()} file"
+        raise ConfigError(
+            f"--data {path} is {kind}, expected a YAML that names it; write one with: train: {path.absolute()}; "
+            f"val: <the same for validation>; {rest}"
+        )
 
 
 def _given(values: dict[str, Any]) -> list[str]:
@@ -108,31 +138,39 @@ def _given(values: dict[str, Any]) -> list[str]:
 
 
 def _check_keys(values: dict[str, Any], yaml_path: Path) -> None:
-    known = ", ".join(_KNOWN_KEYS)
-    unknown = [str(key) for key in values if key not in _KNOWN_KEYS]
-    if unknown:
-        raise DataError(f"{yaml_path}: unknown key {unknown[0]!r}; known: {known}")
+    unknown = ", ".join(str(key) for key in values if key not in _KNOWN_KEYS)
     if not _given(values):
-        raise DataError(f"{yaml_path} names no split; give train, val or test (known keys: {known})")
+        beside = f", and not {unknown}" if unknown else ""
+        raise DataError(
+            f"{yaml_path} names no split; give train, val or test (known keys: {', '.join(_KNOWN_KEYS)}{beside})"
+        )
+    if unknown:
+        logger.info("%s: keys that are not used here: %s", yaml_path, unknown)
     if values.get("download"):
         logger.info("%s: 'download' is ignored; fetch the data yourself", yaml_path)
 
 
 def _roots(values: dict[str, Any], yaml_path: Path) -> list[Path]:
-    """Folders that relative paths may start from, in the order they are tried."""
-    beside = yaml_path.parent
+    """Return the folders that relative paths may start from, in the order they are tried."""
+    beside = [yaml_path.parent, Path()]
     root = values.get("path")
     if not root:
-        return [beside, Path()]
+        return beside
     if not isinstance(root, str):
         raise DataError(f"{yaml_path}: path is {root!r}, expected a folder")
-    return [_resolve(root, [beside, Path()]), beside, Path()]
+    spelled = Path(root.replace("\\", "/")).expanduser()
+    places = [folder / spelled for folder in beside]
+    places = [place for place in places if place.exists()] or places[:1]
+    return [*places, *beside]
 
 
-def _resolve(text: str, roots: Sequence[Path]) -> Path:
-    """The first existing place, else the first place, so that a later message names it."""
-    places = [root / Path(text).expanduser() for root in roots]
-    return next((place for place in places if place.exists()), places[0]).absolute()
+def _resolve(text: str, roots: Sequence[Path], yaml_path: Path) -> Path:
+    """Return the first existing place, else the first place, so that a later message names it."""
+    # One folder name alone, such as `images`, would fit too many places.
+    found = find_named(str(Path(text).expanduser()), roots, least_parts=2)
+    if not found.is_exact:
+        logger.info("%s: %s is not there; taking %s", yaml_path, text, found.path)
+    return found.path.absolute()
 
 
 def _split_sources(value: Any, split: str, roots: Sequence[Path], yaml_path: Path) -> tuple[Path, ...]:
@@ -140,7 +178,7 @@ def _split_sources(value: Any, split: str, roots: Sequence[Path], yaml_path: Pat
     wrong = [text for text in texts if not isinstance(text, str)]
     if wrong:
         raise DataError(f"{yaml_path}: {split} is {wrong[0]!r}, expected a folder, a .txt list or a COCO .json")
-    return tuple(_resolve(text, roots) for text in texts)
+    return tuple(_resolve(text, roots, yaml_path) for text in texts)
 
 
 def _class_names(values: dict[str, Any], splits: dict[str, tuple[Path, ...]], yaml_path: Path) -> tuple[str, ...]:
@@ -159,22 +197,24 @@ def _class_names(values: dict[str, Any], splits: dict[str, tuple[Path, ...]], ya
 
 
 def _listed_names(value: Any, yaml_path: Path) -> tuple[str, ...] | None:
-    """Names given as a list, or as a mapping from 0, 1, ... to names."""
+    """Return names given as a list, or as a mapping from 0, 1, ... to names; the numbers may be text."""
     if value is None:
         return None
     if isinstance(value, dict):
-        if sorted(value, key=str) != sorted(range(len(value)), key=str):
+        numbered = {int(key) if str(key).strip().isdecimal() else key: name for key, name in value.items()}
+        if set(numbered) != set(range(len(value))):
             raise DataError(f"{yaml_path}: names has the ids {list(value)}, expected 0 to {len(value) - 1}")
-        value = [value[i] for i in range(len(value))]
+        value = [numbered[i] for i in range(len(numbered))]
     if not isinstance(value, list) or not value:
         raise DataError(f"{yaml_path}: names is {value!r}, expected a list of class names")
-    return tuple(str(name) for name in value)
+    return tuple(str(name).strip() for name in value)
 
 
 def _json_names(splits: dict[str, tuple[Path, ...]]) -> tuple[str, ...] | None:
-    """Names of the first COCO JSON there is; validation files are the smaller ones."""
-    for split in ("val", "test", "train"):
+    """Return the classes of the first COCO JSON there is: a network learns them in the order of its training data."""
+    for split in SPLITS:
         for source in splits.get(split, ()):
-            if source.suffix == ".json" and source.exists():
-                return tuple(name for _, name in read_categories(source))
+            if source.suffix.lower() == ".json" and source.exists():
+                coco = read_coco_json(source)
+                return tuple(name for name in coco.names if name not in coco.root_names)
     return None

@@ -2,80 +2,121 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
+import threading
 import zlib
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from utils.errors import DataError
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 # Grey of letterbox borders; transparent pixels get it too, so that they look like border.
 FILL = 114
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 _EXIF_ORIENTATION = 0x0112
+_DNG_VERSION = 0xC612
+# Larger images are refused from the header: decoded, one takes 0.75 GB.
+_MAX_PIXELS = 256 * 2**20
+# Checking an image of more pixels waits until no other such image is being decoded.
+_LARGE_PIXELS = 32 * 2**20
+_one_large_image = threading.Lock()
+# Pillow's own limit lies below ours, which is checked on every path.
+Image.MAX_IMAGE_PIXELS = None
 # What Pillow raises for a damaged file, beside OSError.
-_DAMAGED = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-# End markers; some writers pad the file after them.
-_END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-_TAIL_BYTES = 64
+_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, struct.error, zlib.error)
+_JPEG_FORMATS = ("JPEG", "MPO")
+_JPEG_END = b"\xff\xd9"
+# Words of libjpeg's warnings after which part of the image is made up; its other warnings are harmless.
+_JPEG_DAMAGE = ("premature end", "bad huffman", "corrupt data", "invalid progressive")
+_INFLATE_BYTES = 2**20
+_PNG_EXIF = (b"eXIf", b"Raw profile type")
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def read_image(path: str | Path) -> Pixels:
-    """Read a picture as people see it.
+@dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """Facts about an image file that decodes completely.
+
+    Attributes:
+        hw: Height and width as people see the image.
+        orientation: EXIF orientation, 1 (upright) to 8; 5 and more swap height and width of the stored pixels.
+        digest: 16 bytes that equal files share.
+    """
+
+    hw: tuple[int, int]
+    orientation: int
+    digest: bytes
+
+
+def read_image(path: str | Path, *, is_checked: bool = False) -> Pixels:
+    """Read an image as people see it.
 
     Grey becomes RGB, 16 bits become 8 (divided by 257), transparency is laid on the letterbox grey, CMYK is
-    converted, EXIF rotation is applied; of an animation the first picture is taken.
+    converted, EXIF rotation is applied; of an animation the first image is taken. The content decides how a file is
+    read, not its name.
+
+    Args:
+        path: The file.
+        is_checked: `check_image` has passed the file, so what it alone can find is not looked for again.
 
     Returns:
         (H, W, 3) uint8, RGB, contiguous.
 
     Raises:
-        DataError: The file is missing, no image, truncated, or of a kind that has no 8-bit meaning.
+        DataError: The file is missing, no image, damaged, larger than 256 megapixels, or of a kind that has no 8-bit
+            meaning.
     """
     data = _read_bytes(path)
     try:
         with Image.open(io.BytesIO(data)) as image:
-            orientation = _orientation(image)
-            pixels = _decode_fast(image, data)
-            if pixels is None:
-                pixels = rgb_from_pil(image)
+            _check_kind(image)
+            orientation = _orientation(image, data)
+            if not is_checked:
+                _check_stream(image, data)
+            pixels = _decode(image, data)
     except _DAMAGED as error:
         raise DataError(f"image {path} cannot be read: {_reason(error)}; replace or remove it") from error
     return np.ascontiguousarray(_upright(pixels, orientation))
 
 
-def image_hw(path: str | Path) -> tuple[int, int]:
-    """Height and width of a picture as people see it; only its header is decoded.
+def check_image(path: str | Path) -> ImageFacts:
+    """Check that `read_image` can read a file, at a fraction of its cost where the format allows that.
 
     Raises:
-        DataError: The file is missing, no image, or truncated.
+        DataError: `read_image` would raise it.
     """
     data = _read_bytes(path)
     try:
         with Image.open(io.BytesIO(data)) as image:
+            _check_kind(image)
             width, height = image.size
-            is_turned = _orientation(image) >= 5
-            if not _has_end_marker(image, data):
-                image.load()  # only decoding can tell a truncated file from one with something after its end
+            orientation = _orientation(image, data)
+            with _one_large_image if width * height > _LARGE_PIXELS else nullcontext():
+                _check_pixels(image, data)
     except _DAMAGED as error:
         raise DataError(f"image {path} cannot be read: {_reason(error)}; replace or remove it") from error
-    return (width, height) if is_turned else (height, width)
+    hw = (width, height) if orientation >= 5 else (height, width)
+    return ImageFacts(hw=hw, orientation=orientation, digest=hashlib.blake2b(data, digest_size=16).digest())
+
+
+def image_hw(path: str | Path) -> tuple[int, int]:
+    """Return height and width of an image as people see it.
+
+    Raises:
+        DataError: `read_image` would raise it.
+    """
+    return check_image(path).hw
 
 
 def _read_bytes(path: str | Path) -> bytes:
@@ -90,31 +131,104 @@ def _reason(error: Exception) -> str:
     return "it is no image" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) to 8; 5 and more swap height and width."""
+def _check_kind(image: Image.Image) -> None:
+    """Refuse from the header what has no 8-bit meaning or is too large."""
+    width, height = image.size
+    if width * height > _MAX_PIXELS:
+        raise ValueError(f"it has {width} x {height} pixels, more than {_MAX_PIXELS >> 20} megapixels; scale it down")
+    if image.format == "TIFF" and _DNG_VERSION in getattr(image, "tag_v2", {}):
+        # What Pillow finds in it is a small preview, which the boxes do not fit.
+        raise ValueError("it is a camera's raw file; convert it to JPEG, PNG or TIFF")
+    if image.mode == "F":
+        raise ValueError("its pixels are floats; save it with 8 or 16 bits")
+
+
+def _orientation(image: Image.Image, data: bytes) -> int:
+    """Return the EXIF orientation, 1 (upright) to 8; 5 and more swap height and width."""
     if image.format == "TIFF":
         return 1  # Pillow turns these itself
+    if image.format == "PNG" and not any(mark in data for mark in _PNG_EXIF):
+        return 1  # asked for the EXIF data of a PNG, Pillow decodes it
     value = image.getexif().get(_EXIF_ORIENTATION, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _has_end_marker(image: Image.Image, data: bytes) -> bool:
-    marker = _END_MARKERS.get(image.format or "")
-    return marker is not None and marker in data[-_TAIL_BYTES:]
+def _check_stream(image: Image.Image, data: bytes) -> None:
+    """Raise for damage that decoding passes over without a word."""
+    if image.format == "PNG":
+        _check_png(data)
+    elif image.format in _JPEG_FORMATS and image.mode == "CMYK":
+        _decode_jpeg(data, min_factor=8, colorspace="CMYK")
 
 
-def _decode_fast(image: Image.Image, data: bytes) -> Pixels | None:
-    """Decode with OpenCV, twice as fast as Pillow, what both decode alike; None for the rest."""
-    # OpenCV shows a truncated file as half a picture, so files without their end marker go to Pillow.
-    if image.mode not in ("RGB", "L") or not _has_end_marker(image, data):
-        return None
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    decoded: Pixels | None = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    return decoded
+def _check_pixels(image: Image.Image, data: bytes) -> None:
+    """Raise what decoding would raise."""
+    if image.format in _JPEG_FORMATS and image.mode in ("RGB", "L"):
+        _decode_jpeg(data, min_factor=8)
+    else:
+        _check_stream(image, data)
+        if image.format != "PNG":
+            rgb_from_pil(image)
+
+
+def _decode(image: Image.Image, data: bytes) -> Pixels:
+    """Decode an opened image (H, W, 3), as it is stored."""
+    if image.format in _JPEG_FORMATS and image.mode in ("RGB", "L"):
+        return _decode_jpeg(data, min_factor=1)
+    if image.format == "PNG" and image.mode in ("RGB", "L"):
+        # Twice as fast as Pillow, and equal.
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        if decoded is not None:
+            return np.asarray(decoded, np.uint8)
+    return rgb_from_pil(image)
+
+
+def _decode_jpeg(data: bytes, *, min_factor: int, colorspace: str = "RGB") -> Pixels:
+    """Decode a JPEG, at an eighth of its size with `min_factor` 8; refuse one of which a part is missing.
+
+    libjpeg only warns of missing parts, and OpenCV and Pillow drop its warnings. A missing end marker alone is no
+    damage: with one added, libjpeg says whether anything before it is missing.
+    """
+    whole = data + _JPEG_END
+    scale = {} if min_factor == 1 else {"min_height": 1, "min_width": 1, "min_factor": min_factor}
+    try:
+        decoded = simplejpeg.decode_jpeg(whole, colorspace=colorspace, **scale)
+    except ValueError as error:
+        if any(word in str(error).lower() for word in _JPEG_DAMAGE):
+            raise ValueError(f"part of it is missing ({error})") from error
+        decoded = simplejpeg.decode_jpeg(whole, colorspace=colorspace, strict=False, **scale)
+    return np.asarray(decoded, np.uint8)
+
+
+def _check_png(data: bytes) -> None:
+    """Raise ValueError for a PNG whose chunks are cut off, fail their checksums, or hold too few pixels."""
+    view, position, inflate = memoryview(data), len(_PNG_SIGNATURE), zlib.decompressobj()
+    while position + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 8 + length
+        if end + 4 > len(data):
+            break
+        if kind == b"IDAT":
+            if zlib.crc32(view[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+                raise ValueError("part of it is damaged (a checksum is wrong)")
+            _discard(inflate, view[position + 8 : end])
+        elif kind == b"IEND":
+            break
+        position = end + 4
+    if not inflate.eof:
+        raise ValueError("part of it is missing")
+
+
+def _discard(inflate: Any, chunk: memoryview) -> None:
+    """Inflate a chunk piece by piece without keeping what comes out."""
+    rest: Any = chunk
+    while len(rest) and not inflate.eof:
+        inflate.decompress(rest, _INFLATE_BYTES)
+        rest = inflate.unconsumed_tail
 
 
 def rgb_from_pil(image: Image.Image) -> Pixels:
-    """(H, W, 3) uint8 RGB of a PIL image of any mode, as it lies; see `read_image` for the rules.
+    """Convert a PIL image of any mode to (H, W, 3) uint8 RGB, as it is stored; see `read_image` for the rules.
 
     Raises:
         ValueError: Its pixels are floats.

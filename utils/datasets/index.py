@@ -12,17 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from utils.datasets.annotations import Annotations
 from utils.datasets.config import DataConfig
-from utils.datasets.images import image_hw
 from utils.datasets.index_cache import cache_file, content_key, load_index_parts, save_index_parts
-from utils.datasets.index_sources import Candidate, list_candidates
+from utils.datasets.index_scan import ClassIds, Scan, scan
+from utils.datasets.index_sources import Candidate, Listing, image_ids, list_candidates
 from utils.datasets.index_summary import IndexSummary
-from utils.datasets.labels import LabelFaults, Labels, clean_labels, read_label_file
+from utils.datasets.labels import Labels
 from utils.errors import DataError
+from utils.progress import progress
 
 logger = logging.getLogger(__name__)
 
 _MAX_EXAMPLES = 5
+_NAME_OF_ONE = "item"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,37 +34,37 @@ class LabelIndex:
 
     Attributes:
         paths: Image files.
-        labels: Per image (n, 5) float32: class, cx, cy, w, h, normalised to [0, 1].
+        file_names: Name of each image in its COCO JSON, or its path below the folder or list that names it.
+        labels: Per image (n, 5) float32: class, cx, cy, w, h, normalised to [0, 1]; crowd regions left out.
+        truth: Per image the same boxes in pixels, and its crowd regions: what an evaluation compares with.
         shapes_hw: (N, 2) int64 height and width as people see the image.
         image_ids: Those of the COCO JSON; else the number a file is named by, if all are; else the position.
-        category_ids: Id of each class in the COCO JSON; 0, 1, ... for txt labels.
+        category_ids: Id of each class in the COCO JSON, or COCO's own; else 0, 1, ...
         names: Class names.
-        coco: The COCO JSON all of this came from; None for txt labels, several sources, or a single class.
-        summary: What was wrong.
+        digests: 16 bytes per image that equal files share.
+        is_labelled: Whether the data set says which objects there are.
+        summary: Counts of what was wrong.
     """
 
     paths: tuple[str, ...]
+    file_names: tuple[str, ...]
     labels: tuple[Labels, ...]
+    truth: tuple[Annotations, ...]
     shapes_hw: np.ndarray[Any, np.dtype[np.int64]]
     image_ids: tuple[int, ...]
     category_ids: tuple[int, ...]
     names: tuple[str, ...]
-    coco: Path | None
+    digests: tuple[bytes, ...]
+    is_labelled: bool
     summary: IndexSummary
 
     def __len__(self) -> int:
         return len(self.paths)
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Scan:
-    """What reading one candidate gave; `fault` says why it cannot be used."""
-
-    labels: Labels
-    faults: LabelFaults
-    hw: tuple[int, int] = (0, 0)
-    has_label_file: bool = True
-    fault: str = ""
+    @property
+    def num_boxes(self) -> int:
+        """Number of boxes to train on or to find."""
+        return sum(len(labels) for labels in self.labels)
 
 
 def build_label_index(
@@ -72,7 +75,7 @@ def build_label_index(
     workers: int = 8,
     single_cls: bool = False,
 ) -> LabelIndex:
-    """Read the labels of a split and the size of every image, in parallel; log what was wrong.
+    """Read the labels of a split and check every image, in parallel; log what was wrong.
 
     The result is kept in a cache file beside the labels (`<labels folder>.index.cache`) or in `cache_dir`. It is
     used again while the label files hold the same, and path, size and modification time of every image are the same.
@@ -88,126 +91,101 @@ def build_label_index(
         DataError: The split or its files are missing, a label file or COCO JSON is malformed, or no image is usable.
     """
     listing = list_candidates(config, split)
-    settings = f"{config.names} {single_cls} {listing.category_ids}"
+    settings = f"{config.names} {config.label_names} {single_cls} {listing.category_ids} {listing.notes}"
     key = content_key(listing.candidates, extra_files=listing.json_files, settings=settings)
     file = cache_file(listing.anchor, cache_dir)
     index = _from_cache(file, key)
     if index is None:
-        clean = partial(_scan, num_classes=config.num_classes, single_cls=single_cls)
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            scans = list(pool.map(clean, listing.candidates))
-        index = _assemble(listing.candidates, scans, names=config.names, category_ids=listing.category_ids)
+        index = _assemble(listing, _scan_all(listing, config, workers=workers, single_cls=single_cls), config)
         save_index_parts(file, key, _to_parts(index))
-    index = replace(index, coco=listing.coco)
     if single_cls:
-        names = config.names if config.num_classes == 1 else ("item",)
-        index = replace(index, coco=None, names=names, category_ids=(0,))
+        names = config.names if config.num_classes == 1 else (_NAME_OF_ONE,)
+        index = replace(index, names=names, category_ids=(listing.category_ids[0] if config.num_classes == 1 else 0,))
     logger.info("%s: %s", split, index.summary.as_text())
     if not len(index):
         raise DataError(
             f"{config.path}: {split} has no usable image among {len(listing.candidates)} listed; check the paths"
+            f"{_first_fault(index.summary)}"
         )
+    if index.num_boxes and index.summary.is_suspect:
+        logger.warning("%s: %d boxes were dropped: %s", split, index.summary.dropped, index.summary.guess())
     return index
 
 
-def _scan(candidate: Candidate, *, num_classes: int, single_cls: bool) -> _Scan:
-    """Read one image's size and labels.
-
-    Raises:
-        DataError: Its label file is malformed.
-    """
-    rows = candidate.rows if candidate.label_file is None else read_label_file(candidate.label_file)
-    has_label_file = rows is not None
-    labels, faults = clean_labels(
-        np.zeros((0, 5)) if rows is None else rows, num_classes=num_classes, single_cls=single_cls
-    )
-    if not candidate.image.is_file():
-        return _Scan(labels=labels, faults=faults, fault="missing")
-    try:
-        hw = image_hw(candidate.image)
-    except DataError:
-        return _Scan(labels=labels, faults=faults, fault="corrupt")
-    return _Scan(labels=labels, faults=faults, hw=hw, has_label_file=has_label_file)
+def _first_fault(summary: IndexSummary) -> str:
+    return f" (e.g. {summary.examples[0]})" if summary.examples else ""
 
 
-def _assemble(
-    candidates: Sequence[Candidate],
-    scans: Sequence[_Scan],
-    *,
-    names: tuple[str, ...],
-    category_ids: tuple[int, ...],
-) -> LabelIndex:
-    used = [(candidate, scan) for candidate, scan in zip(candidates, scans, strict=True) if not scan.fault]
+def _scan_all(listing: Listing, config: DataConfig, *, workers: int, single_cls: bool) -> list[Scan]:
+    classes = ClassIds(num_classes=config.num_classes, of_labels=config.label_classes, single_cls=single_cls)
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        scans = pool.map(partial(scan, classes=classes), listing.candidates)
+        return [next(scans) for _ in progress(listing.candidates, description="checking images")]
+
+
+def _assemble(listing: Listing, scans: Sequence[Scan], config: DataConfig) -> LabelIndex:
+    used = [(candidate, found) for candidate, found in zip(listing.candidates, scans, strict=True) if not found.fault]
     return LabelIndex(
         paths=tuple(str(candidate.image) for candidate, _ in used),
-        labels=tuple(scan.labels for _, scan in used),
-        shapes_hw=np.array([scan.hw for _, scan in used], np.int64).reshape(-1, 2),
-        image_ids=_image_ids([candidate for candidate, _ in used]),
-        category_ids=category_ids,
-        names=names,
-        coco=None,
-        summary=_summarise(candidates, scans),
+        file_names=tuple(candidate.file_name for candidate, _ in used),
+        labels=tuple(found.labels for _, found in used),
+        truth=tuple(found.truth for _, found in used),
+        shapes_hw=np.array([found.hw for _, found in used], np.int64).reshape(-1, 2),
+        image_ids=image_ids([candidate for candidate, _ in used]),
+        category_ids=listing.category_ids,
+        names=config.names,
+        digests=tuple(found.digest for _, found in used),
+        is_labelled=listing.is_labelled,
+        summary=_summarise(listing, scans, num_classes=config.num_classes),
     )
 
 
-def _image_ids(candidates: Sequence[Candidate]) -> tuple[int, ...]:
-    given = [candidate.image_id for candidate in candidates]
-    ids = [value for value in given if value is not None]
-    if len(ids) == len(given):
-        return tuple(ids)
-    stems = [candidate.image.stem for candidate in candidates]
-    if all(stem.isascii() and stem.isdigit() for stem in stems):
-        numbers = tuple(int(stem) for stem in stems)
-        if len(set(numbers)) == len(numbers):
-            return numbers
-    return tuple(range(len(candidates)))
-
-
-def _summarise(candidates: Sequence[Candidate], scans: Sequence[_Scan]) -> IndexSummary:
-    used = [(candidate, scan) for candidate, scan in zip(candidates, scans, strict=True) if not scan.fault]
-    examples = [
-        f"{candidate.image} ({_describe(candidate, scan)})"
-        for candidate, scan in zip(candidates, scans, strict=True)
-        if _describe(candidate, scan)
-    ]
-    missing = sum(scan.fault == "missing" for scan in scans)
+def _summarise(listing: Listing, scans: Sequence[Scan], *, num_classes: int) -> IndexSummary:
+    used = [found for found in scans if not found.fault]
+    pairs: list[tuple[Candidate, Scan]] = list(zip(listing.candidates, scans, strict=True))
+    examples = [f"{candidate.image} ({found.describe()})" for candidate, found in pairs if found.describe()]
+    ids = [number for found in used for number in found.ids]
+    missing = sum(found.fault == "missing" for found in scans)
     return IndexSummary(
         images=len(used),
-        boxes=sum(len(scan.labels) for _, scan in used),
+        boxes=sum(len(found.labels) for found in used),
         missing_images=missing,
         corrupt_images=len(scans) - len(used) - missing,
-        missing_labels=sum(not scan.has_label_file for _, scan in used),
-        empty_labels=sum(scan.has_label_file and not len(scan.labels) for _, scan in used),
-        size_differs=sum(candidate.hw not in (None, scan.hw) for candidate, scan in used),
-        out_of_range=sum(scan.faults.out_of_range for _, scan in used),
-        outside=sum(scan.faults.outside for _, scan in used),
-        duplicate=sum(scan.faults.duplicate for _, scan in used),
-        zero_area=sum(scan.faults.zero_area for _, scan in used),
-        crowd=sum(candidate.num_crowd for candidate, _ in used),
+        missing_labels=sum(not found.has_labels for found in used),
+        empty_labels=sum(found.has_labels and not len(found.truth) for found in used) if listing.is_labelled else 0,
+        repeated_images=len(used) - len({found.digest for found in used}),
+        size_differs=sum(found.is_rescaled for found in used),
+        turned=sum(found.is_turned for found in used),
+        out_of_range=sum(found.faults.out_of_range for found in used),
+        outside=sum(found.faults.outside for found in used),
+        duplicate=sum(found.faults.duplicate for found in used),
+        zero_area=sum(found.faults.zero_area for found in used),
+        crowd=sum(int(found.truth.is_crowd.sum()) for found in used),
+        outlines=sum(found.num_outlines for found in used),
+        confidences=sum(found.num_confidences for found in used),
+        least_class=min(ids, default=-1),
+        largest_class=max(ids, default=-1),
+        num_classes=num_classes,
+        notes=listing.notes,
         examples=tuple(examples[:_MAX_EXAMPLES]),
     )
 
 
-def _describe(candidate: Candidate, scan: _Scan) -> str:
-    """What is wrong with one image, "" for nothing (a background image is no fault)."""
-    if scan.fault:
-        return scan.fault
-    kinds = [kind.replace("_", " ") for kind, count in vars(scan.faults).items() if count]
-    if candidate.hw not in (None, scan.hw):
-        kinds.append("size differs")
-    return ", ".join(kinds)
-
-
 def _to_parts(index: LabelIndex) -> dict[str, Any]:
-    """The index as numbers and text, for the cache file."""
+    """Return the index as numbers and text, for the cache file."""
     return {
         "paths": list(index.paths),
+        "file_names": list(index.file_names),
         "counts": np.array([len(labels) for labels in index.labels], np.int64),
         "labels": np.concatenate([*index.labels, np.zeros((0, 5), np.float32)]),
+        "truth_counts": np.array([len(truth) for truth in index.truth], np.int64),
+        "truth": np.concatenate([np.zeros((0, 7)), *(truth.to_rows() for truth in index.truth)]),
         "shapes_hw": index.shapes_hw,
         "image_ids": np.array(index.image_ids, np.int64),
         "category_ids": np.array(index.category_ids, np.int64),
         "names": list(index.names),
+        "digests": [digest.hex() for digest in index.digests],
+        "is_labelled": index.is_labelled,
         "summary": vars(index.summary),
     }
 
@@ -216,15 +194,22 @@ def _from_cache(file: Path, key: str) -> LabelIndex | None:
     parts = load_index_parts(file, key)
     if parts is None:
         return None
-    ends = np.cumsum(parts["counts"])
     summary = parts["summary"]
     return LabelIndex(
         paths=tuple(parts["paths"]),
-        labels=tuple(np.split(parts["labels"], ends[:-1])) if len(ends) else (),
+        file_names=tuple(parts["file_names"]),
+        labels=_split(parts["labels"], parts["counts"]),
+        truth=tuple(Annotations.from_rows(rows) for rows in _split(parts["truth"], parts["truth_counts"])),
         shapes_hw=parts["shapes_hw"],
         image_ids=tuple(parts["image_ids"].tolist()),
         category_ids=tuple(parts["category_ids"].tolist()),
         names=tuple(parts["names"]),
-        coco=None,
-        summary=IndexSummary(**{**summary, "examples": tuple(summary["examples"])}),
+        digests=tuple(bytes.fromhex(digest) for digest in parts["digests"]),
+        is_labelled=parts["is_labelled"],
+        summary=IndexSummary(**{**summary, "notes": tuple(summary["notes"]), "examples": tuple(summary["examples"])}),
     )
+
+
+def _split(rows: Labels, counts: np.ndarray[Any, np.dtype[np.int64]]) -> tuple[Labels, ...]:
+    """Take the rows of all images apart again."""
+    return tuple(np.split(rows, np.cumsum(counts)[:-1])) if len(counts) else ()

@@ -19,7 +19,7 @@ from utils.files import atomic_write, sha256_of
 logger = logging.getLogger(__name__)
 
 # Counted up when what is stored, or how labels are cleaned, changes.
-_VERSION = 2
+_VERSION = 3
 
 
 def cache_file(anchor: Path, cache_dir: str | Path | None) -> Path:

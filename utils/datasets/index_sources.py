@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from utils.coco_names import COCO_IDS, COCO_NAMES
+from utils.datasets.annotations import Annotations
+from utils.datasets.class_names import class_order, different_names
 from utils.datasets.coco_json import CocoSet, read_coco_json
 from utils.datasets.config import DataConfig
-from utils.datasets.images import IMAGE_SUFFIXES
+from utils.datasets.folders import list_folder
 from utils.datasets.labels import label_path
+from utils.datasets.paths import find_named
 from utils.errors import DataError
+from utils.files import decode_text
+
+# Text files in folders of labels that are no labels.
+_NO_LABELS = ("classes.txt", "labels.txt", "names.txt", "notes.txt", "readme.txt", "train.txt", "val.txt", "test.txt")
+_MOST_SUFFIXES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,38 +31,40 @@ class Candidate:
 
     Attributes:
         image: The file.
+        file_name: Its name in the COCO JSON, or its path below the folder or list that names it, with slashes.
         label_file: Its YOLO txt; None where a COCO JSON gives the labels.
-        rows: The labels of a COCO JSON, (n, 5) class, cx, cy, w, h, normalised.
-        image_id: The id in the COCO JSON.
-        hw: Height and width the COCO JSON states.
-        num_crowd: Crowd regions of the COCO JSON.
+        annotations: Boxes of a COCO JSON in the pixels of `hw`.
+        image_id: Id in the COCO JSON.
+        hw: Height and width that the COCO JSON states.
     """
 
     image: Path
+    file_name: str
     label_file: Path | None = None
-    rows: np.ndarray[Any, np.dtype[np.float64]] | None = None
+    annotations: Annotations | None = None
     image_id: int | None = None
     hw: tuple[int, int] | None = None
-    num_crowd: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """What the sources of a split list.
+    """Content of the sources of a split.
 
     Attributes:
         candidates: Images in a fixed order.
-        category_ids: Id of each class.
-        coco: The COCO JSON, if it is the only source.
+        category_ids: Id of each class in the COCO JSON, or COCO's own for its 80 classes; else 0, 1, ...
         json_files: Every COCO JSON that was read.
         anchor: The folder or file beside which a cache file belongs.
+        is_labelled: Whether any source says which objects there are; an `image_info` file does not.
+        notes: Lines that say what was passed over or read in another way than written.
     """
 
     candidates: tuple[Candidate, ...]
     category_ids: tuple[int, ...]
-    coco: Path | None
     json_files: tuple[Path, ...]
     anchor: Path
+    is_labelled: bool
+    notes: tuple[str, ...]
 
 
 def list_candidates(config: DataConfig, split: str) -> Listing:
@@ -60,90 +72,194 @@ def list_candidates(config: DataConfig, split: str) -> Listing:
 
     Raises:
         DataError: A source is missing, is neither folder nor txt nor json, lists nothing, or its categories are not
-            as many as the class names.
+            the classes of the data set.
     """
     sources = config.sources(split)
     candidates: list[Candidate] = []
-    json_files = tuple(source for source in sources if source.suffix == ".json")
-    category_ids = tuple(range(config.num_classes))
+    coco_sets: list[CocoSet] = []
+    notes: list[str] = []
     for source in sources:
-        if source in json_files:
+        if source.suffix.lower() == ".json":
             coco = read_coco_json(source)
-            _check_class_count(coco, config)
-            category_ids = coco.category_ids
-            candidates += _from_coco(coco, config, split)
+            coco_sets.append(coco)
+            found = _from_coco(coco, config, split, notes=notes)
+        elif source.is_dir():
+            found = _from_folder(source, notes=notes)
         else:
-            candidates += [Candidate(image=image, label_file=label_path(image)) for image in _images_of(source)]
+            found = _from_list(source, notes=notes)
+        candidates += found
     if not candidates:
-        raise DataError(f"{config.path}: {split} lists no image in {', '.join(map(str, sources))}; check the paths")
+        places = ", ".join(map(str, sources))
+        raise DataError(f"{config.path}: {split} lists no image in {places}; check the paths{_only(notes)}")
     first = candidates[0].label_file
-    is_one_json = len(sources) == 1 and bool(json_files)
     return Listing(
         candidates=tuple(candidates),
-        category_ids=category_ids if is_one_json else tuple(range(config.num_classes)),
-        coco=sources[0] if is_one_json else None,
-        json_files=json_files,
+        category_ids=_category_ids(config, coco_sets),
+        json_files=tuple(coco.path for coco in coco_sets),
         anchor=first.parent if first is not None else sources[0],
+        is_labelled=len(coco_sets) < len(sources) or any(coco.is_labelled for coco in coco_sets),
+        notes=(*notes, *_shared_labels(candidates)),
     )
 
 
-def _check_class_count(coco: CocoSet, config: DataConfig) -> None:
-    if len(coco.names) != config.num_classes:
-        raise DataError(
-            f"{config.path} has {config.num_classes} class names but {coco.path} has {len(coco.names)} categories; "
-            f"make them agree or leave 'names' and 'nc' out"
-        )
+def _only(notes: Sequence[str]) -> str:
+    return f" ({'; '.join(notes)})" if notes else ""
 
 
-def _images_of(source: Path) -> list[Path]:
-    if source.is_dir():
-        found = (path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        return sorted(found)
-    if source.suffix != ".txt":
+def _from_folder(source: Path, *, notes: list[str]) -> list[Candidate]:
+    listing = list_folder(source)
+    if listing.unread:
+        suffixes = sorted(listing.unread.items(), key=lambda item: -item[1])
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in suffixes[:_MOST_SUFFIXES])
+        notes.append(f"{sum(listing.unread.values())} files that are no images, not read: {kinds}")
+    if listing.loops:
+        notes.append(f"{len(listing.loops)} links to a folder that they lie in, not followed")
+    found = [
+        Candidate(image=image, file_name=image.relative_to(source).as_posix(), label_file=label_path(image))
+        for image in listing.images
+    ]
+    notes += _unused_labels(found)
+    return found
+
+
+def _unused_labels(candidates: Sequence[Candidate]) -> list[str]:
+    """Say how many label files lie beside those of a folder's images and belong to no image."""
+    used = {candidate.label_file for candidate in candidates}
+    unused: list[Path] = []
+    for folder in sorted({file.parent for file in used if file is not None}):
+        if folder.is_dir():
+            texts = (Path(entry.path) for entry in os.scandir(folder) if entry.name.lower().endswith(".txt"))
+            unused += sorted(file for file in texts if file not in used and file.name.lower() not in _NO_LABELS)
+    return [f"{len(unused)} label files without an image, e.g. {unused[0]}"] if unused else []
+
+
+def _shared_labels(candidates: Sequence[Candidate]) -> list[str]:
+    """Say how many images share their label file with another, as a.jpg and a.png do."""
+    images: dict[Path, set[Path]] = {}
+    for candidate in candidates:
+        if candidate.label_file is not None:
+            images.setdefault(candidate.label_file, set()).add(candidate.image)
+    shared = [names for names in images.values() if len(names) > 1]
+    if not shared:
+        return []
+    example = " and ".join(str(path) for path in sorted(shared[0])[:2])
+    return [f"{sum(map(len, shared))} images share their label file with another, e.g. {example}"]
+
+
+def _from_list(source: Path, *, notes: list[str]) -> list[Candidate]:
+    """Take the image paths of a txt list, one per line; relative ones start from the list's folder, or from here."""
+    if source.suffix.lower() != ".txt":
         raise DataError(
             f"{source} is neither a folder of images, a .txt list nor a COCO .json; correct the data YAML"
         )
-    return _listed_images(source)
-
-
-def _listed_images(list_file: Path) -> list[Path]:
-    """Image paths of a txt list, one per line; relative ones start from the list's folder, or else from here."""
     try:
-        text = list_file.read_text(encoding="utf-8-sig")
+        text = decode_text(source.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"image list {list_file} cannot be read as text: {error}; correct the data YAML") from error
+        raise DataError(f"image list {source} cannot be read as text: {error}; correct the data YAML") from error
     if "\0" in text:
-        raise DataError(f"image list {list_file} holds null characters; save it as UTF-8 text")
-    images = []
-    for line in filter(None, map(str.strip, text.splitlines())):
-        beside = list_file.parent / line
-        here = Path(line).absolute()
-        images.append(here if here.exists() and not beside.exists() else beside)
-    return images
-
-
-def _from_coco(coco: CocoSet, config: DataConfig, split: str) -> list[Candidate]:
-    folders = _image_folders(coco.path, config.image_root, split)
+        raise DataError(f"image list {source} holds null characters; save it as UTF-8 text")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    images = _located(lines, [source.parent, Path().absolute()], where=str(source), notes=notes)
+    root = Path(os.path.commonpath([image.parent for image in images])) if images else source.parent
     return [
-        Candidate(
-            image=_locate(image.file_name, folders),
-            rows=image.rows,
-            image_id=image.image_id if len(config.sources(split)) == 1 else None,
-            hw=image.hw,
-            num_crowd=image.num_crowd,
-        )
-        for image in coco.images
+        Candidate(image=image, file_name=image.relative_to(root).as_posix(), label_file=label_path(image))
+        for image in images
     ]
 
 
+def _located(names: Sequence[str], folders: Sequence[Path], *, where: str, notes: list[str]) -> list[Path]:
+    """Find the named files; those that are not there keep the first place that was tried.
+
+    Raises:
+        DataError: Two different names lead to one file, of which the end alone was found.
+    """
+    found = [find_named(name, folders) for name in names]
+    inexact: dict[Path, str] = {}
+    for name, place in zip(names, found, strict=True):
+        if place.exists and not place.is_exact and inexact.setdefault(place.path, name) != name:
+            raise DataError(
+                f"{where}: {inexact[place.path]} and {name} are not there, and both would be {place.path}; "
+                "correct the paths, or image_root in the data YAML"
+            )
+    if inexact:
+        path, name = next(iter(inexact.items()))
+        notes.append(f"{len(inexact)} images found by the end of their path, e.g. {name} as {path}")
+    return [place.path for place in found]
+
+
+def _from_coco(coco: CocoSet, config: DataConfig, split: str, *, notes: list[str]) -> list[Candidate]:
+    class_of = _class_of_category(coco, config)
+    folders = _image_folders(coco.path, config.image_root, split)
+    paths = _located([image.file_name for image in coco.images], folders, where=str(coco.path), notes=notes)
+    notes += coco.notes
+    return [
+        Candidate(
+            image=path,
+            file_name=image.file_name,
+            annotations=image.annotations.of_class(class_of[image.annotations.classes]),
+            image_id=image.image_id,
+            hw=image.hw,
+        )
+        for path, image in zip(paths, coco.images, strict=True)
+    ]
+
+
+def _class_of_category(coco: CocoSet, config: DataConfig) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Return the class id of each category of a JSON, matched by name.
+
+    Raises:
+        DataError: The two have different classes.
+    """
+    names = [name for name in coco.names if name in config.names or name not in coco.root_names]
+    order = class_order(config.names, names)
+    if order is None:
+        differ = different_names(config.names, names, what=(str(config.path), str(coco.path)))
+        raise DataError(
+            f"{config.path} has {config.num_classes} class names but {coco.path} has {len(names)} categories: "
+            f"{differ}; make them agree (a category needs no boxes), or leave 'names' and 'nc' out"
+        )
+    ids = iter(order)
+    is_class = [name in config.names or name not in coco.root_names for name in coco.names]
+    return np.array([next(ids) if is_used else -1 for is_used in is_class], np.int64)
+
+
+def _category_ids(config: DataConfig, coco_sets: Sequence[CocoSet]) -> tuple[int, ...]:
+    """Return the id that predictions name each class by."""
+    by_file = {tuple(sorted(_ids_by_class(coco, config).items())) for coco in coco_sets}
+    if len(by_file) == 1:
+        ids: Mapping[int, int] = dict(next(iter(by_file)))
+        return tuple(ids[class_id] for class_id in range(config.num_classes))
+    if not coco_sets and set(config.names) == set(COCO_NAMES) and config.num_classes == len(COCO_NAMES):
+        official = dict(zip(COCO_NAMES, COCO_IDS, strict=True))
+        return tuple(official[name] for name in config.names)
+    return tuple(range(config.num_classes))
+
+
+def _ids_by_class(coco: CocoSet, config: DataConfig) -> dict[int, int]:
+    classes: Iterable[int] = _class_of_category(coco, config).tolist()
+    return {class_id: number for class_id, number in zip(classes, coco.category_ids, strict=True) if class_id >= 0}
+
+
+def image_ids(candidates: Sequence[Candidate]) -> tuple[int, ...]:
+    """Return the ids that predictions name images by: of the COCO JSON, or a number that each file is named by.
+
+    Where these are missing or not unique, positions stand for them.
+    """
+    given = [candidate.image_id for candidate in candidates]
+    ids = [value for value in given if value is not None]
+    if ids and len(set(ids)) == len(given):
+        return tuple(ids)
+    stems = [candidate.image.stem for candidate in candidates]
+    if all(stem.isascii() and stem.isdigit() and len(stem) < 19 for stem in stems):
+        numbers = tuple(int(stem) for stem in stems)
+        if len(set(numbers)) == len(numbers):
+            return numbers
+    return tuple(range(len(candidates)))
+
+
 def _image_folders(json_file: Path, image_root: Path | None, split: str) -> list[Path]:
-    """Where pictures of a COCO JSON may lie: the root, or its folder of that split ("val", "val2017")."""
+    """Return where images of a COCO JSON may lie: the root, or its folder of that split ("val", "val2017")."""
     beside = json_file.parent
     roots = [image_root] if image_root else [beside, beside / "images", beside.parent / "images"]
     named = json_file.stem.removeprefix("instances_")
     return [folder for root in roots for folder in (root, root / split, root / named)]
-
-
-def _locate(file_name: str, folders: list[Path]) -> Path:
-    places = [folder / file_name for folder in folders]
-    return next((place for place in places if place.exists()), places[0])

@@ -1,27 +1,37 @@
-"""The one-screen account of a split: what it holds and what was wrong with it."""
+"""The one-screen account of a split: its content and what was wrong with it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Share of the boxes that may be dropped before it looks like a mistake.
+_FEW = 0.2
+
 
 @dataclass(frozen=True, kw_only=True)
 class IndexSummary:
-    """What a split holds and what was wrong with it; counts of images, then of boxes.
+    """Content of a split and what was wrong with it; counts of images, then of boxes.
 
     Attributes:
         images: Usable images.
         boxes: Usable boxes.
         missing_images: Listed, but not on disk; skipped.
-        corrupt_images: Truncated or no image; skipped.
+        corrupt_images: Damaged, of a kind that cannot be read, or no image; skipped.
         missing_labels: Images without a label file, taken as background.
         empty_labels: Images whose labels list nothing, taken as background.
-        size_differs: Images whose size is not what the COCO JSON states.
+        repeated_images: Images with the same content as an earlier one.
+        size_differs: Images whose size is not what the COCO JSON states; their boxes were scaled along.
+        turned: Images with an EXIF rotation whose boxes referred to the stored pixels; they were turned along.
         out_of_range: Boxes of unknown class; dropped.
         outside: Boxes that leave the image; clipped.
         duplicate: Boxes given twice; dropped.
         zero_area: Boxes without area; dropped.
         crowd: Crowd regions; not trained on.
+        outlines: Lines with a polygon or keypoints, of which the box was taken.
+        confidences: Lines with a confidence, which was left out.
+        least_class, largest_class: Ids that the labels name, dropped ones included; -1 without any.
+        num_classes: Classes of the data set.
+        notes: Further lines: what was passed over, or read in another way than written.
         examples: The first few files with a fault, and which.
     """
 
@@ -31,29 +41,77 @@ class IndexSummary:
     corrupt_images: int = 0
     missing_labels: int = 0
     empty_labels: int = 0
+    repeated_images: int = 0
     size_differs: int = 0
+    turned: int = 0
     out_of_range: int = 0
     outside: int = 0
     duplicate: int = 0
     zero_area: int = 0
     crowd: int = 0
+    outlines: int = 0
+    confidences: int = 0
+    least_class: int = -1
+    largest_class: int = -1
+    num_classes: int = 0
+    notes: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()
 
+    @property
+    def dropped(self) -> int:
+        """Number of boxes that are not used, crowd regions included."""
+        return self.out_of_range + self.duplicate + self.zero_area + self.crowd
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether so much is missing or dropped that a mistake in the data is likely."""
+        share = self.dropped / max(self.boxes + self.dropped, 1)
+        return bool(self.images) and (not self.boxes or share > _FEW or self._counts_from_one)
+
+    @property
+    def _counts_from_one(self) -> bool:
+        return self.least_class == 1 and self.largest_class == self.num_classes
+
+    def guess(self) -> str:
+        """Return what the missing boxes look like."""
+        if self._counts_from_one:
+            return f"class ids run from 1 to {self.num_classes}; they start at 0: lower each by one"
+        if self.out_of_range > self.dropped / 2:
+            seen = f"{self.least_class} to {self.largest_class}"
+            return f"class ids run from {seen} but there are {self.num_classes} classes; correct ids, or add names"
+        if self.crowd > self.dropped / 2:
+            return "iscrowd is 1 for most objects, as some tools write it for masks; set it to 0"
+        if self.duplicate > self.dropped / 2:
+            return "most boxes are given twice, as merged exports have them; the second ones were dropped"
+        if self.zero_area > self.dropped / 2:
+            return "most boxes have no width or height; are they left, top, right, bottom or in another unit?"
+        if self.missing_labels == self.images:
+            return (
+                "no image has a label file; labels are looked for in the folder `labels` beside the folder `images`, "
+                "or beside each image"
+            )
+        return "all labels are empty"
+
     def as_text(self) -> str:
-        """One line of totals, one per kind of fault that occurred, and a few examples."""
+        """Return one line of totals, one per kind of fault that occurred, and a few examples."""
         faults = [
             (self.missing_images, "images missing, skipped"),
-            (self.corrupt_images, "images corrupt, skipped"),
+            (self.corrupt_images, "images corrupt or of a kind that cannot be read, skipped"),
             (self.missing_labels, "images without labels, used as background"),
             (self.empty_labels, "images with empty labels, used as background"),
-            (self.size_differs, "images whose size is not the one in the JSON"),
+            (self.repeated_images, "images with the same content as another one of the split"),
+            (self.size_differs, "images whose size is not the one in the JSON; boxes scaled along"),
+            (self.turned, "images turned by EXIF whose boxes were not; boxes turned along"),
             (self.out_of_range, "boxes with a class id out of range, dropped"),
             (self.outside, "boxes outside the image, clipped"),
             (self.duplicate, "duplicate boxes, dropped"),
             (self.zero_area, "boxes with zero area, dropped"),
             (self.crowd, "crowd regions, not trained on"),
+            (self.outlines, "lines with a polygon or keypoints; their boxes taken"),
+            (self.confidences, "lines with a confidence, which was left out"),
         ]
         lines = [f"{self.images} images, {self.boxes} boxes"]
         lines += [f"  {count} {what}" for count, what in faults if count]
+        lines += [f"  {note}" for note in self.notes]
         lines += [f"  e.g. {example}" for example in self.examples]
         return "\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -29,8 +30,9 @@ _IOU_50, _IOU_75 = 0, 5
 class Metrics:
     """COCO's twelve numbers, and precision and recall at the best F1.
 
-    The twelve are in [0, 1], or -1 (COCO's mark) where the data has no true box of that kind. `precision`,
-    `recall`, `f1` are means over classes at IoU .5 and at `confidence`, where the mean F1 is highest.
+    The twelve are in [0, 1], or NaN (COCO writes -1) where the data has no true box of that kind. `precision`,
+    `recall`, `f1` are means over classes at IoU .5 and at `confidence`, where the mean F1 is highest; NaN where the
+    data has no true box, precision where nothing was found either.
 
     Attributes:
         per_class: Class name to its "AP" and "AP50".
@@ -67,8 +69,14 @@ TWELVE = tuple(item.name for item in fields(Metrics))[:12]
 
 
 def fitness(metrics: Metrics) -> float:
-    """What decides which epoch is best, v5.0's .1 AP50 + .9 AP; 0 when there are no true boxes."""
-    return max(0.0, 0.1 * metrics.AP50 + 0.9 * metrics.AP)
+    """Return what decides which epoch is best, v5.0's .1 AP50 + .9 AP; 0 when there are no true boxes."""
+    value = 0.1 * metrics.AP50 + 0.9 * metrics.AP
+    return 0.0 if math.isnan(value) else value
+
+
+def number_text(value: float, form: str = ".3f") -> str:
+    """Write a number for people, a dash for one that does not exist."""
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def evaluate_coco(ground_truth: Mapping[str, Any], detections: Detections, *, engine: Engine = "faster") -> Metrics:
@@ -143,6 +151,6 @@ def _twelve(precision: Any, recall: Any) -> dict[str, float]:
 
 
 def _mean(values: Any) -> float:
-    """Mean of what is defined; -1 when nothing is, as COCO writes it."""
+    """Return the mean of what is defined (COCO marks the rest with -1); NaN when nothing is."""
     defined = values[values > -1]
-    return float(defined.mean()) if defined.size else -1.0
+    return float(defined.mean()) if defined.size else math.nan

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.metrics.matching import greedy_one_to_one, overlaps
+from utils.metrics.matching import greedy_one_to_one, lie_in_crowds, overlaps
 
 Array = np.ndarray[Any, Any]
 
@@ -15,6 +15,7 @@ Array = np.ndarray[Any, Any]
 def confusion_matrix(
     predictions: Sequence[Array],
     truths: Sequence[Array],
+    crowds: Sequence[Array] | None = None,
     *,
     num_classes: int,
     conf: float = 0.25,
@@ -27,6 +28,7 @@ def confusion_matrix(
     Args:
         predictions: One (n, 6) array per image: xyxy, score, class.
         truths: One (m, 5) array per image: class, xyxy.
+        crowds: The same for crowd regions, in which a prediction of no object is left out.
         num_classes: K.
         conf: Predictions of a lower score are left out.
         iou: Smallest overlap of a pair.
@@ -48,7 +50,11 @@ def confusion_matrix(
     is_missed = np.ones(len(true_class), bool)
     is_missed[pairs.true[chosen]] = False
 
+    is_counted = np.ones(len(predicted_class), bool)
+    if crowds is not None:
+        is_counted = ~lie_in_crowds(sure, crowds, min_share=iou, same_class=False)
+        is_counted[pairs.predicted[chosen]] = True
     matrix = np.zeros((num_classes + 1, num_classes + 1), np.int64)
-    np.add.at(matrix, (predicted_class, partner_of_predicted), 1)
+    np.add.at(matrix, (predicted_class[is_counted], partner_of_predicted[is_counted]), 1)
     matrix[num_classes, :num_classes] = np.bincount(true_class[is_missed], minlength=num_classes)
     return matrix

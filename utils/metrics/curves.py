@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from utils.metrics.matching import greedy_one_to_one, overlaps
+from utils.metrics.matching import greedy_one_to_one, lie_in_crowds, overlaps
 
 Array = np.ndarray[Any, Any]
 
@@ -24,6 +25,7 @@ class Curves:
         classes: (C,) class ids.
         confidence: (1000,) thresholds from 0 to 1.
         precision: (C, 1000) share of predictions at or above each threshold that are right; 1 where there are none.
+        is_found: (C, 1000) bool, whether the class has a prediction at or above each threshold.
         recall: (C, 1000) share of true boxes found at or above each threshold.
         recall_grid: (101,) recalls from 0 to 1.
         precision_at_recall: (C, 101) best precision at that recall or a higher one (COCO's definition).
@@ -33,6 +35,7 @@ class Curves:
     classes: Array
     confidence: Array
     precision: Array
+    is_found: Array
     recall: Array
     recall_grid: Array
     precision_at_recall: Array
@@ -50,13 +53,17 @@ class Curves:
         return np.asarray(self.precision_at_recall.mean(1))
 
     def best(self) -> BestPoint:
-        """The confidence at which the mean F1 over classes is highest; zeros when no class has true boxes."""
+        """Return the point at which the mean F1 over classes is highest.
+
+        A class of which nothing was found there counts with a precision of 0, as in v5.0.
+        """
         if not len(self.classes):
-            return BestPoint(precision=0.0, recall=0.0, f1=0.0, confidence=0.0)
+            return BestPoint(precision=math.nan, recall=math.nan, f1=math.nan, confidence=math.nan)
         mean_f1 = self.f1.mean(0)
         at = int(mean_f1.argmax())
+        is_found = self.is_found[:, at]
         return BestPoint(
-            precision=float(self.precision[:, at].mean()),
+            precision=float(np.where(is_found, self.precision[:, at], 0).mean()) if is_found.any() else math.nan,
             recall=float(self.recall[:, at].mean()),
             f1=float(mean_f1[at]),
             confidence=float(self.confidence[at]),
@@ -65,7 +72,10 @@ class Curves:
 
 @dataclass(frozen=True, kw_only=True)
 class BestPoint:
-    """Means over classes at the confidence of the best mean F1, all in [0, 1]."""
+    """Means over classes at the confidence of the best mean F1, all in [0, 1].
+
+    All are NaN when no class has true boxes; precision is NaN when nothing was found.
+    """
 
     precision: float
     recall: float
@@ -73,24 +83,34 @@ class BestPoint:
     confidence: float
 
 
-def confidence_curves(predictions: Sequence[Array], truths: Sequence[Array], *, min_iou: float = 0.5) -> Curves:
+def confidence_curves(
+    predictions: Sequence[Array],
+    truths: Sequence[Array],
+    crowds: Sequence[Array] | None = None,
+    *,
+    min_iou: float = 0.5,
+) -> Curves:
     """Match as COCO does (highest score first, each to its best free true box) and sweep the confidence.
 
     Args:
         predictions: One (n, 6) array per image: xyxy, score, class.
         truths: One (m, 5) array per image: class, xyxy.
+        crowds: The same for crowd regions, in which a prediction of no object is left out.
         min_iou: Overlap from which a prediction counts as right.
     """
     scores = np.concatenate([np.zeros(0), *(boxes[:, 4] for boxes in predictions)])
     predicted_class = np.concatenate([np.zeros(0), *(boxes[:, 5] for boxes in predictions)])
     true_class = np.concatenate([np.zeros(0), *(labels[:, 0] for labels in truths)])
     is_right = _right_predictions(predictions, truths, scores=scores, min_iou=min_iou)
+    if crowds is not None:
+        is_counted = is_right | ~lie_in_crowds(predictions, crowds, min_share=min_iou, same_class=True)
+        predicted_class = np.where(is_counted, predicted_class, -1.0)
 
     classes, num_true = np.unique(true_class.astype(np.int64), return_counts=True)
     confidence = np.linspace(0, 1, NUM_CONFIDENCES)
     recall_grid = np.linspace(0, 1, NUM_RECALLS)
     shape = (len(classes), NUM_CONFIDENCES)
-    precision, recall = np.ones(shape), np.zeros(shape)
+    precision, recall, is_found = np.ones(shape), np.zeros(shape), np.zeros(shape, bool)
     precision_at_recall = np.zeros((len(classes), NUM_RECALLS))
     for row, (class_id, total) in enumerate(zip(classes, num_true, strict=True)):
         of_class = np.flatnonzero(predicted_class == class_id)
@@ -98,12 +118,14 @@ def confidence_curves(predictions: Sequence[Array], truths: Sequence[Array], *, 
         right = np.concatenate([[0], np.cumsum(is_right[order])])  # (n + 1,) right among the first i
         count = np.searchsorted(-scores[order], -confidence, side="right")
         precision[row] = np.where(count > 0, right[count] / np.maximum(count, 1), 1.0)
+        is_found[row] = count > 0
         recall[row] = right[count] / total
         precision_at_recall[row] = _precision_at_recall(right[1:], total=int(total), grid=recall_grid)
     return Curves(
         classes=classes,
         confidence=confidence,
         precision=precision,
+        is_found=is_found,
         recall=recall,
         recall_grid=recall_grid,
         precision_at_recall=precision_at_recall,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.boxes import cxcywh_to_xyxy, xyxy_to_ltwh
+from utils.boxes import ltwh_to_xyxy, xyxy_to_ltwh
 
 if TYPE_CHECKING:
     from utils.datasets.index import LabelIndex
@@ -18,19 +16,26 @@ Array = np.ndarray[Any, Any]
 
 
 def ground_truth_from_index(index: LabelIndex) -> dict[str, Any]:
-    """The data set as COCO JSON data, restricted to the images of the index.
-
-    A set that came from a COCO JSON keeps its own annotations, so that crowds and areas count as COCO counts them.
-    """
-    if index.coco is not None:
-        annotations = _annotations_of_json(index.coco, index)
-    else:
-        annotations = _annotations_of_labels(index)
-    # COCO's matching marks "unmatched" with 0, so ids start at 1; a file's own ids may not.
-    annotations = [{**item, "id": number} for number, item in enumerate(annotations, start=1)]
+    """Return the boxes of the index as COCO JSON data, crowds and areas included."""
+    annotations: list[dict[str, Any]] = []
+    for image_id, truth in zip(index.image_ids, index.truth, strict=True):
+        columns = (truth.classes.tolist(), truth.ltwh.tolist(), truth.areas.tolist(), truth.is_crowd.tolist())
+        for class_id, box, area, is_crowd in zip(*columns, strict=True):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,  # COCO's matching marks "unmatched" with 0
+                    "image_id": image_id,
+                    "category_id": index.category_ids[class_id],
+                    "bbox": box,
+                    "area": area,
+                    "iscrowd": int(is_crowd),
+                }
+            )
     images = [
-        {"id": image_id, "file_name": Path(path).name, "height": int(hw[0]), "width": int(hw[1])}
-        for image_id, path, hw in zip(index.image_ids, index.paths, index.shapes_hw, strict=True)
+        {"id": image_id, "file_name": name, "height": height, "width": width}
+        for image_id, name, (height, width) in zip(
+            index.image_ids, index.file_names, index.shapes_hw.tolist(), strict=True
+        )
     ]
     categories = [
         {"id": category_id, "name": name} for category_id, name in zip(index.category_ids, index.names, strict=True)
@@ -38,50 +43,12 @@ def ground_truth_from_index(index: LabelIndex) -> dict[str, Any]:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _annotations_of_json(path: Path, index: LabelIndex) -> list[dict[str, Any]]:
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
-    known_images = set(index.image_ids)
-    known_categories = set(index.category_ids)
-    annotations = []
-    for item in content["annotations"]:
-        if item["image_id"] not in known_images or item["category_id"] not in known_categories:
-            continue
-        width, height = item["bbox"][2:]
-        annotations.append(
-            {
-                "image_id": item["image_id"],
-                "category_id": item["category_id"],
-                "bbox": item["bbox"],
-                "area": item.get("area", width * height),
-                "iscrowd": int(item.get("iscrowd", 0)),
-            }
-        )
-    return annotations
-
-
-def _annotations_of_labels(index: LabelIndex) -> list[dict[str, Any]]:
-    annotations = []
-    for image_id, boxes in zip(index.image_ids, true_boxes(index), strict=True):
-        ltwh = xyxy_to_ltwh(boxes[:, 1:])
-        for class_id, box in zip(boxes[:, 0], ltwh.tolist(), strict=True):
-            annotations.append(
-                {
-                    "image_id": image_id,
-                    "category_id": index.category_ids[int(class_id)],
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": 0,
-                }
-            )
-    return annotations
-
-
-def true_boxes(index: LabelIndex) -> list[Array]:
-    """One (m, 5) float64 array per image: class, xyxy in pixels of the original image."""
+def true_boxes(index: LabelIndex, *, crowds: bool = False) -> list[Array]:
+    """Return per image (m, 5) float64 class, xyxy in pixels of the original image: its objects, or its crowds."""
     boxes = []
-    for labels, (height, width) in zip(index.labels, index.shapes_hw.tolist(), strict=True):
-        xyxy = cxcywh_to_xyxy(labels[:, 1:5].astype(np.float64)) * np.array([width, height, width, height])
-        boxes.append(np.concatenate([labels[:, :1], xyxy], 1))
+    for truth in index.truth:
+        chosen = truth[truth.is_crowd == crowds]
+        boxes.append(np.column_stack([chosen.classes, ltwh_to_xyxy(chosen.ltwh)]).astype(np.float64))
     return boxes
 
 
@@ -104,9 +71,20 @@ def detection_rows(boxes: Array, *, image_id: int, category_ids: Sequence[int]) 
     return rows
 
 
-def coco_results(rows: Array) -> list[dict[str, Any]]:
-    """(N, 7) rows as the list of dictionaries that a COCO results file holds."""
+def coco_results(rows: Array, file_names: Mapping[int, str]) -> list[dict[str, Any]]:
+    """Return (N, 7) rows as the list of dictionaries that a COCO results file holds.
+
+    Args:
+        rows: As `detection_rows` gives them.
+        file_names: Name of each image by its id, so that a box can be traced back without the data set.
+    """
     return [
-        {"image_id": int(row[0]), "category_id": int(row[6]), "bbox": row[1:5], "score": row[5]}
+        {
+            "image_id": int(row[0]),
+            "file_name": file_names[int(row[0])],
+            "category_id": int(row[6]),
+            "bbox": row[1:5],
+            "score": row[5],
+        }
         for row in rows.tolist()
     ]

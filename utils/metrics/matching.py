@@ -60,6 +60,35 @@ def overlaps(predictions: Sequence[Array], truths: Sequence[Array], *, min_iou: 
     )
 
 
+def lie_in_crowds(
+    predictions: Sequence[Array], crowds: Sequence[Array], *, min_share: float, same_class: bool
+) -> Array:
+    """Return (N,) bool for the concatenation of all images' predictions: whether each lies in a crowd region.
+
+    As in COCO, such a box counts neither as right nor as wrong where it found no single object.
+
+    Args:
+        predictions: One (n, 6) array per image: xyxy, score, class.
+        crowds: One (m, 5) array per image: class, xyxy, in the same pixels.
+        min_share: Least share of the predicted box that lies in the region.
+        same_class: Whether both must be of one class.
+    """
+    parts = [np.zeros(0, bool)]
+    for boxes, regions in zip(predictions, crowds, strict=True):
+        if not len(regions) or not len(boxes):
+            parts.append(np.zeros(len(boxes), bool))
+            continue
+        low = np.maximum(boxes[:, None, :2], regions[None, :, 1:3])
+        high = np.minimum(boxes[:, None, 2:4], regions[None, :, 3:5])
+        area = (boxes[:, 2:4] - boxes[:, :2]).prod(1)
+        share = (high - low).clip(0).prod(2) / np.maximum(area, 1e-9)[:, None]  # (n, m)
+        inside = share >= min_share
+        if same_class:
+            inside &= boxes[:, 5:6] == regions[None, :, 0]
+        parts.append(inside.any(1))
+    return np.concatenate(parts)
+
+
 def greedy_one_to_one(predicted: Array, true: Array) -> Array:
     """Choose pairs in their given order, each box at most once.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import glob
 from pathlib import Path
 
-from utils.datasets.images import IMAGE_SUFFIXES
+from utils.datasets.folders import IMAGE_SUFFIXES
 from utils.errors import DataError
+from utils.shipped import find_shipped
 from utils.sources.files import FileSource
 from utils.sources.frame import Source
 from utils.sources.live import LiveSource
@@ -27,7 +28,7 @@ def open_source(text: str) -> Source:
         return LiveSource(int(text))
     if text.lower().startswith(_STREAM_SCHEMES):
         return LiveSource(text)
-    path = Path(text)
+    path = find_shipped(text, "data")
     if path.is_dir():
         return FileSource(_media_in(path))
     if path.is_file():

@@ -27,12 +27,16 @@ def write(folder: Path, content: object) -> Path:
     return path
 
 
-def test_boxes_are_normalised_and_classes_follow_the_ids(tmp_path: Path) -> None:
+def test_boxes_are_in_pixels_and_classes_follow_the_ids(tmp_path: Path) -> None:
     coco = read_coco_json(write(tmp_path, CONTENT))
     assert (coco.category_ids, coco.names) == ((4, 9), ("cat", "dog"))
     (image,) = coco.images
-    assert (image.image_id, image.file_name, image.hw, image.num_crowd) == (5, "a.jpg", (100, 200), 1)
-    np.testing.assert_allclose(image.rows, [[1, 0.2, 0.35, 0.2, 0.5]])
+    assert (image.image_id, image.file_name, image.hw) == (5, "a.jpg", (100, 200))
+    boxes = image.annotations
+    assert (boxes.classes.tolist(), boxes.is_crowd.tolist()) == ([1, 0], [False, True])
+    assert boxes.ltwh.tolist() == [[20, 10, 40, 50], [0, 0, 100, 100]]
+    assert np.isnan(boxes.areas).all()
+    assert boxes.with_areas().areas.tolist() == [2000, 10000]
 
 
 def test_a_truncated_file_is_a_data_error(tmp_path: Path) -> None:
@@ -48,7 +52,9 @@ def test_a_truncated_file_is_a_data_error(tmp_path: Path) -> None:
     ("place", "value", "finding"),
     [
         (("images",), None, "no list 'images'"),
-        (("images", 0, "width"), 0, "0 x 100 pixels"),
+        (("images", 0, "file_name"), None, "file_name is None"),
+        (("annotations", 0, "iscrowd"), "perhaps", "annotation 1 has iscrowd 'perhaps'"),
+        (("annotations",), {}, "no list 'annotations'"),
         (("images", 0, "id"), "five", "id is 'five'"),
         (("annotations", 0, "image_id"), 6, "annotation 1 has the unknown image_id 6"),
         (("annotations", 1, "category_id"), 1, "annotation 2 has the unknown category_id 1"),
@@ -77,9 +83,10 @@ def test_a_wrong_value_is_one_line_with_file_and_finding(
 
 @pytest.mark.parametrize("section", ["images", "annotations", "categories"])
 def test_a_missing_section_or_key_is_named(tmp_path: Path, section: str) -> None:
-    content = {key: value for key, value in CONTENT.items() if key != section}
-    with pytest.raises(DataError, match=f"no list '{section}'"):
-        read_coco_json(write(tmp_path, content))
+    if section != "annotations":
+        content = {key: value for key, value in CONTENT.items() if key != section}
+        with pytest.raises(DataError, match=f"no list '{section}'"):
+            read_coco_json(write(tmp_path, content))
     first = CONTENT[section][0]
     key = next(iter(first)) if section != "annotations" else "bbox"
     stripped = {**CONTENT, section: [{k: v for k, v in first.items() if k != key}]}
@@ -93,6 +100,128 @@ def test_a_list_instead_of_an_object_is_a_data_error(tmp_path: Path) -> None:
 
 
 def test_two_images_with_one_id_are_refused(tmp_path: Path) -> None:
-    content = {**CONTENT, "images": CONTENT["images"] * 2}
+    other = {**CONTENT["images"][0], "file_name": "b.jpg"}
+    content = {**CONTENT, "images": [*CONTENT["images"], other]}
     with pytest.raises(DataError, match="two images have the same id"):
         read_coco_json(write(tmp_path, content))
+
+
+def test_an_image_listed_twice_is_one(tmp_path: Path) -> None:
+    coco = read_coco_json(write(tmp_path, {**CONTENT, "images": CONTENT["images"] * 2}))
+    assert len(coco.images) == 1
+    assert "images are listed twice" in coco.notes[0]
+
+
+def changed(section: str, **values: object) -> dict[str, Any]:
+    content = copy.deepcopy(CONTENT)
+    for item in content[section]:
+        item.update(values)
+    return content
+
+
+@pytest.mark.parametrize(
+    ("written", "is_crowd"),
+    [
+        *(("0", False), (0, False), (None, False), (False, False), ("false", False), (0.0, False)),
+        *(("1", True), (1, True), (True, True), ("true", True)),
+    ],
+)
+def test_crowds_are_known_however_they_are_written(tmp_path: Path, written: object, is_crowd: bool) -> None:
+    (image,) = read_coco_json(write(tmp_path, changed("annotations", iscrowd=written))).images
+    assert image.annotations.is_crowd.tolist() == [is_crowd] * 2
+
+
+@pytest.mark.parametrize("area", [None, "12", 0, -3, float("nan"), [], True])
+def test_an_area_that_is_none_is_that_of_the_box_and_told_once(tmp_path: Path, area: object) -> None:
+    coco = read_coco_json(write(tmp_path, changed("annotations", area=area)))
+    assert coco.images[0].annotations.with_areas().areas.tolist() == [2000, 10000]
+    assert [note for note in coco.notes if "area" in note] == [
+        "2 annotations have no area that is a number above 0; their boxes stand for it"
+    ]
+
+
+@pytest.mark.parametrize("written", ["5", 5.0, " 5 ", "5.0"])
+def test_ids_that_are_numbers_as_text_are_matched(tmp_path: Path, written: object) -> None:
+    coco = read_coco_json(write(tmp_path, changed("annotations", image_id=written)))
+    assert len(coco.images[0].annotations) == 2
+    assert coco.notes[0].startswith("2 ids are written as text")
+
+
+@pytest.mark.parametrize(
+    ("size", "hw"),
+    [
+        ((200.0, 100.0), (100, 200)),
+        (("200", "100"), (100, 200)),
+        ((-1, -1), None),
+        ((None, 9), None),
+        ((0, 9), None),
+    ],
+)
+def test_a_size_may_be_missing(tmp_path: Path, size: tuple[object, object], hw: tuple[int, int] | None) -> None:
+    coco = read_coco_json(write(tmp_path, changed("images", width=size[0], height=size[1])))
+    assert coco.images[0].hw == hw
+    assert any("no size" in note for note in coco.notes) == (hw is None)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_every_unicode_encoding_is_read(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(CONTENT, ensure_ascii=False).replace("dog", "собака"), encoding=encoding)
+    assert read_coco_json(path).names == ("cat", "собака")
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [[20, 10, 60, 10, 60, 60, 20, 60]],
+        [[20, 10, 30, 10, 30, 30], [50, 40, 60, 60, 40, 60]],
+        {"size": [100, 200], "counts": [20 * 100 + 10, *[50, 50] * 39, 50, 20000 - 20 * 100 - 10 - 39 * 100 - 50]},
+    ],
+    ids=["polygon", "two polygons", "RLE"],
+)
+def test_an_outline_without_a_bbox_gets_one(tmp_path: Path, segmentation: object) -> None:
+    content = changed("annotations", segmentation=segmentation)
+    for item in content["annotations"]:
+        item["bbox"] = []
+    coco = read_coco_json(write(tmp_path, content))
+    np.testing.assert_allclose(coco.images[0].annotations.ltwh, [[20, 10, 40, 50]] * 2)
+    assert "2 annotations have no bbox; it was taken from the segmentation" in coco.notes
+
+
+@pytest.mark.parametrize("segmentation", [[], [["a"]], {"size": [1]}, {"size": [2, 2], "counts": [99]}, "x"])
+def test_an_outline_that_is_none_is_refused(tmp_path: Path, segmentation: object) -> None:
+    content = changed("annotations", segmentation=segmentation, bbox=None)
+    with pytest.raises(DataError, match="annotation 1 has no"):
+        read_coco_json(write(tmp_path, content))
+
+
+def test_normalised_boxes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no bbox is larger than 0.5 pixels; they look normalised"):
+        read_coco_json(write(tmp_path, changed("annotations", bbox=[0.1, 0.2, 0.5, 0.4])))
+
+
+def test_a_root_category_is_one_that_others_name_and_no_box_has(tmp_path: Path) -> None:
+    content = copy.deepcopy(CONTENT)
+    content["categories"] = [
+        {"id": 0, "name": "pets", "supercategory": "none"},
+        {"id": 4, "name": "cat", "supercategory": "pets"},
+        {"id": 9, "name": "dog", "supercategory": "pets"},
+        {"id": 10, "name": "person", "supercategory": "person"},
+    ]
+    assert read_coco_json(write(tmp_path, content)).root_names == {"pets"}
+    content["annotations"][0]["category_id"] = 0
+    assert read_coco_json(write(tmp_path, content)).root_names == frozenset()
+
+
+def test_a_file_without_annotations_lists_images_to_predict_on(tmp_path: Path) -> None:
+    content = {key: value for key, value in CONTENT.items() if key != "annotations"}
+    coco = read_coco_json(write(tmp_path, content))
+    assert not coco.is_labelled
+    assert len(coco.images[0].annotations) == 0
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    first = read_coco_json(write(tmp_path, CONTENT))
+    assert read_coco_json(tmp_path / "a.json") is first
+    second = read_coco_json(write(tmp_path, changed("categories", name="same ")))
+    assert second.names == ("same", "same")

@@ -19,7 +19,8 @@ def write_yaml(folder: Path, text: str) -> Path:
 def test_names_may_be_a_list_or_a_mapping(tmp_path: Path) -> None:
     listed = load_data_config(write_yaml(tmp_path, "train: a\nnc: 2\nnames: [cat, dog]\n"))
     mapped = load_data_config(write_yaml(tmp_path, "train: a\nnames: {1: dog, 0: cat}\n"))
-    assert listed.names == mapped.names == ("cat", "dog")
+    texts = load_data_config(write_yaml(tmp_path, 'train: a\nnames: {"1": dog, "0": " cat"}\n'))
+    assert listed.names == mapped.names == texts.names == ("cat", "dog")
     assert mapped.num_classes == 2
 
 
@@ -45,7 +46,7 @@ def test_a_split_may_have_several_sources(tmp_path: Path) -> None:
 
 def test_json_categories_sorted_by_id_stand_in_for_names(tmp_path: Path) -> None:
     categories = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
-    (tmp_path / "v.json").write_text(json.dumps({"categories": categories}))
+    (tmp_path / "v.json").write_text(json.dumps({"images": [], "categories": categories}))
     assert load_data_config(write_yaml(tmp_path, "val: v.json\n")).names == ("cat", "dog")
 
 
@@ -59,11 +60,15 @@ def test_download_is_ignored_with_a_note(tmp_path: Path, caplog: pytest.LogCaptu
 @pytest.mark.parametrize(
     ("text", "finding"),
     [
-        ("train: a\nnames: [x]\ncolour: red\n", "unknown key 'colour'; known: path, train"),
+        (
+            "trian: a\nnames: [x]\n",
+            "image_root, download, and not trian",
+        ),
         ("nc: 1\nnames: [x]\n", "names no split"),
         ("train: a\nnc: 3\nnames: [x, y]\n", "nc is 3 but there are 2 names"),
         ("train: a\nnc: 3\n", "has no 'names'"),
         ("train: a\nnames: {0: x, 2: y}\n", "expected 0 to 1"),
+        ("train: a\nnames: {zero: x}\n", "expected 0 to 0"),
         ("train: a\nnames: dog\n", "expected a list"),
         ("train: 5\nnames: [x]\n", "train is 5"),
         ("train: a\nnames: [x]\nimage_root: [a]\n", "image_root"),
@@ -109,3 +114,76 @@ def test_class_named_twice_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptur
     path.write_text("train: images\nnames: [cat, dog, cat]\n")
     assert load_data_config(path).names == ("cat", "dog", "cat")
     assert "class 'cat' is named twice" in caplog.text
+
+
+def test_foreign_keys_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    load_data_config(write_yaml(tmp_path, "train: a\nnames: [x]\nroboflow: {version: 1}\nchannels: 3\n"))
+    assert "keys that are not used here: roboflow, channels" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("../train/images", "../../train/images", "/content/set/train/images", "train\\images"),
+        *("..\\train\\images", "C:\\Users\\me\\set\\train\\images"),
+    ],
+)
+def test_paths_of_other_tools_and_machines_are_found(tmp_path: Path, text: str) -> None:
+    (tmp_path / "set" / "train" / "images").mkdir(parents=True)
+    (tmp_path / "set" / "images").mkdir()  # must not be taken for train/images
+    config = load_data_config(write_yaml(tmp_path / "set", f"train: '{text}'\nnames: [x]\n"))
+    assert config.sources("train")[0].samefile(tmp_path / "set" / "train" / "images")
+
+
+def test_a_path_may_be_relative_to_the_yaml_or_to_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "set" / "val").mkdir(parents=True)
+    (tmp_path / "yamls" / "set" / "train").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    config = load_data_config(write_yaml(tmp_path / "yamls", "path: set\ntrain: train\nval: val\nnames: [x]\n"))
+    assert config.sources("train") == (tmp_path / "yamls" / "set" / "train",)
+    assert config.sources("val") == (tmp_path / "here" / "set" / "val",)
+
+
+def test_a_folder_of_one_name_is_not_looked_for_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    config = load_data_config(write_yaml(tmp_path, "train: /gone/train/images\nnames: [x]\n"))
+    with pytest.raises(DataError, match="/gone/train/images does not exist"):
+        config.sources("train")
+
+
+@pytest.mark.parametrize("name", ["instances.json", "train.txt", "folder"])
+def test_data_given_itself_says_what_to_write(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.mkdir() if name == "folder" else path.write_text("{}")
+    with pytest.raises(ConfigError, match=f"expected a YAML that names it; write one with: train: {path}"):
+        load_data_config(path)
+
+
+@pytest.mark.parametrize("name", ["data/bccd.yaml", "bccd.yaml", "bccd"])
+def test_shipped_yamls_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(load_data_config(name).sources("val")) == 1
+    (tmp_path / "bccd.yaml").write_text("val: mine\nnames: [x]\n")
+    assert load_data_config("bccd.yaml").names == ("x",)
+
+
+def test_a_root_category_is_no_class(tmp_path: Path) -> None:
+    categories = [
+        {"id": 0, "name": "cells", "supercategory": "none"},
+        {"id": 1, "name": "RBC", "supercategory": "cells"},
+    ]
+    (tmp_path / "v.json").write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    assert load_data_config(write_yaml(tmp_path, "val: v.json\n")).names == ("RBC",)
+
+
+def test_classes_can_be_put_into_the_order_of_a_network(tmp_path: Path) -> None:
+    config = load_data_config(write_yaml(tmp_path, "train: a\nnames: [cat, dog, cow]\n"))
+    ordered = config.in_order_of(("cow", "cat", "dog"), weights="net.pt")
+    assert (ordered.names, ordered.label_names) == (("cow", "cat", "dog"), ("cat", "dog", "cow"))
+    assert ordered.label_classes == (1, 2, 0)
+    with pytest.raises(ConfigError, match=r"only net.pt has 'hen'; only .*data.yaml has 'cow'"):
+        config.in_order_of(("hen", "cat", "dog"), weights="net.pt")
+    assert config.in_order_of(("0", "1", "2"), weights="net.pt").names == config.names

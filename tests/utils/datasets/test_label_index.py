@@ -67,8 +67,8 @@ def test_every_fault_is_counted_and_none_stops(tmp_path: Path) -> None:
     np.testing.assert_array_equal(index.shapes_hw, [(48, 64)] * 3 + [(20, 30)])
     text = index.summary.as_text()
     assert "4 images, 3 boxes" in text
-    assert "1 images corrupt, skipped" in text
-    assert "4.png (corrupt)" in text
+    assert "1 images corrupt or of a kind that cannot be read, skipped" in text
+    assert "4.png (corrupt: " in text
     assert len(text.splitlines()) < 20
 
 
@@ -78,7 +78,10 @@ def test_coco_ids_sizes_and_boxes_are_taken_over(tmp_path: Path) -> None:
     assert index.image_ids == (30, 31)
     assert index.category_ids == (4, 9)
     assert index.names == ("cat", "dog")
-    assert index.coco == tmp_path / "instances_val.json"
+    assert index.file_names == ("a.png", "b.png")
+    assert [truth.is_crowd.tolist() for truth in index.truth] == [[], [False, True]]
+    assert index.truth[1].ltwh.tolist() == [[10, 10, 20, 30], [0, 0, 100, 50]]
+    assert index.truth[1].areas.tolist() == [600, 5000]
     assert [len(labels) for labels in index.labels] == [0, 1]
     np.testing.assert_allclose(index.labels[1], [[1, 0.2, 0.5, 0.2, 0.6]])
     assert (index.summary.missing_images, index.summary.crowd) == (1, 1)
@@ -98,10 +101,12 @@ def test_class_names_must_match_the_categories(tmp_path: Path) -> None:
         build_label_index(config, "val")
 
 
-def test_a_single_class_has_class_zero_and_no_json(tmp_path: Path) -> None:
+def test_a_single_class_has_class_zero_and_keeps_crowds(tmp_path: Path) -> None:
     index = build_label_index(write_coco(tmp_path), "val", single_cls=True)
     assert index.labels[1][:, 0].tolist() == [0]
-    assert (index.names, index.category_ids, index.coco) == (("item",), (0,), None)
+    assert (index.names, index.category_ids) == (("item",), (0,))
+    assert index.truth[1].classes.tolist() == [0, 0]
+    assert index.truth[1].is_crowd.tolist() == [False, True]
 
 
 def test_a_txt_list_names_its_images(tmp_path: Path) -> None:
@@ -126,11 +131,13 @@ def test_exif_rotated_pictures_have_the_size_people_see(tmp_path: Path) -> None:
 def test_the_second_time_comes_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = build_index(tmp_path)
     assert (tmp_path / "labels" / "train.index.cache").is_file()
-    monkeypatch.setattr(index_module, "_scan", None)  # reading anything would fail
+    monkeypatch.setattr(index_module, "scan", None)  # reading anything would fail
     second = build_label_index(load_data_config(tmp_path / "data.yaml"), "train")
     assert second.paths == first.paths
     assert second.image_ids == first.image_ids
     assert second.summary == first.summary
+    assert [truth.to_rows().tolist() for truth in second.truth] == [truth.to_rows().tolist() for truth in first.truth]
+    assert (second.file_names, second.digests) == (first.file_names, first.digests)
     assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(first.labels, second.labels, strict=True))
     np.testing.assert_array_equal(second.shapes_hw, first.shapes_hw)
 

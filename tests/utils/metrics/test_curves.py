@@ -34,9 +34,30 @@ def test_class_must_agree_and_classes_without_truth_have_no_curve():
     assert curves.recall.max() == 0
 
 
-def test_no_true_box_gives_zeros_at_the_best_point():
-    curves = confidence_curves([np.zeros((0, 6))], [np.zeros((0, 5))])
-    assert (len(curves.classes), curves.best().f1) == (0, 0)
+def test_no_true_box_gives_no_number_at_the_best_point():
+    best = confidence_curves([np.zeros((0, 6))], [np.zeros((0, 5))]).best()
+    assert np.isnan([best.precision, best.recall, best.f1, best.confidence]).all()
+
+
+def test_nothing_found_has_a_recall_of_zero_and_no_precision():
+    best = confidence_curves([np.zeros((0, 6))], [np.array([[0, 1, 1, 5, 5]])]).best()
+    assert (best.recall, best.f1) == (0, 0)
+    assert np.isnan(best.precision)
+
+
+def test_a_class_of_which_nothing_was_found_counts_with_a_precision_of_zero():
+    truth = np.array([[0, 1, 1, 5, 5], [1, 20, 20, 30, 30]])
+    best = confidence_curves([np.array([[1, 1, 5, 5, 0.9, 0]])], [truth]).best()
+    assert (best.precision, best.recall) == (0.5, 0.5)
+
+
+def test_predictions_in_a_crowd_are_left_out_unless_they_found_an_object():
+    truth = [np.array([[0, 0, 0, 10, 10]])]
+    found = [np.array([[0, 0, 10, 10, 0.9, 0], [50, 50, 60, 60, 0.8, 0], [50, 50, 60, 60, 0.8, 1]])]
+    crowds = [np.array([[0, 40, 40, 100, 100]])]
+    assert confidence_curves(found, truth, crowds).best().precision == 1
+    curves = confidence_curves(found, truth)
+    assert curves.precision[0, 0] == 0.5
 
 
 def test_ap_equals_coco_ap50():

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import label_index
 
 from utils.datasets.images import read_image
-from utils.datasets.index import LabelIndex
-from utils.datasets.index_summary import IndexSummary
 from utils.plots.labels import plot_labels
 
 
@@ -18,16 +17,8 @@ def test_the_picture_shows_something_for_any_number_of_boxes(
     rng = np.random.default_rng(0)
     boxes = rng.uniform(0.1, 0.9, (num_boxes, 5)).astype(np.float32)
     boxes[:, 0] = rng.integers(0, num_classes, num_boxes)
-    index = LabelIndex(
-        paths=("a.jpg",),
-        labels=(boxes,),
-        shapes_hw=np.array([[10, 10]]),
-        image_ids=(0,),
-        category_ids=tuple(range(num_classes)),
-        names=tuple(f"class{number}" for number in range(num_classes)),
-        coco=None,
-        summary=IndexSummary(),
-    )
+    names = [f"class{number}" for number in range(num_classes)]
+    index = label_index([boxes], shapes_hw=[(10, 10)], names=names)
     plot_labels(index, tmp_path / "labels.jpg")
     image = read_image(tmp_path / "labels.jpg")
     assert min(image.shape[:2]) > 500
