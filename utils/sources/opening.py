@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import glob
+from itertools import takewhile
 from pathlib import Path
 
 from utils.datasets.images import IMAGE_SUFFIXES
 from utils.errors import DataError
-from utils.sources.files import FileSource
+from utils.sources.files import FileSource, common_folder
 from utils.sources.frame import Source
 from utils.sources.live import LiveSource
 from utils.sources.video import VIDEO_SUFFIXES
@@ -29,11 +30,14 @@ def open_source(text: str) -> Source:
         return LiveSource(text)
     path = Path(text)
     if path.is_dir():
-        return FileSource(_media_in(path))
+        return FileSource(_media_in(path), below=path)
+    if path.is_file() and path.suffix.lower() == ".txt":
+        files = _listed_in(path)
+        return FileSource(files, below=common_folder(files))
     if path.is_file():
-        return FileSource(_listed_in(path) if path.suffix.lower() == ".txt" else [path])
+        return FileSource([path])
     if glob.has_magic(text):
-        return FileSource(_matching(text))
+        return FileSource(_matching(text), below=_fixed_prefix(text))
     raise DataError(
         f"source {text!r} does not exist; give an image, video, folder, glob, txt list, camera number or address"
     )
@@ -55,6 +59,11 @@ def _matching(pattern: str) -> list[Path]:
     if not files:
         raise DataError(f"pattern {pattern!r} matches no image or video; check it, and quote it in the shell")
     return files
+
+
+def _fixed_prefix(pattern: str) -> Path:
+    """The folder that a pattern starts from: its parts before the first one with a wildcard."""
+    return Path(*takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
 
 
 def _listed_in(list_file: Path) -> list[Path]:
