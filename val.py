@@ -31,12 +31,13 @@ from utils.batch import Batch
 from utils.cli import run_script
 from utils.config_values import check_least
 from utils.datasets.config import DataConfig, load_data_config
-from utils.datasets.index import build_label_index
+from utils.datasets.index import LabelIndex, build_label_index
 from utils.datasets.known_pictures import are_pictures
 from utils.datasets.usable import warn_without_boxes
 from utils.device import select_device
 from utils.errors import ConfigError
 from utils.metrics.coco import Engine
+from utils.output_names import OutputNames
 from utils.run_folder import RunFolder, plain
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def val(config: ValConfig) -> Evaluation | ClassifierEvaluation | None:
         logger.info("results in %s", folder.path / "study.csv")
         return None
     names = session.index.names
-    evaluation = session.evaluate_at(config.img_size, on_batch=_saver(config, folder.path, names))
+    evaluation = session.evaluate_at(config.img_size, on_batch=_saver(config, folder.path, session.index))
     save_evaluation(evaluation, folder.path, names=names)
     folder.write_result({**result_of(evaluation), "config": plain(config)})
     logger.info("%s", metrics_table(evaluation, names=names, verbose=config.verbose))
@@ -176,11 +177,12 @@ def _frame_of(runtimes: Sequence[RuntimeModel], config: ValConfig) -> tuple[int,
     return None
 
 
-def _saver(config: ValConfig, folder: Path, names: Sequence[str]) -> OnBatch:
+def _saver(config: ValConfig, folder: Path, index: LabelIndex) -> OnBatch:
     """What happens to each batch: sample pictures, and txt files if asked."""
-    savers: list[OnBatch] = [SamplePictures(folder=folder, names=names)]
+    savers: list[OnBatch] = [SamplePictures(folder=folder, names=index.names)]
     if config.save_txt or config.save_hybrid:
-        savers.append(LabelFiles(folder=folder / "labels", with_score=config.save_conf))
+        names = OutputNames(index.inputs)
+        savers.append(LabelFiles(folder=folder, names=names, with_score=config.save_conf))
 
     def save(step: int, batch: Batch, boxes: Sequence[NDArray[Any]]) -> None:
         for saver in savers:

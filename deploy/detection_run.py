@@ -15,6 +15,7 @@ import numpy as np
 from deploy.predictor import COMPUTING, STAGES, Predictor
 from utils.detection_files import DetectionWriter, WriteOptions
 from utils.detections import Detections
+from utils.output_names import OutputNames
 from utils.sources import Frame, LiveSource, Source
 from utils.window import show
 
@@ -76,7 +77,7 @@ def run_detection(
         DataError: The source gives no picture at all.
     """
     tally = _Tally()
-    with DetectionWriter(folder, options) as writer:
+    with DetectionWriter(folder, options, OutputNames(source.inputs)) as writer:
         try:
             for frame, found in _detected(source, model=model, tally=tally):
                 start = time.perf_counter()

@@ -16,6 +16,7 @@ from utils.batch import Batch
 from utils.boxes import unletterbox, xyxy_to_cxcywh
 from utils.files import write_text
 from utils.metrics.coco import number_text
+from utils.output_names import OutputNames
 from utils.plots.batches import plot_labels, plot_predictions
 from utils.plots.curves import plot_confusion, plot_curves
 
@@ -89,9 +90,16 @@ class SamplePictures:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFiles:
-    """Writes a txt per image: class, cx, cy, w, h normalised, and the score if asked. An `on_batch` of `evaluate`."""
+    """Writes a txt per image: class, cx, cy, w, h normalised, and the score if asked. An `on_batch` of `evaluate`.
+
+    Attributes:
+        folder: The run folder; the files lie in its `labels`.
+        names: Of all images of the data set.
+        with_score: Add the score to each line.
+    """
 
     folder: Path
+    names: OutputNames
     with_score: bool = False
 
     def __call__(self, step: int, batch: Batch, boxes: Sequence[Array]) -> None:
@@ -105,4 +113,4 @@ class LabelFiles:
                 )
                 for place, row in zip(cxcywh, own, strict=True)
             ]
-            write_text(self.folder / f"{Path(info.path).stem}.txt", "".join(line + "\n" for line in lines))
+            write_text(self.folder / self.names.label(info.path), "".join(line + "\n" for line in lines))

@@ -163,13 +163,29 @@ class DetectionLoss:
     def _cross_entropy(self, logits: Tensor, wanted: Tensor, positive_weight: float) -> Tensor:
         weight = None if positive_weight == 1 else torch.full((), positive_weight, device=logits.device)
         loss = F.binary_cross_entropy_with_logits(logits, wanted, pos_weight=weight, reduction="none")
-        if self.gains.fl_gamma == 0:
+        if self.gains.fl_gamma <= 0:
             return loss
-        # Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, for soft targets.
-        probability = logits.sigmoid()
-        miss = (wanted - probability).abs()
-        alpha = wanted * _FOCAL_ALPHA + (1 - wanted) * (1 - _FOCAL_ALPHA)
-        return loss * alpha * miss**self.gains.fl_gamma
+        return loss * _focal_factor(logits, wanted, gamma=self.gains.fl_gamma)
+
+
+def _focal_factor(logits: Tensor, wanted: Tensor, *, gamma: float) -> Tensor:
+    """Weigh each cross entropy by how far its probability p is from its target t, (1 - p_t)^gamma, and by its alpha.
+
+    Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, for hard targets. v5.0 extends it to soft ones by
+    p_t = t p + (1 - t) (1 - p), so a probability of .5 for a target of .5 still weighs .5^gamma.
+
+    Args:
+        logits: Before the sigmoid.
+        wanted: Targets in [0, 1], of the same shape.
+        gamma: More than 0.
+
+    Returns:
+        Factors of the same shape.
+    """
+    # Both probabilities by a sigmoid: 1 - p rounds to 0 early, and a root has no gradient there.
+    miss = wanted * torch.sigmoid(-logits) + (1 - wanted) * torch.sigmoid(logits)
+    alpha = wanted * _FOCAL_ALPHA + (1 - wanted) * (1 - _FOCAL_ALPHA)
+    return alpha * miss.clamp(min=torch.finfo(miss.dtype).tiny) ** gamma
 
 
 def _last_at(place: Tensor, values: Tensor, *, size: int) -> Tensor:
@@ -183,7 +199,7 @@ def _last_at(place: Tensor, values: Tensor, *, size: int) -> Tensor:
     return torch.cat((values.new_zeros(1), values))[last]
 
 
-def complete_iou(first: Tensor, second: Tensor, *, eps: float = 1e-9) -> Tensor:
+def complete_iou(first: Tensor, second: Tensor, *, eps: float = 1e-7) -> Tensor:
     """CIoU of boxes pair by pair.
 
     Zheng et al., "Distance-IoU Loss", AAAI 2020: IoU less the squared centre distance over the squared diagonal of
@@ -192,7 +208,7 @@ def complete_iou(first: Tensor, second: Tensor, *, eps: float = 1e-9) -> Tensor:
     Args:
         first: (M, 4) cx, cy, w, h.
         second: (M, 4) in the same unit.
-        eps: Keeps quotients finite.
+        eps: Keeps quotients finite; added to heights, union and diagonal, as in v5.0.
 
     Returns:
         (M,) at most 1.
@@ -202,11 +218,11 @@ def complete_iou(first: Tensor, second: Tensor, *, eps: float = 1e-9) -> Tensor:
     low2, high2 = second[:, :2] - half2, second[:, :2] + half2
     inner = (torch.minimum(high1, high2) - torch.maximum(low1, low2)).clamp(0).prod(1)
     outer = torch.maximum(high1, high2) - torch.minimum(low1, low2)
-    iou = inner / (first[:, 2:].prod(1) + second[:, 2:].prod(1) - inner + eps)
+    height1, height2 = first[:, 3] + eps, second[:, 3] + eps
+    iou = inner / (first[:, 2] * height1 + second[:, 2] * height2 - inner + eps)
 
     distance = (first[:, :2] - second[:, :2]).square().sum(1) / (outer.square().sum(1) + eps)
-    angle1 = torch.atan(first[:, 2] / (first[:, 3] + eps))
-    angle2 = torch.atan(second[:, 2] / (second[:, 3] + eps))
+    angle1, angle2 = torch.atan(first[:, 2] / height1), torch.atan(second[:, 2] / height2)
     aspect = 4 / math.pi**2 * (angle2 - angle1).square()
     with torch.no_grad():
         weight = aspect / (1 - iou + aspect + eps)

@@ -61,6 +61,18 @@ def test_run_folder_holds_the_numbers_and_the_pictures(data_yaml):
         assert (folder / name).exists()
 
 
+@pytest.mark.parametrize("flag", ["save_txt", "save_hybrid"])
+def test_label_files_of_images_of_one_stem_lie_in_their_subfolders(data_yaml, flag):
+    for cam in ("cam1", "cam2", "cam3"):
+        (data_yaml.parent / "images" / cam).mkdir()
+    for number, name in enumerate(("cam1/0001", "cam2/0001", "cam3/a b")):
+        (data_yaml.parent / f"images/{number}.png").rename(data_yaml.parent / f"images/{name}.png")
+    val(_config(data_yaml, **{flag: True}))
+    labels = data_yaml.parent / "runs/exp/labels"
+    found = sorted(path.relative_to(labels).as_posix() for path in labels.rglob("*.txt"))
+    assert found == ["cam1/0001.txt", "cam2/0001.txt", "cam3/a b.txt"]
+
+
 def test_second_run_gets_a_folder_of_its_own(data_yaml):
     val(_config(data_yaml))
     val(_config(data_yaml))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +13,7 @@ import numpy as np
 from utils.detections import Detections
 from utils.errors import ConfigError
 from utils.files import write_json, write_text
+from utils.output_names import OutputNames, class_folders
 from utils.plots.save import save_image
 from utils.sources import Frame
 
@@ -43,14 +43,13 @@ class WriteOptions:
 class DetectionWriter:
     """Writes what was found in each frame below one folder; a context manager that finishes videos and JSON.
 
-    pictures as <stem>.jpg, videos as <stem>.mp4, labels/<stem>.txt, crops/<class>/<stem>_<number>.jpg; frames of
-    a video or stream carry their position after the stem. Sources of the same stem get a number.
+    `names` says where: see `utils.output_names`. detections.json lists the files of each frame.
     """
 
-    def __init__(self, folder: Path, options: WriteOptions) -> None:
+    def __init__(self, folder: Path, options: WriteOptions, names: OutputNames) -> None:
         self._folder = folder
         self._options = options
-        self._stems: dict[str, str] = {}
+        self._names = names
         self._records: list[dict[str, Any]] = []
         self._video: Any = None
         self._video_name = ""
@@ -77,43 +76,41 @@ class DetectionWriter:
             detections: What was found in it.
             drawn: (H, W, 3) uint8 RGB with the boxes, needed for `pictures`.
         """
-        options = self._options
-        stem = self._stem_of(frame.name)
-        numbered = stem if frame.kind == "image" else f"{stem}_{frame.index:06d}"
+        options, names = self._options, self._names
+        position = None if frame.kind == "image" else frame.index
+        files: dict[str, str | list[str]] = {}
         if options.pictures and drawn is not None:
             if frame.kind == "image":
-                save_image(drawn, self._folder / f"{stem}.jpg")
+                files["image"] = names.image(frame.name)
+                save_image(drawn, self._folder / names.image(frame.name))
             else:
-                self._write_video_frame(frame, drawn, stem)
+                files["video"] = names.video(frame.name)
+                self._write_video_frame(frame, drawn, self._folder / names.video(frame.name))
         if options.txt:
+            files["label"] = label = names.label(frame.name, position)
             lines = detections.to_yolo_lines(with_conf=options.conf)
-            write_text(self._folder / "labels" / f"{numbered}.txt", "".join(f"{line}\n" for line in lines))
+            write_text(self._folder / label, "".join(f"{line}\n" for line in lines))
         if options.crops:
-            self._write_crops(detections, numbered)
+            files["crops"] = self._write_crops(detections, frame.name, position)
         if options.json:
-            self._records.append(_record(frame, detections))
+            self._records.append(_record(frame, detections, files))
 
-    def _stem_of(self, name: str) -> str:
-        """A file name for a source, its own even where two sources share theirs."""
-        if name not in self._stems:
-            is_file = "://" not in name
-            stem = re.sub(r"[^\w.-]+", "_", Path(name).stem if is_file else name) or "source"
-            taken = set(self._stems.values())
-            number, unique = 2, stem
-            while unique in taken:
-                unique, number = f"{stem}_{number}", number + 1
-            self._stems[name] = unique
-        return self._stems[name]
+    def _write_crops(self, detections: Detections, source: str, position: int | None) -> list[str]:
+        """Write the image inside each box; returns their names in the order of the boxes."""
+        folders = class_folders(detections.names)
+        crops = [
+            self._names.crop(source, position, class_folder=folders[class_id], number=number)
+            for number, class_id in enumerate(detections.class_ids)
+        ]
+        for name, crop in zip(crops, detections.crops(), strict=True):
+            save_image(crop, self._folder / name)
+        return crops
 
-    def _write_crops(self, detections: Detections, stem: str) -> None:
-        for number, (crop, class_id) in enumerate(zip(detections.crops(), detections.class_ids, strict=True)):
-            folder = self._folder / "crops" / re.sub(r"[^\w.-]+", "_", detections.names[class_id])
-            save_image(crop, folder / f"{stem}_{number}.jpg")
-
-    def _write_video_frame(self, frame: Frame, drawn: np.ndarray[Any, Any], stem: str) -> None:
-        if frame.name != self._video_name:
+    def _write_video_frame(self, frame: Frame, drawn: np.ndarray[Any, Any], path: Path) -> None:
+        # A video that is listed twice starts anew.
+        if frame.name != self._video_name or frame.index == 0:
             self._finish_video()
-            path = self._folder / f"{stem}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._video_hw = (drawn.shape[0], drawn.shape[1])
             codec = cv2.VideoWriter.fourcc(*"mp4v")
             size_wh = self._video_hw[::-1]
@@ -132,7 +129,7 @@ class DetectionWriter:
         self._video, self._video_name = None, ""
 
 
-def _record(frame: Frame, detections: Detections) -> dict[str, Any]:
+def _record(frame: Frame, detections: Detections, files: dict[str, str | list[str]]) -> dict[str, Any]:
     height, width = detections.image_hw
     place = {} if frame.kind == "image" else {"frame": frame.index}
     return {
@@ -140,5 +137,6 @@ def _record(frame: Frame, detections: Detections) -> dict[str, Any]:
         **place,
         "height": height,
         "width": width,
+        "files": files,
         "detections": detections.to_dict(),
     }

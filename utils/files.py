@@ -24,6 +24,9 @@ ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplemented
 # And numpy for an .npz: arrays cut off, of objects, or declared larger than memory; another file altogether.
 NPZ_ERRORS = (*ZIP_ERRORS, OSError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
 
+# Bytes of a file's name on common file systems.
+_LONGEST_NAME = 255
+
 
 def check_writable(folder: str | Path) -> None:
     """Check that files can be put into a folder, which need not exist yet, before what they hold is computed.
@@ -47,7 +50,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         ConfigError: The folder cannot be written to (full or read-only disk).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -61,6 +64,13 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _temporary_beside(path: Path) -> Path:
+    """Make up a hidden name in the same folder; a digest stands for a name that leaves no room for more."""
+    name, ending = os.fsencode(path.name), f".{os.getpid()}.tmp"
+    has_room = len(name) + len(ending) < _LONGEST_NAME
+    return path.with_name(f".{path.name if has_room else hashlib.sha256(name).hexdigest()}{ending}")
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -12,6 +12,7 @@ from engine.study import run_study
 from utils.batch import Batch, ImageInfo
 from utils.errors import ConfigError
 from utils.metrics.coco import TWELVE
+from utils.output_names import OutputNames, below_common_folder
 
 CPU = torch.device("cpu")
 NAMES = ("cat", "dog")
@@ -212,9 +213,9 @@ def test_saved_files_are_those_of_v5(tmp_path):
 
 
 def test_txt_lines_are_normalised_to_the_original_picture(tmp_path):
-    writer = LabelFiles(folder=tmp_path, with_score=True)
+    writer = LabelFiles(folder=tmp_path, names=OutputNames(below_common_folder(_index().paths)), with_score=True)
     evaluate(_perfect, _batches(), _index(), settings=EvalSettings(), device=CPU, on_batch=writer)
-    rows = np.loadtxt(tmp_path / "a.txt")
+    rows = np.loadtxt(tmp_path / "labels" / "a.txt")
     assert rows == pytest.approx(np.concatenate([TRUE, [[0.9], [0.9]]], 1), abs=1e-5)
 
 

@@ -17,6 +17,12 @@ def test_write_makes_missing_folders(tmp_path: Path) -> None:
     assert (tmp_path / "a/b/c.txt").read_text(encoding="utf-8") == "blüte"
 
 
+def test_file_with_the_longest_name_is_written(tmp_path: Path) -> None:
+    name = "数" * 83 + "ab.txt"  # 255 bytes
+    write_text(tmp_path / name, "here")
+    assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [(name, "here")]
+
+
 @pytest.mark.parametrize("error", [RuntimeError("bug"), KeyboardInterrupt()])
 def test_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "file.txt"

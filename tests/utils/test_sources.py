@@ -50,6 +50,29 @@ def test_glob_reaches_deeper_folders(tmp_path: Path) -> None:
     assert sorted(names_of(open_source(f"{tmp_path}/**/*.png"))) == ["a.png", "b.png"]
 
 
+def test_every_file_comes_with_the_folder_it_was_listed_below(tmp_path: Path) -> None:
+    for name in ("cam1/a.png", "cam2/a.png", "cam2/x[1]/b.png"):
+        write_image(tmp_path / name)
+    (tmp_path / "list.txt").write_text("cam2/a.png\ncam2/x[1]/b.png\n")
+
+    def folders_of(text: str) -> set[Path]:
+        return {folder for _, folder in open_source(text).inputs}
+
+    assert folders_of(f"{tmp_path}/cam1") == {tmp_path / "cam1"}
+    assert folders_of(f"{tmp_path}/cam1/a.png") == {tmp_path / "cam1"}
+    assert folders_of(f"{tmp_path}/cam*/*.png") == {tmp_path}
+    assert folders_of(f"{tmp_path}/cam2/**/*.png") == {tmp_path / "cam2"}
+    assert folders_of(f"{tmp_path}/cam2/x[[]1]/*.png") == {tmp_path / "cam2"}
+    assert folders_of(f"{tmp_path}/list.txt") == {tmp_path / "cam2"}
+    assert open_source("rtsp://cam").inputs == ()
+
+
+def test_glob_in_the_working_directory_starts_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(tmp_path / "cam1/a.png")
+    monkeypatch.chdir(tmp_path)
+    assert open_source("*/*.png").inputs == ((Path("cam1/a.png"), Path()),)
+
+
 def test_file_with_brackets_in_its_name_is_no_glob(tmp_path: Path) -> None:
     path = write_image(tmp_path / "photo[1].png")
     assert names_of(open_source(str(path))) == ["photo[1].png"]

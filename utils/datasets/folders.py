@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,8 @@ IMAGE_SUFFIXES = frozenset(
 _DATA_SUFFIXES = frozenset(
     {".txt", ".json", ".xml", ".csv", ".tsv", ".yaml", ".yml", ".md", ".cache", ".npy", ".npz", ".html", ".py"}
 )
+# Kinds of unread files that a line names.
+_MOST_SUFFIXES = 8
 # Files that desktops leave behind, beside the hidden ones.
 _LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 _LONGEST_SIGNATURE = 12
@@ -47,8 +49,19 @@ class FolderListing:
     unread: Mapping[str, int]
     loops: tuple[Path, ...]
 
+    def notes(self) -> list[str]:
+        """Return lines that say what was passed over."""
+        lines = []
+        if self.unread:
+            most = sorted(self.unread.items(), key=lambda item: -item[1])[:_MOST_SUFFIXES]
+            kinds = ", ".join(f"{count} {suffix}" for suffix, count in most)
+            lines.append(f"{sum(self.unread.values())} files that are no images, not read: {kinds}")
+        if self.loops:
+            lines.append(f"{len(self.loops)} links to a folder that they lie in, not followed, e.g. {self.loops[0]}")
+        return lines
 
-def list_folder(folder: Path, *, recursive: bool = True) -> FolderListing:
+
+def list_folder(folder: Path, *, recursive: bool = True, also: Container[str] = ()) -> FolderListing:
     """List the images of a folder.
 
     Links to folders are followed. Hidden files and folders are passed over. A file whose suffix says nothing is an
@@ -57,12 +70,13 @@ def list_folder(folder: Path, *, recursive: bool = True) -> FolderListing:
     Args:
         folder: Where to look.
         recursive: Whether to look in the folders below it too.
+        also: Suffixes of further files to list, such as those of videos.
     """
     images: list[Path] = []
     unread: Counter[str] = Counter()
     loops: list[Path] = []
     for path in _files_below(folder, recursive=recursive, loops=loops):
-        if is_image_file(path):
+        if path.suffix.lower() in also or is_image_file(path):
             images.append(path)
         elif path.suffix.lower() not in _DATA_SUFFIXES:
             unread[path.suffix.lower() or "no suffix"] += 1

@@ -62,6 +62,16 @@ class LabelIndex:
         return len(self.paths)
 
     @property
+    def inputs(self) -> list[tuple[Path, Path]]:
+        """Every image with the folder it was listed below, which outputs named after it leave out."""
+        below = []
+        for path, name in zip(map(Path, self.paths), map(Path, self.file_names), strict=True):
+            depth = len(name.parts)
+            is_below = path.parts[-depth:] == name.parts
+            below.append((path, Path(*path.parts[:-depth]) if is_below else path.parent))
+        return below
+
+    @property
     def num_boxes(self) -> int:
         """Number of boxes to train on or to find."""
         return sum(len(labels) for labels in self.labels)

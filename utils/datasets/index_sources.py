@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,6 @@ from utils.files import decode_text
 
 # Text files in folders of labels that are no labels.
 _NO_LABELS = ("classes.txt", "labels.txt", "names.txt", "notes.txt", "readme.txt", "train.txt", "val.txt", "test.txt")
-_MOST_SUFFIXES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +92,25 @@ def list_candidates(config: DataConfig, split: str) -> Listing:
         raise DataError(f"{config.path}: {split} lists no image in {places}; check the paths{_only(notes)}")
     first = candidates[0].label_file
     return Listing(
-        candidates=tuple(candidates),
+        candidates=_with_distinct_names(candidates),
         category_ids=_category_ids(config, coco_sets),
         json_files=tuple(coco.path for coco in coco_sets),
         anchor=first.parent if first is not None else sources[0],
         is_labelled=len(coco_sets) < len(sources) or any(coco.is_labelled for coco in coco_sets),
         notes=(*notes, *_shared_labels(candidates)),
+    )
+
+
+def _with_distinct_names(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Name images from the folder that all sources lie below, where names from each source alone are shared."""
+    if len({candidate.file_name for candidate in candidates}) == len(candidates):
+        return tuple(candidates)
+    common = Path(os.path.commonpath([candidate.image.parent for candidate in candidates]))
+    return tuple(
+        candidate
+        if candidate.image_id is not None
+        else replace(candidate, file_name=candidate.image.relative_to(common).as_posix())
+        for candidate in candidates
     )
 
 
@@ -108,12 +120,7 @@ def _only(notes: Sequence[str]) -> str:
 
 def _from_folder(source: Path, *, notes: list[str]) -> list[Candidate]:
     listing = list_folder(source)
-    if listing.unread:
-        suffixes = sorted(listing.unread.items(), key=lambda item: -item[1])
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in suffixes[:_MOST_SUFFIXES])
-        notes.append(f"{sum(listing.unread.values())} files that are no images, not read: {kinds}")
-    if listing.loops:
-        notes.append(f"{len(listing.loops)} links to a folder that they lie in, not followed")
+    notes += listing.notes()
     found = [
         Candidate(image=image, file_name=image.relative_to(source).as_posix(), label_file=label_path(image))
         for image in listing.images

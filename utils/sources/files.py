@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from utils.datasets.images import read_image
@@ -14,14 +15,27 @@ from utils.sources.video import VIDEO_SUFFIXES, capture, recorded_frames
 logger = logging.getLogger(__name__)
 
 
+def common_folder(paths: Iterable[str | Path]) -> Path | None:
+    """Find the deepest folder that all paths lie below; None for no paths, and for several drives."""
+    parents = {os.path.dirname(os.path.abspath(path)) for path in paths}
+    try:
+        return Path(os.path.commonpath(parents))
+    except ValueError:
+        return None
+
+
 class FileSource:
     """Images and videos in the given order.
 
     A file that cannot be read is skipped with a warning and counted; when it is the only one, it is an error.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    inputs: tuple[tuple[Path, Path], ...] = ()
+
+    def __init__(self, paths: Sequence[Path], *, below: Path | None = None) -> None:
+        """Args: `below` is the folder that all paths were listed below; by default each file's own."""
         self.paths = tuple(paths)
+        self.inputs = tuple((path, below or path.parent) for path in self.paths)
         self.skipped = 0
 
     def __iter__(self) -> Iterator[Frame]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -33,7 +34,11 @@ class Frame:
 
 
 class Source(Protocol):
-    """Frames in order, and how many files had to be left out."""
+    """Frames in order, the files they come from, and how many of these had to be left out."""
+
+    @property
+    def inputs(self) -> Sequence[tuple[Path, Path]]:
+        """Every file with the folder it was listed below; none for a camera or a stream."""
 
     @property
     def skipped(self) -> int:

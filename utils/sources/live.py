@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -26,6 +27,8 @@ class LiveSource:
     connection is opened again after `first_wait`, then twice that, and so on; after `max_retries` vain attempts in
     a row the source ends. An address behind which lies a video with an end is read frame by frame instead.
     """
+
+    inputs: tuple[tuple[Path, Path], ...] = ()
 
     def __init__(self, address: str | int, *, max_retries: int = 5, first_wait: float = 1.0) -> None:
         self.address = address

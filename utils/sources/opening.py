@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import glob
+import logging
+from itertools import takewhile
 from pathlib import Path
 
-from utils.datasets.folders import IMAGE_SUFFIXES
+from utils.datasets.folders import is_image_file, list_folder
+from utils.datasets.paths import find_named
 from utils.errors import DataError
+from utils.files import decode_text
 from utils.shipped import find_shipped
-from utils.sources.files import FileSource
+from utils.sources.files import FileSource, common_folder
 from utils.sources.frame import Source
 from utils.sources.live import LiveSource
 from utils.sources.video import VIDEO_SUFFIXES
 
+logger = logging.getLogger(__name__)
+
 _STREAM_SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "tcp://", "udp://")
-_MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 
 
 def open_source(text: str) -> Source:
@@ -30,18 +35,24 @@ def open_source(text: str) -> Source:
         return LiveSource(text)
     path = find_shipped(text, "data")
     if path.is_dir():
-        return FileSource(_media_in(path))
+        return FileSource(_media_in(path), below=path)
+    if path.is_file() and path.suffix.lower() == ".txt":
+        files = _listed_in(path)
+        return FileSource(files, below=common_folder(files))
     if path.is_file():
-        return FileSource(_listed_in(path) if path.suffix.lower() == ".txt" else [path])
+        return FileSource([path])
     if glob.has_magic(text):
-        return FileSource(_matching(text))
+        return FileSource(_matching(text), below=_fixed_prefix(text))
     raise DataError(
         f"source {text!r} does not exist; give an image, video, folder, glob, txt list, camera number or address"
     )
 
 
 def _media_in(folder: Path) -> list[Path]:
-    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in _MEDIA_SUFFIXES]
+    listing = list_folder(folder, recursive=False, also=VIDEO_SUFFIXES)
+    for note in listing.notes():
+        logger.warning("%s: %s", folder, note)
+    files = list(listing.images)
     if not files:
         raise DataError(
             f"folder {folder} holds no image or video; images lie directly in it, "
@@ -52,16 +63,25 @@ def _media_in(folder: Path) -> list[Path]:
 
 def _matching(pattern: str) -> list[Path]:
     found = (Path(name) for name in sorted(glob.glob(pattern, recursive=True)))
-    files = [path for path in found if path.suffix.lower() in _MEDIA_SUFFIXES and path.is_file()]
+    files = [path for path in found if path.is_file() and _is_media(path)]
     if not files:
         raise DataError(f"pattern {pattern!r} matches no image or video; check it, and quote it in the shell")
     return files
 
 
+def _is_media(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES or is_image_file(path)
+
+
+def _fixed_prefix(pattern: str) -> Path:
+    """The folder that a pattern starts from: its parts before the first one with a wildcard."""
+    return Path(*takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
+
+
 def _listed_in(list_file: Path) -> list[Path]:
     """The files that a text names, one per line, relative to the text's folder or to the current one."""
     try:
-        text = list_file.read_text(encoding="utf-8-sig")
+        text = decode_text(list_file.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"list {list_file} cannot be read ({error}); expected one path per line") from error
     names = [line.strip() for line in text.splitlines() if line.strip()]
@@ -73,5 +93,5 @@ def _listed_in(list_file: Path) -> list[Path]:
 
 
 def _listed_path(name: str, *, folder: Path) -> Path:
-    beside = folder / name
-    return beside if beside.exists() else Path(name)
+    found = find_named(name, [folder, Path()])
+    return found.path if found.exists else Path(name)
