@@ -123,6 +123,7 @@ def _open_session(config: ValConfig) -> EvalSession:
     for path, runtime in zip(config.weights, runtimes, strict=True):
         if not config.single_cls:
             data.check_classes(runtime.names, weights=path)
+    frame_hw = _frame_of(runtimes, config)
     stride = max(max(runtime.strides) for runtime in runtimes)
     predict = ensemble([predictor(runtime) for runtime in runtimes])
     split = config.task if config.task in ("train", "val", "test") else "val"
@@ -138,7 +139,7 @@ def _open_session(config: ValConfig) -> EvalSession:
         batch_size=config.batch_size,
         workers=config.workers,
         rect=config.rect,
-        frame_hw=_frame_of(runtimes, config),
+        frame_hw=frame_hw,
     )
 
 
@@ -151,10 +152,11 @@ def _frame_of(runtimes: Sequence[RuntimeModel], config: ValConfig) -> tuple[int,
     frame = FixedFrame.of(runtimes, config.weights)
     if frame is None:
         return None
-    sizes = config.study_sizes if config.task == "study" else (config.img_size,)
-    for size in sizes:
-        if size is not None:
-            frame.check(size)
+    if config.task == "study":
+        for size in config.study_sizes:
+            frame.check(size, setting="--study-sizes")
+    elif config.img_size is not None:
+        frame.check(config.img_size)
     if config.rect:
         logger.info("%s takes images of height and width %s only: measured at that size", frame.name, frame.hw)
     return frame.hw

@@ -47,8 +47,12 @@ class FixedFrame:
         stride = max(max(runtime.strides) for runtime in runtimes)
         return next((cls(hw=hw, name=name, stride=stride) for hw, name in fixed.items()), None)
 
-    def check(self, img_size: int) -> None:
+    def check(self, img_size: int, *, setting: str = "--img-size (img_size in Python)") -> None:
         """Refuse an image size that was asked for and is not this one.
+
+        Args:
+            img_size: Longer side in pixels.
+            setting: Name of what asked for it, for messages.
 
         Raises:
             ConfigError: Names the size that can be had.
@@ -56,6 +60,6 @@ class FixedFrame:
         own = max(self.hw)
         if math.ceil(img_size / self.stride) * self.stride != own:
             raise ConfigError(
-                f"--img-size {img_size} (img_size in Python): {self.name} takes images of height and width {self.hw} "
-                f"only; leave it out, give {own}, or export the network again for {img_size}"
+                f"{setting}: got {img_size}, but {self.name} takes images of height and width {self.hw} only; "
+                f"give {own}, or export the network again for {img_size}"
             )

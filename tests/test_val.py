@@ -97,7 +97,8 @@ def test_artefact_of_one_size_is_measured_at_that_size(data_yaml, monkeypatch, c
 def test_size_that_an_artefact_of_one_size_does_not_take_is_refused(data_yaml, monkeypatch, changes):
     monkeypatch.setattr(_Runtime, "input_hw", (64, 128))
     wrong = changes.get("study_sizes", (changes.get("img_size"),))[-1]
-    finding = rf"--img-size {wrong} .*: fake\.pt takes images of height and width \(64, 128\) only; .* give 128"
+    setting = "--study-sizes" if "task" in changes else "--img-size"
+    finding = rf"{setting}.*: got {wrong}, but fake\.pt takes images of height and width \(64, 128\) only; give 128"
     with pytest.raises(ConfigError, match=finding):
         val(_config(data_yaml, **changes))
     assert not (data_yaml.parent / "runs").exists()

@@ -138,7 +138,9 @@ def test_size_that_a_runtime_of_fixed_size_does_not_take_is_refused(given: int |
     if fits:
         assert Predictor(CellRuntime(input_hw=(128, 96)), settings=settings).img_size == 128
         return
-    finding = rf"--img-size {given} .*: best\.onnx takes images of height and width \(128, 96\) only; .* give 128"
+    finding = (
+        rf"--img-size .*: got {given}, but best\.onnx takes images of height and width \(128, 96\) only; give 128"
+    )
     with pytest.raises(ConfigError, match=finding):
         Predictor(CellRuntime(input_hw=(128, 96)), settings=settings, paths=["best.onnx"])
 
