@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # Detectors need no more than 11, attention needs 14; 20 is the last that this exporter knows.
 OPSETS = range(11, 21)
+# The opset that brought DequantizeLinear a scale per channel.
+_INT8_OPSET = 13
 # How torch names an operator that an opset lacks, and the opset that brought it.
 _LACKING = re.compile(r"operator '(?:\w+::)?(\w+)'(?:.*added in version (\d+))?", re.DOTALL)
 
@@ -45,8 +47,21 @@ class GraphSettings:
     dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.opset not in OPSETS:
-            raise ConfigError(f"--opset {self.opset}: expected {OPSETS[0]} to {OPSETS[-1]}")
+        check_opset(self.opset)
+
+
+def check_opset(opset: int, *, is_int8: bool = False) -> None:
+    """Refuse an opset that no graph of ours can have.
+
+    Raises:
+        ConfigError: The exporter does not know it, or its DequantizeLinear has one scale for all channels.
+    """
+    if opset not in OPSETS:
+        raise ConfigError(f"--opset {opset}: expected {OPSETS[0]} to {OPSETS[-1]}")
+    if is_int8 and opset < _INT8_OPSET:
+        raise ConfigError(
+            f"--opset {opset}: its DequantizeLinear lacks the scales per channel of int8; give --opset {_INT8_OPSET}"
+        )
 
 
 def onnx_package() -> Any:

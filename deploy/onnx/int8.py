@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deploy.calibration import skipped_layers
-from deploy.onnx.graph import onnx_package
+from deploy.onnx.graph import check_opset, onnx_package
 from deploy.packages import optional_package
 from utils.errors import ConfigError
 
@@ -27,8 +27,6 @@ from utils.errors import ConfigError
 # detector then lost .017 mAP instead of .008; additions and joins save nothing.
 _OPERATORS = ("Conv", "Gemm", "MatMul")
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
-# The opset that brought DequantizeLinear a scale per channel.
-_LEAST_OPSET = 13
 
 
 def as_int8(
@@ -59,7 +57,7 @@ def as_int8(
         ConfigError: No images, images of another size than the graph takes, a pattern that fits no layer, an opset
             without scales per channel, or no onnxruntime.
     """
-    _check_opset(graph)
+    check_opset(max(item.version for item in graph.opset_import), is_int8=True)
     left_out = [*_outer_layers(graph.graph), *_skipped(graph.graph, skip)]
     images = [_fitted(image, graph) for image in calibration]
     if not images:
@@ -82,15 +80,6 @@ def as_int8(
         int8 = onnx_package().load(path)
     _shorten_names_(int8.graph)
     return int8
-
-
-def _check_opset(graph: Any) -> None:
-    """Refuse an opset whose DequantizeLinear has one scale for all channels."""
-    opset = next(item.version for item in graph.opset_import if item.domain in ("", "ai.onnx"))
-    if opset < _LEAST_OPSET:
-        raise ConfigError(
-            f"--opset {opset}: its DequantizeLinear lacks the scales per channel of int8; give --opset {_LEAST_OPSET}"
-        )
 
 
 def _reader(quantization: Any, name: str, images: Sequence[NDArray[np.float32]]) -> Any:
