@@ -30,7 +30,10 @@ class DetectConfig:
     source: Annotated[
         str, _flag(help="Image, folder, quoted glob, txt list, video, camera number, RTSP/HTTP address.")
     ] = "data/bccd/images/test"
-    img_size: Annotated[int, _flag(aliases=["--img", "--imgsz"], help="Longer side in pixels.")] = 640
+    img_size: Annotated[
+        int | None,
+        _flag(aliases=["--img", "--imgsz"], help="Longer side in pixels; 640, or the one size of an artefact."),
+    ] = None
     conf_thres: Annotated[float, _flag(aliases=["--conf"], help="Least score.")] = 0.25
     iou_thres: Annotated[float, _flag(aliases=["--iou"], help="NMS overlap.")] = 0.45
     max_det: Annotated[int, _flag(help="Most boxes per image.")] = 300

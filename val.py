@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from numpy.typing import NDArray
 
 from deploy.classification_run import run_classification
+from deploy.frame import DEFAULT_IMG_SIZE, FixedFrame
 from deploy.registry import load_runtime
 from deploy.runtime import RuntimeModel, RuntimeOptions
 from engine.classifier_evaluation import ClassifierEvaluation
@@ -52,7 +53,8 @@ class ValConfig:
     weights: tuple[str, ...]  # checkpoint or exported artefact; several detectors make an ensemble
     data: str = "data/bccd.yaml"  # data set YAML; for a classifier mnist, cifar10 (fetched once) or an .npz
     batch_size: Annotated[int, spelled("--batch")] = 32  # images per step
-    img_size: Annotated[int, spelled("--img", "--imgsz")] = 640  # longer side in pixels
+    # longer side in pixels; 640 by default, or the one size of an artefact
+    img_size: Annotated[int | None, spelled("--img", "--imgsz")] = None
     conf_thres: Annotated[float, spelled("--conf")] = 0.001  # least score of a box
     iou_thres: Annotated[float, spelled("--iou")] = 0.6  # NMS threshold; .65 for published COCO numbers
     max_det: int = 300  # most boxes per image
@@ -97,7 +99,9 @@ def val(config: ValConfig) -> Evaluation | ClassifierEvaluation | None:
         logger.info("results in %s", folder.path / "study.csv")
         return None
     names = session.index.names
-    evaluation = session.evaluate_at(config.img_size, on_batch=_saver(config, folder.path, session.index))
+    evaluation = session.evaluate_at(
+        config.img_size or DEFAULT_IMG_SIZE, on_batch=_saver(config, folder.path, session.index)
+    )
     save_evaluation(evaluation, folder.path, names=names)
     folder.write_result({**result_of(evaluation), "config": plain(config)})
     logger.info("%s", metrics_table(evaluation, names=names, verbose=config.verbose))
@@ -122,6 +126,7 @@ def _open_session(config: ValConfig) -> EvalSession:
     runtimes = [load_runtime(path, device=device, options=options) for path in config.weights]
     if not config.single_cls:
         data = _in_order_of(runtimes, data, config)
+    frame_hw = _frame_of(runtimes, config)
     stride = max(max(runtime.strides) for runtime in runtimes)
     predict = ensemble([predictor(runtime) for runtime in runtimes])
     split = config.task if config.task in ("train", "val", "test") else "val"
@@ -140,7 +145,7 @@ def _open_session(config: ValConfig) -> EvalSession:
         batch_size=config.batch_size,
         workers=config.workers,
         rect=config.rect,
-        frame_hw=_frame_of(runtimes, config),
+        frame_hw=frame_hw,
     )
 
 
@@ -162,19 +167,19 @@ def _frame_of(runtimes: Sequence[RuntimeModel], config: ValConfig) -> tuple[int,
     """The one height and width of images that fixed artefacts take.
 
     Raises:
-        ConfigError: They take different ones.
+        ConfigError: They take different ones, or not the size that was asked for.
     """
-    frames = {
-        runtime.input_hw: path for path, runtime in zip(config.weights, runtimes, strict=True) if runtime.input_hw
-    }
-    if len(frames) > 1:
-        (first, path), (second, other), *_ = frames.items()
-        raise ConfigError(f"{path} takes images of {first} and {other} of {second}; export them for one size")
-    for frame, path in frames.items():
-        if frame != (config.img_size, config.img_size) or config.rect:
-            logger.info("%s takes images of height and width %s only: measured at that size", path, frame)
-        return frame
-    return None
+    frame = FixedFrame.of(runtimes, config.weights)
+    if frame is None:
+        return None
+    if config.task == "study":
+        for size in config.study_sizes:
+            frame.check(size, setting="--study-sizes")
+    elif config.img_size is not None:
+        frame.check(config.img_size)
+    if config.rect:
+        logger.info("%s takes images of height and width %s only: measured at that size", frame.name, frame.hw)
+    return frame.hw
 
 
 def _saver(config: ValConfig, folder: Path, index: LabelIndex) -> OnBatch:

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from deploy.classifier.detector_flags import warn_of_detector_flags
 from deploy.classifier.runtime import LOADERS
 from deploy.classifier.runtime import load_classifier as load_exported_classifier
+from deploy.formats import format_of
 from deploy.runtime import RuntimeOptions
 from engine.classifier_evaluation import ClassifierEvaluation, check_same_task, evaluate_classifier
 from models.classifiers import ClassifierSpec, load_classifier
@@ -130,7 +130,7 @@ def open_session(settings: ClassificationSettings) -> ClassifierSession:
         CheckpointError, ConfigError, DataError: As of `run_classification`.
     """
     (weights,) = settings.weights
-    is_artefact = Path(weights).name.endswith(tuple(LOADERS))
+    is_artefact = format_of(weights, LOADERS) is not None
     network, spec, names = _artefact(settings) if is_artefact else _checkpoint(settings)
     data = load_pictures(settings.data, settings.cache_dir or None)
     check_same_task(spec, data, names=names, weights=weights, name=settings.data)

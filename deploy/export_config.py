@@ -32,7 +32,7 @@ class ExportConfig:
     calib_method: Int8Method = "minmax"  # how ncnn's int8 ranges are chosen
     int8_skip: tuple[str, ...] = ()  # patterns of layer paths that int8 leaves out, such as "model.1.*"
     int8_search: bool = False  # ncnn: find the few layers that cost most mAP and leave them in 16 bits
-    opset: int = 17  # of ONNX
+    opset: int = 17  # of ONNX, 11 to 20; attention needs 14, int8 needs 13
     nms: bool = False  # ONNX: decoding and suppression inside, boxes come out
     conf_thres: Annotated[float, spelled("--conf")] = 0.25  # least score of a box, for --nms
     iou_thres: Annotated[float, spelled("--iou")] = 0.45  # overlap above which the weaker box goes, for --nms

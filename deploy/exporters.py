@@ -20,6 +20,7 @@ from deploy.ncnn.int8_search import search_int8_skips
 from deploy.ncnn.runtime import FORMAT as NCNN_ENDING
 from deploy.onnx.detector import FORMAT as ONNX_ENDING
 from deploy.onnx.detector import export_onnx
+from deploy.onnx.graph import check_opset
 from deploy.openvino import FORMAT as OPENVINO_ENDING
 from deploy.openvino import export_openvino
 from deploy.packages import optional_package
@@ -178,7 +179,8 @@ def check_formats(config: ExportConfig) -> None:
 
     Raises:
         ConfigError: Names the format that is not to be had in the precision, the package that is not installed, the
-            folder that cannot be written to, or the artefact that --verify-only does not find.
+            opset that lacks what is needed, the folder that cannot be written to, or the artefact that --verify-only
+            does not find.
     """
     for name in config.include:
         exporter = EXPORTERS[name]
@@ -187,6 +189,8 @@ def check_formats(config: ExportConfig) -> None:
             raise ConfigError(f"{name} in {config.precision} is not supported; it can be had in {known}")
         for package in exporter.packages:
             optional_package(package, purpose=f"--include {name}")
+        if "onnx" in exporter.packages:
+            check_opset(config.opset, is_int8=config.int8)
     paths = [*(artefact_path(config, name) for name in config.include), *([nms_path(config)] if config.nms else [])]
     missing = [path for path in paths if not path.exists()]
     if not config.verify_only:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deploy.frame import DEFAULT_IMG_SIZE, FixedFrame
 from deploy.pictures import Picture, as_rgb
 from deploy.registry import load_runtime
 from deploy.runtime import RuntimeModel, RuntimeOptions
@@ -47,7 +48,8 @@ class PredictSettings:
         max_det: Most boxes per image.
         classes: Class ids or names to keep, None for all.
         agnostic_nms: Suppress across classes.
-        img_size: Longer side of the letterboxed image in pixels; rounded up to a multiple of the stride.
+        img_size: Longer side of the letterboxed image in pixels; rounded up to a multiple of the stride. None takes
+            640, or the one size of an exported network.
         augment: Test-time augmentation: three scales and a flip.
         batch_size: Most images of one shape that go through the network together.
     """
@@ -57,7 +59,7 @@ class PredictSettings:
     max_det: int = 300
     classes: tuple[int | str, ...] | None = None
     agnostic_nms: bool = False
-    img_size: int = 640
+    img_size: int | None = None
     augment: bool = False
     batch_size: int = 16
 
@@ -66,7 +68,7 @@ class PredictSettings:
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ConfigError(f"{name}: got {value}, expected 0 to 1")
         for name in ("max_det", "img_size", "batch_size"):
-            if (value := getattr(self, name)) < 1:
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name}: got {value}, expected at least 1")
 
 
@@ -88,10 +90,21 @@ class Predictor:
     Attributes:
         names: Class names by id.
         settings: How to detect; replaced as a whole, or by the fields `conf`, `iou`, `max_det`, `classes`.
+        img_size: Longer side of the letterboxed image in pixels, decided.
         seconds: What each of `STAGES` took in the last call.
+
+    Args:
+        *runtimes: Loaded detectors.
+        settings: How to detect.
+        paths: Files of the runtimes, for messages.
+
+    Raises:
+        ConfigError: No runtime, members of different classes or image sizes, or an image size that they do not take.
     """
 
-    def __init__(self, *runtimes: RuntimeModel, settings: PredictSettings | None = None) -> None:
+    def __init__(
+        self, *runtimes: RuntimeModel, settings: PredictSettings | None = None, paths: Sequence[str | Path] = ()
+    ) -> None:
         if not runtimes:
             raise ConfigError("no weights; give at least one checkpoint")
         names = runtimes[0].names
@@ -101,7 +114,7 @@ class Predictor:
         self.max_stride = max(max(runtime.strides) for runtime in runtimes)
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self._runtimes = runtimes
-        self._input_hw = next((runtime.input_hw for runtime in runtimes if runtime.input_hw), None)
+        self._frame = FixedFrame.of(runtimes, paths)
         self.settings = settings or PredictSettings()
 
     @property
@@ -113,19 +126,25 @@ class Predictor:
     def settings(self, settings: PredictSettings) -> None:
         wanted = settings.classes
         self._class_ids = None if wanted is None else class_ids_of(wanted, names=self.names)
-        rounded = math.ceil(settings.img_size / self.max_stride) * self.max_stride
-        if rounded != settings.img_size:
-            logger.warning(
-                "img_size %d is no multiple of the stride %d; using %d",
-                settings.img_size,
-                self.max_stride,
-                rounded,
-            )
-        self._settings = replace(settings, img_size=rounded)
+        self.img_size = self._decided(settings.img_size)
+        self._settings = settings if settings.img_size is None else replace(settings, img_size=self.img_size)
         members = [predictor(runtime) for runtime in self._runtimes]
         if settings.augment:
             members = [augmented(member, stride=self.max_stride) for member in members]
         self._predict = ensemble(members)
+
+    def _decided(self, img_size: int | None) -> int:
+        """The image size to use, a multiple of the stride."""
+        if img_size is None:
+            img_size = max(self._frame.hw) if self._frame else DEFAULT_IMG_SIZE
+        elif self._frame:
+            self._frame.check(img_size)
+        rounded = math.ceil(img_size / self.max_stride) * self.max_stride
+        if rounded != img_size:
+            logger.warning(
+                "img_size %d is no multiple of the stride %d; using %d", img_size, self.max_stride, rounded
+            )
+        return rounded
 
     conf = _setting("conf")
     iou = _setting("iou")
@@ -146,7 +165,7 @@ class Predictor:
         Returns:
             `Detections` for one picture, a list of them in the same order for several.
         """
-        if size is not None and size != self.settings.img_size:
+        if size is not None and size != self.img_size:
             self.settings = replace(self.settings, img_size=size)
         self.seconds = dict.fromkeys(STAGES, 0.0)
         if not isinstance(pictures, list | tuple):
@@ -156,7 +175,7 @@ class Predictor:
     def warm_up(self) -> None:
         """Do what happens once (kernels chosen, libraries loaded) now, so that the times of later calls are right."""
         compiled_nms()
-        self(np.zeros((self.settings.img_size, self.settings.img_size, 3), np.uint8))
+        self(np.zeros((self.img_size, self.img_size, 3), np.uint8))
 
     def _detect(self, pictures: Sequence[Picture]) -> list[Detections]:
         with self._timed("read"):
@@ -173,8 +192,8 @@ class Predictor:
         """Positions of images that share a letterboxed height and width, at most `batch_size` at a time."""
         by_hw: dict[tuple[int, int], list[int]] = {}
         for position, image in enumerate(images):
-            own_hw = letterbox_hw(image.shape[:2], self.settings.img_size, self.max_stride)
-            by_hw.setdefault(self._input_hw or own_hw, []).append(position)
+            own_hw = letterbox_hw(image.shape[:2], self.img_size, self.max_stride)
+            by_hw.setdefault(self._frame.hw if self._frame else own_hw, []).append(position)
         size = self.settings.batch_size
         for input_hw, positions in by_hw.items():
             for start in range(0, len(positions), size):
@@ -186,7 +205,7 @@ class Predictor:
         with self._timed("preprocess"):
             boxed = [letterbox(image, input_hw) for image in images]
             batch = self._to_batch([image for image, _, _ in boxed])
-        advice = f"lower --img-size (now {settings.img_size}), or in Python img_size or batch_size"
+        advice = f"lower --img-size (now {self.img_size}), or in Python img_size or batch_size"
         with self._timed("inference"), memory_advice(advice):
             decoded = self._predict(batch)
         with self._timed("nms"):
@@ -242,11 +261,11 @@ def load(
 
     Raises:
         CheckpointError: A file is missing or damaged.
-        ConfigError: An unsupported format, or a setting out of range.
+        ConfigError: An unsupported format, a setting out of range, or an image size that an artefact does not take.
     """
     paths = [weights] if isinstance(weights, str | Path) else list(weights)
     chosen_settings = PredictSettings(**settings)
     chosen_device = select_device(device)
     options = RuntimeOptions(half=half, threads=threads, powersave=powersave)
     runtimes = [load_runtime(path, device=chosen_device, options=options) for path in paths]
-    return Predictor(*runtimes, settings=chosen_settings)
+    return Predictor(*runtimes, settings=chosen_settings, paths=paths)

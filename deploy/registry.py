@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import torch
 
+from deploy.formats import format_of
 from deploy.integer.runtime import FORMAT as INTEGER_FORMAT
 from deploy.integer.runtime import load_integer
 from deploy.ncnn.runtime import FORMAT as NCNN_FORMAT
@@ -24,7 +25,7 @@ from utils.errors import CheckpointError, ConfigError
 
 RuntimeLoader: TypeAlias = Callable[..., RuntimeModel]
 
-# By the end of the artefact's name: a suffix of a file, or the ending of a folder's name.
+# By the format: the end of the name that an export has; `deploy.formats` recognises it.
 RUNTIMES: dict[str, RuntimeLoader] = {
     ".pt": load_pytorch,
     ".onnx": load_onnx,
@@ -37,7 +38,7 @@ RUNTIMES: dict[str, RuntimeLoader] = {
 
 
 def load_runtime(path: str | Path, *, device: torch.device, options: RuntimeOptions | None = None) -> RuntimeModel:
-    """Load an artefact with the runtime that its name asks for.
+    """Load an artefact with the runtime of its format.
 
     Args:
         path: The file or folder.
@@ -49,9 +50,9 @@ def load_runtime(path: str | Path, *, device: torch.device, options: RuntimeOpti
         CheckpointError: There is no such file, or it is damaged.
     """
     path = Path(path)
-    for ending, loader in RUNTIMES.items():
-        if path.name.lower().endswith(ending):
-            if not path.exists():
-                raise CheckpointError(f"weights {path} do not exist; check the path (nothing is downloaded)")
-            return loader(path, device=device, options=options or RuntimeOptions())
-    raise ConfigError(f"weights {path}: unsupported format {path.suffix!r}; known: {', '.join(RUNTIMES)}")
+    form = format_of(path, RUNTIMES)
+    if form is None and path.exists():
+        raise ConfigError(f"weights {path}: unsupported format {path.suffix!r}; known: {', '.join(RUNTIMES)}")
+    if form is None or not path.exists():
+        raise CheckpointError(f"weights {path} do not exist; check the path (nothing is downloaded)")
+    return RUNTIMES[form](path, device=device, options=options or RuntimeOptions())

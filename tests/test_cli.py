@@ -233,6 +233,18 @@ def test_settings_of_a_run_come_back_as_its_config_file(tmp_path: Path) -> None:
     assert config == TrainConfig(data="mine.yaml", img_size=(320, 416), epochs=9, lr0=0.001, rect=True)
 
 
+@pytest.mark.parametrize("config_type", [ValConfig, DetectConfig])
+@pytest.mark.parametrize(("text", "size"), [("640", 640), ("null", None)])
+def test_image_size_of_a_run_may_be_given_or_not(
+    config_type: type, text: str, size: int | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "opt.yaml"
+    path.write_text(f"weights: [a.pt]\nimg_size: {text}\n")
+    assert parsed(config_type, f"--config {path}").img_size == size
+    assert parsed(config_type, f"--config {path} --img 320").img_size == 320
+    assert parsed(config_type, "--weights a.pt").img_size is None
+
+
 def test_unknown_key_of_a_config_file_lists_the_known_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -91,15 +91,37 @@ def test_ensemble_of_equal_members_finds_what_one_finds(data_yaml):
     assert len(evaluation.rows) == 3
 
 
-def test_artefact_of_one_size_is_measured_at_that_size(data_yaml, monkeypatch, caplog):
+@pytest.mark.parametrize("given", [None, 128, 100])
+def test_artefact_of_one_size_is_measured_at_that_size(data_yaml, monkeypatch, caplog, given):
     caplog.set_level("INFO")
     monkeypatch.setattr(_Runtime, "input_hw", (64, 128))
     seen = []
     real = _Runtime.__call__
     monkeypatch.setattr(_Runtime, "__call__", lambda self, images: seen.append(images.shape) or real(self, images))
-    val(_config(data_yaml, img_size=320))
+    val(_config(data_yaml, img_size=given))
     assert {tuple(shape[2:]) for shape in seen} == {(64, 128)}
-    assert "takes images of height and width (64, 128) only" in caplog.text
+    assert "fake.pt takes images of height and width (64, 128) only: measured at that size" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "changes", [{"img_size": 320}, {"img_size": 64}, {"task": "study", "study_sizes": (128, 256)}]
+)
+def test_size_that_an_artefact_of_one_size_does_not_take_is_refused(data_yaml, monkeypatch, changes):
+    monkeypatch.setattr(_Runtime, "input_hw", (64, 128))
+    wrong = changes.get("study_sizes", (changes.get("img_size"),))[-1]
+    setting = "--study-sizes" if "task" in changes else "--img-size"
+    finding = rf"{setting}.*: got {wrong}, but fake\.pt takes images of height and width \(64, 128\) only; give 128"
+    with pytest.raises(ConfigError, match=finding):
+        val(_config(data_yaml, **changes))
+    assert not (data_yaml.parent / "runs").exists()
+
+
+def test_size_is_640_where_none_is_given(data_yaml, monkeypatch):
+    seen = []
+    real = _Runtime.__call__
+    monkeypatch.setattr(_Runtime, "__call__", lambda self, images: seen.append(images.shape) or real(self, images))
+    val(_config(data_yaml, img_size=None))
+    assert {tuple(shape[2:]) for shape in seen} == {(640, 640)}
 
 
 def test_artefacts_of_two_sizes_are_refused_as_an_ensemble(data_yaml, monkeypatch):

@@ -94,14 +94,14 @@ def check_least(config: object, **least: float) -> None:
     """Refuse settings that are too small, or no number.
 
     Args:
-        config: Has them as attributes.
+        config: Has them as attributes; None is a setting that was not given.
         least: The smallest allowed value by name of the setting.
 
     Raises:
         ConfigError: The first that is too small, by its flag.
     """
     for name, smallest in least.items():
-        if not (value := getattr(config, name)) >= smallest:
+        if (value := getattr(config, name)) is not None and not value >= smallest:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: expected at least {smallest:g}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from deploy.classifier.metadata import ClassifierMetadata
 from deploy.metadata import METADATA_NAME
+from deploy.ncnn.readme import ARITHMETIC
 
 _PAGE = """\
 # {folder_name}
@@ -19,6 +20,8 @@ The same facts for programs: `{metadata_name}`.
 ## C++
 
     ncnn::Net net;
+    // {arithmetic}
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = false;
     net.load_param("{folder_name}/model.ncnn.param");
     net.load_model("{folder_name}/model.ncnn.bin");
     // pixels: {width} x {height} x {channels} bytes
@@ -37,6 +40,18 @@ In a clone of this project, images (B, C, H, W) already normalised:
 
     from deploy.classifier.runtime import load_classifier
     logits = load_classifier("{folder_name}")(images)
+
+With the ncnn package alone:
+
+    import ncnn, numpy as np
+    net = ncnn.Net()
+    # {arithmetic}
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
+    net.load_param("{folder_name}/model.ncnn.param")
+    net.load_model("{folder_name}/model.ncnn.bin")
+    with net.create_extractor() as extractor:
+        extractor.input("in0", ncnn.Mat(np.ascontiguousarray(image, dtype=np.float32)))  # one of these images
+        logits = np.array(extractor.extract("out0")[1])
 """
 
 _PIXELS = {1: ("", "PIXEL_GRAY"), 3: (", RGB", "PIXEL_RGB")}
@@ -54,6 +69,7 @@ def classifier_readme(metadata: ClassifierMetadata, *, folder_name: str) -> str:
         num_classes=metadata.num_classes,
         names=f": {', '.join(metadata.names)}" if metadata.names else "",
         metadata_name=METADATA_NAME,
+        arithmetic=ARITHMETIC,
         channels=channels,
         height=height,
         width=width,

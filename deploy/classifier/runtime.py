@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from deploy.classifier.metadata import ClassifierMetadata
+from deploy.formats import format_of
 from deploy.integer.runtime import FORMAT as INTEGER_FORMAT
 from deploy.integer.runtime import open_network as open_integers
 from deploy.metadata import METADATA_NAME, metadata_text
@@ -76,12 +77,12 @@ def load_classifier(path: str | Path, *, threads: int | None = None) -> Classifi
         CheckpointError: There is no such artefact, it is damaged, or it is no classifier.
     """
     path = Path(path)
-    loader = next((load for ending, load in LOADERS.items() if path.name.endswith(ending)), None)
-    if loader is None:
+    form = format_of(path, LOADERS)
+    if form is None:
         raise ConfigError(f"classifier {path}: unsupported format; known: {', '.join(LOADERS)}")
     if not path.exists():
         raise CheckpointError(f"classifier {path} does not exist; check the path")
-    return loader(path, RuntimeOptions(threads=threads))
+    return LOADERS[form](path, RuntimeOptions(threads=threads))
 
 
 def _load_onnx(path: Path, options: RuntimeOptions) -> ClassifierRuntime:
@@ -133,7 +134,7 @@ def _run_ncnn(ncnn: Any, net: Any, images: Tensor, *, path: Path) -> Tensor:
     return torch.stack(logits)
 
 
-# By the end of the artefact's name.
+# By the format, as `deploy.formats` recognises it.
 LOADERS: dict[str, Callable[[Path, RuntimeOptions], ClassifierRuntime]] = {
     ONNX_FORMAT: _load_onnx,
     TORCHSCRIPT_FORMAT: _load_torchscript,

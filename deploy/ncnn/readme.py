@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from deploy.metadata import METADATA_NAME, ExportMetadata
 
+ARITHMETIC = "Computes in fp32; without this line ncnn takes 16 bits where the processor has them."
+
 _PAGE = """\
 # {folder_name}
 
@@ -41,6 +43,8 @@ With ncnn alone:
 
     ncnn::Net net;
     net.opt.num_threads = 4;
+    // {arithmetic}
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = false;
     net.load_param("{folder_name}/model.ncnn.param");
     net.load_model("{folder_name}/model.ncnn.bin");
     // rgb: width x height x 3 bytes, already scaled and filled to {width} x {height}
@@ -63,6 +67,8 @@ With the ncnn package alone:
 
     import ncnn, numpy as np
     net = ncnn.Net()
+    # {arithmetic}
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
     net.load_param("{folder_name}/model.ncnn.param")
     net.load_model("{folder_name}/model.ncnn.bin")
     image = np.ascontiguousarray(rgb.transpose(2, 0, 1), dtype=np.float32) / 255  # rgb: ({height}, {width}, 3) uint8
@@ -87,6 +93,7 @@ def ncnn_readme(metadata: ExportMetadata, *, folder_name: str) -> str:
         num_classes=metadata.num_classes,
         names=", ".join(metadata.names),
         metadata_name=METADATA_NAME,
+        arithmetic=ARITHMETIC,
         sizes=multiple if metadata.dynamic else f"H is {height} and W is {width}, no other size.",
         num_outputs=5 + metadata.num_classes,
         heads="\n".join(rows),

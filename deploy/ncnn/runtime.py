@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ from torch import Tensor
 from deploy.artefact import ArtefactRuntime, RunGraph
 from deploy.checksums import check_checksums
 from deploy.metadata import METADATA_NAME, ExportMetadata
+from deploy.native_messages import native_messages
 from deploy.ncnn.param import ParamLayer, input_blobs, output_blobs, read_param
 from deploy.packages import optional_package
 from deploy.runtime import Precision, RuntimeOptions
@@ -103,7 +100,7 @@ def open_network(
     for load, name in ((net.load_param, PARAM_NAME), (net.load_model, BIN_NAME)):
         if not (path / name).is_file():
             raise CheckpointError(f"{path} holds no {name}; export it again")
-        with _native_messages() as messages:
+        with native_messages() as messages:
             code = load(str(path / name))
         if code != 0:
             reason = ", ".join(line.strip() for line in messages) or f"code {code}"
@@ -132,19 +129,3 @@ def _runner(ncnn: Any, net: Any, metadata: ExportMetadata, *, path: Path) -> Run
         return [torch.stack(level) for level in zip(*per_image, strict=True)]
 
     return run
-
-
-@contextmanager
-def _native_messages() -> Iterator[list[str]]:
-    """Lines that ncnn writes to the process's error stream meanwhile; the list is filled at the end."""
-    lines: list[str] = []
-    with tempfile.TemporaryFile() as capture:
-        own = os.dup(2)
-        os.dup2(capture.fileno(), 2)
-        try:
-            yield lines
-        finally:
-            os.dup2(own, 2)
-            os.close(own)
-            capture.seek(0)
-            lines += capture.read().decode("utf-8", errors="replace").splitlines()

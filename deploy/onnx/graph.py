@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deploy.native_messages import native_messages
 from deploy.packages import optional_package
 from utils.errors import CheckpointError, ConfigError
 from utils.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
-# Attention needs 14; 20 is the last that this exporter knows.
-OPSETS = range(14, 21)
+# Detectors need no more than 11, attention needs 14; 20 is the last that this exporter knows.
+OPSETS = range(11, 21)
+# The opset that brought DequantizeLinear a scale per channel.
+_INT8_OPSET = 13
+# How torch names an operator that an opset lacks, and the opset that brought it.
+_LACKING = re.compile(r"operator '(?:\w+::)?(\w+)'(?:.*added in version (\d+))?", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +47,21 @@ class GraphSettings:
     dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.opset not in OPSETS:
-            raise ConfigError(f"--opset {self.opset}: expected {OPSETS[0]} to {OPSETS[-1]}")
+        check_opset(self.opset)
+
+
+def check_opset(opset: int, *, is_int8: bool = False) -> None:
+    """Refuse an opset that no graph of ours can have.
+
+    Raises:
+        ConfigError: The exporter does not know it, or its DequantizeLinear has one scale for all channels.
+    """
+    if opset not in OPSETS:
+        raise ConfigError(f"--opset {opset}: expected {OPSETS[0]} to {OPSETS[-1]}")
+    if is_int8 and opset < _INT8_OPSET:
+        raise ConfigError(
+            f"--opset {opset}: its DequantizeLinear lacks the scales per channel of int8; give --opset {_INT8_OPSET}"
+        )
 
 
 def onnx_package() -> Any:
@@ -63,9 +83,14 @@ def trace_onnx(network: nn.Module, examples: Sequence[Tensor], settings: GraphSe
 
     Returns:
         An `onnx.ModelProto`.
+
+    Raises:
+        ConfigError: The network needs an operator that the opset lacks.
     """
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
+    # Of an operator that it cannot write, torch shows the whole graph, thousands of lines.
+    torch._C._jit_set_onnx_log_output_stream("stderr")
+    with warnings.catch_warnings(), native_messages(), _told_in_one_line(settings.opset):
         # The successor of this exporter needs one more package and ignores opsets below 18.
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -79,6 +104,18 @@ def trace_onnx(network: nn.Module, examples: Sequence[Tensor], settings: GraphSe
             dynamic_axes=settings.dynamic,
         )
     return onnx_package().load_from_string(buffer.getvalue())
+
+
+@contextmanager
+def _told_in_one_line(opset: int) -> Iterator[None]:
+    """Turn torch's error about a missing operator into one of ours, with the opset that has it."""
+    try:
+        yield
+    except torch.onnx.errors.UnsupportedOperatorError as error:
+        found = _LACKING.search(str(error))
+        name, needed = found.groups() if found else (str(error), None)
+        remedy = f"give --opset {needed}" if needed else "export to another format"
+        raise ConfigError(f"--opset {opset}: it lacks {name}, which this network uses; {remedy}") from None
 
 
 def save_onnx(graph: Any, path: str | Path, *, properties: Mapping[str, str]) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deploy.calibration import skipped_layers
-from deploy.onnx.graph import onnx_package
+from deploy.onnx.graph import check_opset, onnx_package
 from deploy.packages import optional_package
 from utils.errors import ConfigError
 
@@ -54,9 +54,10 @@ def as_int8(
         An `onnx.ModelProto` with the same inputs and outputs.
 
     Raises:
-        ConfigError: No images, images of another size than the graph takes, a pattern that fits no layer, or no
-            onnxruntime.
+        ConfigError: No images, images of another size than the graph takes, a pattern that fits no layer, an opset
+            without scales per channel, or no onnxruntime.
     """
+    check_opset(max(item.version for item in graph.opset_import), is_int8=True)
     left_out = [*_outer_layers(graph.graph), *_skipped(graph.graph, skip)]
     images = [_fitted(image, graph) for image in calibration]
     if not images:

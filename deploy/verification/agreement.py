@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from utils.boxes import box_iou
-
-# Overlap from which a box counts as the same.
-_SAME_BOX = 0.9
+from deploy.verification.matching import matched_pairs
+from deploy.verification.ties import Choice, count_ties
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,49 +34,51 @@ class HeadError:
 
 @dataclass(frozen=True, kw_only=True)
 class BoxAgreement:
-    """Boxes of two runtimes on the same pictures.
+    """Boxes of two runtimes on the same images.
 
     Attributes:
-        expected: Boxes of the reference.
-        found: Boxes of the other.
-        matched: Pairs of one class that overlap with an IoU of at least .9.
+        expected: Number of boxes of the reference.
+        found: Number of boxes of the other.
+        matched: Number of pairs: one class, and an IoU of at least .9 or corners within one pixel.
+        tied: Number of boxes of both without partner, because a choice between nearly equal numbers fell the other
+            way (see `deploy.verification.ties`).
         score_difference: Mean over the pairs.
     """
 
     expected: int
     found: int
     matched: int
+    tied: int = 0
     score_difference: float
 
     @property
     def share(self) -> float:
-        """Boxes of both that have a partner, in [0, 1]; 1 where there are none at all."""
-        total = self.expected + self.found
+        """Boxes of both that have a partner among those that are no ties, in [0, 1]; 1 where there are none."""
+        total = self.expected + self.found - self.tied
         return 2 * self.matched / total if total else 1.0
 
     @classmethod
-    def of(cls, found: Sequence[Tensor], expected: Sequence[Tensor]) -> BoxAgreement:
-        """Of the boxes of each picture, (n, 6) rows x1, y1, x2, y2, score, class."""
+    def of(
+        cls, found: Sequence[Tensor], expected: Sequence[Tensor], *, choices: Sequence[Choice] = ()
+    ) -> BoxAgreement:
+        """Compare the boxes of each image.
+
+        Args:
+            found: (n, 6) rows x1, y1, x2, y2, score, class.
+            expected: The same of the reference.
+            choices: What they were chosen from; without it no box is a tie.
+        """
+        pairs = [matched_pairs(own, reference) for own, reference in zip(found, expected, strict=True)]
         differences = [
             float((own[i, 4] - reference[j, 4]).abs())
-            for own, reference in zip(found, expected, strict=True)
-            for i, j in _pairs(own, reference)
+            for own, reference, matched in zip(found, expected, pairs, strict=True)
+            for i, j in matched
         ]
+        tied = sum(map(count_ties, found, expected, pairs, choices)) if choices else 0
         return cls(
             expected=sum(map(len, expected)),
             found=sum(map(len, found)),
             matched=len(differences),
+            tied=tied,
             score_difference=sum(differences) / max(len(differences), 1),
         )
-
-
-def _pairs(found: Tensor, expected: Tensor) -> list[tuple[int, int]]:
-    """Indices of boxes that are the same, each used once, greatest overlap first."""
-    overlap = box_iou(found[:, :4], expected[:, :4])
-    overlap = torch.where(found[:, None, 5] == expected[None, :, 5], overlap, 0)
-    pairs: list[tuple[int, int]] = []
-    while overlap.numel() and float(overlap.max()) >= _SAME_BOX:
-        i, j = divmod(int(overlap.argmax()), overlap.shape[1])
-        overlap[i, :] = overlap[:, j] = 0
-        pairs.append((i, j))
-    return pairs

@@ -23,8 +23,18 @@ def verify_table(reports: Sequence[VerifyReport]) -> str:
             "no box to compare: on these pictures the network gives none above .25; give --data with pictures like "
             "those it was trained on"
         )
+    lines += [_ties_line(report) for report in reports if report.boxes.tied]
     lines += [f"{report.path.name}: {failure}" for report in reports for failure in report.failures]
     return "\n".join(lines)
+
+
+def _ties_line(report: VerifyReport) -> str:
+    """Say what was left out of the comparison of boxes."""
+    near = TOLERANCES[report.precision].score
+    return (
+        f"{report.path.name}: {report.boxes.tied} boxes not compared: a choice between scores less than {near:g} "
+        "apart fell the other way"
+    )
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

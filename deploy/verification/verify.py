@@ -13,8 +13,12 @@ from deploy.runtime import Precision, RuntimeModel
 from deploy.verification.agreement import BoxAgreement, HeadError
 from deploy.verification.artefact import ArtefactReport, beyond, megabytes_of
 from deploy.verification.latency import measure_latencies
+from deploy.verification.ties import Choice, TieRule
 from utils.decode import decode_heads
 from utils.nms import non_max_suppression
+
+# What counts as a box.
+_CONF, _IOU = 0.25, 0.45
 
 # From a runtime, and the one height and width of images (None: any), to mAP50-95.
 MeasureAP = Callable[[RuntimeModel, tuple[int, int] | None], float]
@@ -26,8 +30,8 @@ class Tolerance:
 
     Attributes:
         head_error: Largest difference over the largest number of a head.
-        unmatched: Share of boxes at confidence .25 without partner.
-        score: Mean difference of scores.
+        unmatched: Share of boxes at confidence .25 without partner, ties left out.
+        score: Mean difference of scores, and the difference up to which two scores are a tie.
         ap_loss: mAP50-95 lost.
     """
 
@@ -92,7 +96,8 @@ def verify(artefact: RuntimeModel, reference: Reference, *, path: Path, batch_si
     """
     found, expected = _run(artefact, reference.images), _run(reference.runtime, reference.images)
     heads = tuple(HeadError.of(own, other) for own, other in zip(found, expected, strict=True))
-    boxes = BoxAgreement.of(_boxes(artefact, found), _boxes(reference.runtime, expected))
+    tolerance = TOLERANCES[artefact.precision]
+    boxes = box_agreement(_decoded(artefact, found), _decoded(reference.runtime, expected), tie=tolerance.score)
     measure = reference.measure_ap
     frame = artefact.input_hw
     ap = (measure(reference.runtime, frame), measure(artefact, frame)) if measure else None
@@ -107,7 +112,7 @@ def verify(artefact: RuntimeModel, reference: Reference, *, path: Path, batch_si
         ap=ap,
         megabytes=(megabytes_of(reference.path), megabytes_of(path)),
         latency=(network, own),
-        failures=_failures(TOLERANCES[artefact.precision], heads=heads, boxes=boxes, ap=ap),
+        failures=_failures(tolerance, heads=heads, boxes=boxes, ap=ap),
     )
 
 
@@ -117,8 +122,22 @@ def _run(runtime: RuntimeModel, images: Tensor) -> list[Tensor]:
     return [torch.cat(level) for level in zip(*per_image, strict=True)]
 
 
-def _boxes(runtime: RuntimeModel, heads: Sequence[Tensor]) -> list[Tensor]:
-    return non_max_suppression(decode_heads(heads, runtime.anchors.cpu(), runtime.strides), conf=0.25, iou=0.45)
+def box_agreement(found: Tensor, expected: Tensor, *, tie: float) -> BoxAgreement:
+    """Compare the boxes at confidence .25 that two runtimes give.
+
+    Args:
+        found: (B, N, 5 + nc) as `decode_heads` gives them.
+        expected: The same of the reference.
+        tie: Difference up to which scores are nearly equal.
+    """
+    rule = TieRule(conf=_CONF, iou=_IOU, score=tie)
+    kept = [non_max_suppression(decoded, conf=rule.conf, iou=rule.iou) for decoded in (found, expected)]
+    choices = [Choice(found=own, expected=other, rule=rule) for own, other in zip(found, expected, strict=True)]
+    return BoxAgreement.of(*kept, choices=choices)
+
+
+def _decoded(runtime: RuntimeModel, heads: Sequence[Tensor]) -> Tensor:
+    return decode_heads(heads, runtime.anchors.cpu(), runtime.strides)
 
 
 def _failures(

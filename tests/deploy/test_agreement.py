@@ -37,10 +37,18 @@ def test_box_of_another_class_or_place_has_no_partner() -> None:
     assert BoxAgreement.of([rows((0, 0, 10, 10, 0.9, 1))], [rows(box)]).share == 0
     # 10 x 10 against 10 x 11.2: IoU .893.
     assert BoxAgreement.of([rows((0, 0, 10, 11.2, 0.9, 0))], [rows(box)]).matched == 0
-    # 10 x 11: IoU .909.
+    # 10 x 11: IoU .909, and a corner one pixel off.
     moved = BoxAgreement.of([rows((0, 0, 10, 11, 0.7, 0))], [rows(box)])
     assert moved.matched == 1
     assert moved.score_difference == pytest.approx(0.2)
+
+
+def test_large_boxes_may_move_by_more_than_a_pixel_and_slivers_by_one() -> None:
+    # 100 x 100 against 100 x 109: IoU .917. 2 x 90 moved by .9: IoU .38; by 1.1: .29.
+    pairs = [((0, 0, 100, 100), (0, 0, 100, 109), 1), ((0, 0, 100, 100), (0, 0, 100, 113), 0)]
+    pairs += [((5, 0, 7, 90), (5.9, 0, 7.9, 90), 1), ((5, 0, 7, 90), (6.1, 0, 8.1, 90), 0)]
+    for box, other, matched in pairs:
+        assert BoxAgreement.of([rows((*box, 0.9, 0))], [rows((*other, 0.9, 0))]).matched == matched
 
 
 def test_a_box_is_used_once() -> None:

@@ -87,6 +87,14 @@ def test_metadata_are_read_back(lenet: nn.Module, ending: str, tmp_path: Path) -
     assert found.fingerprint == weights_fingerprint(lenet)
 
 
+def test_renamed_ncnn_folder_still_loads(lenet: nn.Module, tmp_path: Path) -> None:
+    for package in PACKAGES["_ncnn_model"]:
+        pytest.importorskip(package, reason=f"{package} is not installed; see requirements-export.txt")
+    export_classifier(lenet, tmp_path / "lenet_ncnn_model", settings=DIGITS)
+    renamed = (tmp_path / "lenet_ncnn_model").rename(tmp_path / "digits_v2")
+    assert logits_error(load_classifier(renamed), Logits(lenet), torch.rand(2, 1, 28, 28)) < 1e-4
+
+
 def test_network_is_not_touched(tmp_path: Path) -> None:
     model = LeNet5().double().train()
     export_classifier(model, tmp_path / "lenet.torchscript", settings=DIGITS)

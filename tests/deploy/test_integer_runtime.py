@@ -101,6 +101,13 @@ def test_every_layout_holds_the_same_network(
     assert all(torch.equal(own, other) for own, other in zip(heads, expected, strict=True))
 
 
+def test_renamed_folder_still_loads(artefact: Path, tmp_path: Path) -> None:
+    renamed = shutil.copytree(artefact, tmp_path / "model_v2")
+    images = images_of((64, 64))
+    found, expected = (load_runtime(path, device=CPU)(images) for path in (renamed, artefact))
+    assert all(map(torch.equal, found, expected))
+
+
 def test_yaml_beside_it_holds_the_same_integers(
     detector: Detector, in_integers: QuantizedNetwork, tmp_path: Path
 ) -> None:

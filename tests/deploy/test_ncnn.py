@@ -141,6 +141,21 @@ def test_folder_holds_five_files_and_its_readme_names_blobs_and_anchors(tiny_fol
     assert 'load_param("tiny_ncnn_model/model.ncnn.param")' in readme
 
 
+@pytest.mark.parametrize("name", ["model_v2", "model.v2.onnx", "best_openvino_model"])
+def test_renamed_folder_still_loads(name: str, copied: Path) -> None:
+    images = torch.rand(1, 3, 64, 64)
+    expected = load_runtime(copied, device=CPU)(images)
+    runtime = load_runtime(copied.rename(copied.with_name(name)), device=CPU)
+    assert runtime.format == "_ncnn_model"
+    assert all(torch.equal(head, other) for head, other in zip(runtime(images), expected, strict=True))
+
+
+def test_renamed_folder_without_its_metadata_is_one_line(copied: Path) -> None:
+    (copied / "metadata.json").unlink()
+    with pytest.raises(CheckpointError, match=r"model_v2 holds no readable metadata\.json; export it again"):
+        load_runtime(copied.rename(copied.with_name("model_v2")), device=CPU)
+
+
 def test_runtime_tells_what_the_contract_asks(tiny_folder: Path) -> None:
     runtime = load_runtime(tiny_folder, device=CPU)
     assert (runtime.format, runtime.precision, runtime.num_classes) == ("_ncnn_model", "fp32", 3)

@@ -14,6 +14,7 @@ from exporting import cut_off, export_arguments, head_error, images_of, network
 
 from deploy.artefact import ArtefactRuntime
 from deploy.openvino import export_openvino, load_openvino
+from deploy.registry import load_runtime
 from deploy.runtime import RuntimeOptions
 from models.detector import Detector
 from utils.errors import CheckpointError, ConfigError
@@ -91,6 +92,14 @@ def test_second_image_leaves_the_heads_of_the_first_alone(tiny_folder: Path) -> 
     before = [head.clone() for head in first]
     runtime(torch.zeros(1, 3, 32, 48))
     assert all(torch.equal(head, kept) for head, kept in zip(first, before, strict=True))
+
+
+@pytest.mark.parametrize("name", ["model_v2", "best_ncnn_model"])
+def test_renamed_folder_still_loads(name: str, copied: Path) -> None:
+    runtime = load_runtime(copied.rename(copied.with_name(name)), device=CPU)
+    assert runtime.format == "_openvino_model"
+    images = images_of((32, 48))
+    assert all(map(torch.equal, runtime(images), loaded(copied.with_name(name))(images)))
 
 
 def test_artefact_tells_what_the_contract_asks(tiny: Detector, tiny_folder: Path) -> None:

@@ -132,6 +132,44 @@ def test_runtime_of_fixed_size_gets_its_size() -> None:
     assert found.xyxy.tolist() == [[0, 96, 32, 128]]
 
 
+@pytest.mark.parametrize(("given", "fits"), [(None, True), (128, True), (100, True), (96, False), (640, False)])
+def test_size_that_a_runtime_of_fixed_size_does_not_take_is_refused(given: int | None, fits: bool) -> None:
+    settings = PredictSettings(img_size=given)
+    if fits:
+        assert Predictor(CellRuntime(input_hw=(128, 96)), settings=settings).img_size == 128
+        return
+    finding = (
+        rf"--img-size .*: got {given}, but best\.onnx takes images of height and width \(128, 96\) only; give 128"
+    )
+    with pytest.raises(ConfigError, match=finding):
+        Predictor(CellRuntime(input_hw=(128, 96)), settings=settings, paths=["best.onnx"])
+
+
+def test_size_given_with_a_call_is_refused_by_a_runtime_of_fixed_size() -> None:
+    model = Predictor(CellRuntime(input_hw=(128, 128)))
+    with pytest.raises(ConfigError, match="the exported network takes images of height and width"):
+        model(picture((128, 128)), size=320)
+    assert str(model(picture((128, 128), red=(0, 0)), size=128)) == "1 red"
+
+
+def test_default_size_is_640_or_that_of_the_runtime() -> None:
+    assert Predictor(CellRuntime()).img_size == 640
+    model = Predictor(CellRuntime(input_hw=(64, 96)))
+    model.conf = 0.5
+    assert (model.img_size, model.settings.img_size) == (96, None)
+
+
+def test_ensemble_of_two_fixed_sizes_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"a\.onnx takes images of \(64, 64\) and b\.onnx of \(96, 96\)"):
+        Predictor(CellRuntime(input_hw=(64, 64)), CellRuntime(input_hw=(96, 96)), paths=["a.onnx", "b.onnx"])
+
+
+def test_ensemble_with_one_fixed_size_uses_it() -> None:
+    first, second = CellRuntime(), CellRuntime(input_hw=(128, 96))
+    Predictor(first, second)(picture((64, 64)))
+    assert first.seen_shapes == second.seen_shapes == [(1, 3, 128, 96)]
+
+
 def test_ensemble_pools_boxes_before_suppression() -> None:
     first, second = CellRuntime(), CellRuntime()
     found = Predictor(first, second, settings=PredictSettings(img_size=128))(picture((128, 128), red=(0, 0)))

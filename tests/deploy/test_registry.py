@@ -30,9 +30,10 @@ def test_unknown_format_lists_the_known_ones(name: str, tmp_path: Path) -> None:
         load_runtime(tmp_path / name, device=CPU)
 
 
-def test_missing_weights_are_named() -> None:
-    with pytest.raises(CheckpointError, match=r"nowhere\.pt do not exist"):
-        load_runtime("nowhere.pt", device=CPU)
+@pytest.mark.parametrize("name", ["nowhere.pt", "nowhere_ncnn_model", "nowhere"])
+def test_missing_weights_are_named(name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{name} do not exist"):
+        load_runtime(name, device=CPU)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK\x03\x04 cut off"])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from deploy.pytorch import PyTorchRuntime
 from deploy.runtime import RuntimeModel
+from deploy.verification.agreement import BoxAgreement
 from deploy.verification.artefact import megabytes_of
 from deploy.verification.report import report_data, verify_table
 from deploy.verification.verify import TOLERANCES, Reference, VerifyReport, verify
@@ -105,6 +106,18 @@ def test_size_of_a_folder_is_that_of_the_network_in_it(tmp_path: Path) -> None:
     (tmp_path / "model.ncnn.bin").write_bytes(bytes(1_500_000))
     (tmp_path / "README.md").write_bytes(bytes(9_000_000))
     assert megabytes_of(tmp_path) == 1.5
+
+
+def test_ties_are_told_in_a_line_and_stored(runtime: PyTorchRuntime, file: Path) -> None:
+    report = report_of(runtime, runtime, file)
+    assert "not compared" not in verify_table([report])
+    boxes = BoxAgreement(expected=10, found=11, matched=9, tied=3, score_difference=0.0)
+    with_ties = replace(report, boxes=boxes)
+    lines = verify_table([with_ties]).splitlines()
+    assert "100.0% of 10" in lines[1]
+    tail = "3 boxes not compared: a choice between scores less than 0.0001 apart fell the other way"
+    assert f"best.onnx: {tail}" in lines
+    assert (report_data(with_ties)["boxes"]["tied"], report_data(with_ties)["same_boxes"]) == (3, 1.0)
 
 
 def test_table_and_data_hold_the_verdict(runtime: PyTorchRuntime, file: Path) -> None:

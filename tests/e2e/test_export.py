@@ -130,6 +130,8 @@ def test_boxes_from_the_graph_are_compared_too(place: Place, caplog: pytest.LogC
         (["--include", "torchscript", "--verify-only"], "tiny.torchscript does not exist; leave --verify-only"),
         (["--int8", "--data", "DATA", "--calib-images", "5"], "lower --calib-images to 2"),
         (["--data", "data/coco128.yaml"], "classes"),
+        (["--include", "onnx", "--opset", "10"], "--opset 10: expected 11 to 20"),
+        (["--include", "openvino", "--int8", "--data", "DATA", "--opset", "12"], "of int8; give --opset 13"),
     ],
 )
 def test_refusal_is_one_line_and_leaves_no_artefact(
