@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, NoReturn, TypeVar
@@ -135,14 +135,15 @@ class WorkerPool(Generic[Task, Result]):
         try:
             yield
         except (EOFError, OSError):
-            worker.process.join(_PATIENCE)
+            wait([worker.process.sentinel], _PATIENCE)
             self._check()
             raise
 
     def _check(self) -> None:
         """End all processes and raise a `WorkerError` if one of them has died."""
+        dead = wait([worker.process.sentinel for worker in self._workers], 0) if self._workers else []
         for worker in self._workers:
-            if worker.process.exitcode is not None:
+            if worker.process.sentinel in dead:
                 error = _death(worker.process)
                 self.close()
                 raise error
@@ -243,7 +244,8 @@ def _outcome(make: Callable[[Any], Any], task: Any) -> Any:
 
 
 def _death(process: BaseProcess) -> WorkerError:
-    code = process.exitcode or 0
+    process.join(_PATIENCE)
+    code = process.exitcode or 0  # unknown where the caller of this process has it ignore its children
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"exit code {code}"
     if name == "SIGKILL":
         why = "as the system does when memory runs out; lower --workers, --batch-size or --img-size"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -66,6 +67,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 def make_array(task: Any) -> Any:
     """A task's answer; some tasks have special ones."""
     if isinstance(task, signal.Signals):
+        faulthandler.disable()  # pytest's would print where
         os.kill(os.getpid(), task)
         time.sleep(GENEROUS)
     if isinstance(task, Exception):
@@ -176,6 +178,16 @@ def test_worker_that_dies_ends_the_iteration_with_one_line(name: str) -> None:
     assert "\n" not in str(caught.value)
     assert ("memory runs out" in str(caught.value)) == (name == "SIGKILL")
     assert numbers(pool, [3, 4]) == [3, 4]  # with new workers
+
+
+@pytest.mark.skipif(not HAS_SIGNALS, reason="this system has no signals")
+def test_death_is_noticed_where_children_are_ignored() -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with pytest.raises(WorkerError, match="loading process [0-9]+ ended with"):
+            numbers(WorkerPool(make_array, size=1), [0, signal.SIGKILL])
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def make_much(task: int) -> torch.Tensor:
