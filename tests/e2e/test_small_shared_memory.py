@@ -108,6 +108,14 @@ def test_size_of_shared_memory_changes_no_bit(folder: Path, usual: Outcome, opti
     assert found == list(usual[1:])
 
 
+def test_several_processes_train_without_shared_memory(folder: Path) -> None:
+    prefix = in_namespace("mount -t tmpfs -o size=64k tmpfs /dev/shm")
+    python, *arguments = command("train", folder, name="two", **{"img-size": 320})
+    torchrun = [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    finish([*prefix, *torchrun, *arguments])
+    assert (folder / "train/two/result.json").exists()
+
+
 @pytest.mark.parametrize("script", ["train", "val"])
 @pytest.mark.parametrize("victim", [0, -1], ids=["first", "last"])
 def test_killed_loading_process_ends_the_command_with_one_line(
