@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from engine.classifier_scores import ACCURACY_COLUMNS, AccuracyHook, Classificat
 from engine.hooks import Hook
 from engine.logging_hooks import EpochLineHook, ResultsHook, TensorBoardHook
 from engine.optim import build_optimizer
+from engine.resuming import resume_
 from engine.schedule import Schedule
 from engine.trainer import Trainer, TrainerSettings, TrainState
 from models.classifiers import ClassifierSpec
-from utils.checkpoint import Checkpoint, load_checkpoint
+from utils.checkpoint import load_checkpoint
 from utils.cli import config_from_values
 from utils.datasets.classification import PictureData
 from utils.device import amp_dtype, memory_advice, select_device
@@ -132,7 +134,7 @@ def _continue(
     if is_trained:  # killed between its last epoch and its result
         model.to(device).eval()
         return run.finish(TrainState(), seconds=0.0)
-    return run.train(model, data, hooks, checkpoint=checkpoint)
+    return run.train(model, data, hooks, restore_=partial(resume_, checkpoint=checkpoint, where=str(path)))
 
 
 class _Run:
@@ -144,7 +146,12 @@ class _Run:
         self.config, self.spec, self.folder, self.device = config, spec, folder, device
 
     def train(
-        self, model: nn.Module, data: PictureData, hooks: Sequence[Hook], *, checkpoint: Checkpoint | None = None
+        self,
+        model: nn.Module,
+        data: PictureData,
+        hooks: Sequence[Hook],
+        *,
+        restore_: Callable[[Trainer], None] | None = None,
     ) -> ClassifierResult:
         """Train to the last epoch, from the first or after that of a checkpoint."""
         started = time.perf_counter()
@@ -152,9 +159,8 @@ class _Run:
             model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             trainer = self._trainer(model, data)
             trainer.hooks = [*hooks, *self._own_hooks(data)]
-            if checkpoint is not None:
-                trainer.optimizer.load_state_dict(checkpoint.optimizer or {})
-                trainer.restore(checkpoint.training_state, epoch=checkpoint.epoch)
+            if restore_ is not None:
+                restore_(trainer)
             state = trainer.fit()
         model.eval()
         return self.finish(state, seconds=time.perf_counter() - started)

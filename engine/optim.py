@@ -36,6 +36,14 @@ OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], float, float], Optimizer]]
     "ranger": _ranger,
 }
 
+# What each keeps of every parameter that it has moved: tensors of its shape and type, and "step" without axes.
+STATE_ENTRIES: dict[type[Optimizer], tuple[str, ...]] = {
+    SGD: ("momentum_buffer",),
+    Adam: ("step", "exp_avg", "exp_avg_sq"),
+    AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    Ranger: ("step", "exp_avg", "exp_avg_sq", "slow"),
+}
+
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
     """Three groups, named "norm" (scales, not decayed), "weight" (decayed) and "bias" (not decayed).

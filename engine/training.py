@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,8 @@ from engine.checkpointing import CheckpointHook, EmaHook, SavePolicy, resumed_pa
 from engine.config import TrainConfig
 from engine.distributed import Process, process_group, share, this_process
 from engine.hooks import Hook
-from engine.materials import Data, make_model, make_val_loader, read_data, read_hyp
+from engine.materials import Data, freeze_, make_model, make_val_loader, read_data, read_hyp
+from engine.resuming import load_weights_, resume_
 from engine.run_result import TrainResult, best_checkpoint, finish_run
 from engine.sync_bn import synchronise_batch_norms_
 from engine.trainer import TrainState
@@ -82,7 +84,7 @@ def _continue(path: Path, config: TrainConfig, hooks: HookFactory, *, process: P
     device = select_device(config.device, local_rank=process.local_rank)
     run = _Run(resumed, process=process, device=device, names=checkpoint.names)
     LOGGER.info("resuming %s after epoch %d of %d", folder.path, checkpoint.epoch + 1, resumed.epochs)
-    return run.measure(checkpoint, folder) if is_trained else run.resume(hooks, checkpoint, folder)
+    return run.measure(checkpoint, folder) if is_trained else run.resume(hooks, checkpoint, path)
 
 
 class _Run:
@@ -106,14 +108,16 @@ class _Run:
         LOGGER.info("run folder %s", self.folder.path)
         if self.process.is_main and not self.config.noplots:
             plot_labels(self.data.train, self.folder.path / "labels.jpg")
-        return self._train(model, hyp, hooks, checkpoint=None)
+        return self._train(model, hyp, hooks)
 
-    def resume(self, hooks: HookFactory, checkpoint: Checkpoint, folder: RunFolder) -> TrainResult | None:
-        """Train on from a checkpoint."""
-        self.folder = folder
+    def resume(self, hooks: HookFactory, checkpoint: Checkpoint, path: Path) -> TrainResult | None:
+        """Train on from the checkpoint at `path`."""
+        self.folder = RunFolder(path=path.parent.parent)
         model = build_model(ModelSpec.from_dict(checkpoint.spec))
-        model.load_state_dict(checkpoint.weights)
-        return self._train(model, load_hyp(self.folder.path / "hyp.yaml"), hooks, checkpoint=checkpoint)
+        load_weights_(model, checkpoint, where=str(path))
+        freeze_(model, self.config.freeze)
+        hyp = load_hyp(self.folder.path / "hyp.yaml")
+        return self._train(model, hyp, hooks, restore_=partial(resume_, checkpoint=checkpoint, where=str(path)))
 
     def measure(self, checkpoint: Checkpoint, folder: RunFolder) -> TrainResult | None:
         """Write the result of a run that was killed between its last epoch and that."""
@@ -126,7 +130,7 @@ class _Run:
         return finish_run(folder, state, config=self.config, loader=loader, device=self.device, seconds=0.0)
 
     def _train(
-        self, model: Detector, hyp: Hyp, hooks: HookFactory, *, checkpoint: Checkpoint | None
+        self, model: Detector, hyp: Hyp, hooks: HookFactory, *, restore_: Callable[..., None] | None = None
     ) -> TrainResult | None:
         config = self.config
         advice = (
@@ -134,10 +138,10 @@ class _Run:
             f"or --workers (now {config.workers})"
         )
         with memory_advice(advice):
-            return self._fit_and_measure(model, hyp, hooks, checkpoint=checkpoint)
+            return self._fit_and_measure(model, hyp, hooks, restore_)
 
     def _fit_and_measure(
-        self, model: Detector, hyp: Hyp, hooks: HookFactory, *, checkpoint: Checkpoint | None
+        self, model: Detector, hyp: Hyp, hooks: HookFactory, restore_: Callable[..., None] | None
     ) -> TrainResult | None:
         config, started = self.config, time.perf_counter()
         model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -162,10 +166,8 @@ class _Run:
             config, self.data, ema=ema, loader=val_loader, device=self.device, folder=self.folder.path
         )
         trainer.hooks = [*hooks(model, config, self.folder.path), ema, *observers, checkpoints]
-        if checkpoint is not None:
-            trainer.optimizer.load_state_dict(checkpoint.optimizer or {})
-            ema.ema.restore_(checkpoint.ema or {}, checkpoint.ema_updates)
-            trainer.restore(checkpoint.training_state, epoch=checkpoint.epoch)
+        if restore_ is not None:
+            restore_(trainer, ema=ema.ema)
         state = trainer.fit()
         if not self.process.is_main:
             return None

@@ -16,8 +16,8 @@ from utils.errors import ConfigError
 
 Amp = Literal["auto", "bf16", "fp16", "off"]
 
-# How torch's CPU allocator, OpenCV, and loader processes on a small /dev/shm or without memory word it.
-_EXHAUSTED = ("allocate memory", "Insufficient memory", "out of shared memory", "killed by signal: Killed")
+# How torch's CPU allocator and OpenCV word it.
+_EXHAUSTED = ("allocate memory", "Insufficient memory")
 
 
 def select_device(text: str = "", *, local_rank: int = 0) -> torch.device:

@@ -17,6 +17,10 @@ class CheckpointError(UserError):
     """A file of weights."""
 
 
+class WorkerError(UserError):
+    """A loading process that died, or could not be started."""
+
+
 class TrainingError(UserError):
     """A run that cannot go on, such as a loss that is not finite."""
 

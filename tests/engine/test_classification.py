@@ -21,6 +21,7 @@ from engine.classifier_scores import ClassificationLoss, score, score_classifier
 from engine.hooks import Hook
 from engine.trainer import Trainer
 from models.classifiers import ClassifierSpec, build_classifier, load_classifier
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.datasets.classification import PictureData, PictureSet, read_picture_file, write_picture_file
 from utils.datasets.picture_loader import Normalisation, PictureLoader
 from utils.errors import CheckpointError, ConfigError, TrainingError
@@ -127,6 +128,20 @@ def test_run_killed_before_its_result_gets_it_by_resume(tmp_path: Path, monkeypa
     assert (result.folder / "result.json").exists()
     with pytest.raises(CheckpointError, match="this run is complete; to train on from it use --weights"):
         train_classifier(make_classifier(config, data), data, config=again)
+
+
+def test_run_whose_optimiser_state_does_not_fit_is_not_resumed(tmp_path: Path) -> None:
+    data, config = small_pictures(), config_in(tmp_path)
+    with pytest.raises(Killed):
+        train_classifier(make_classifier(config, data), data, config=config, hooks=[KillAfter(1)])
+    last = next(tmp_path.glob("**/last.pt"))
+    checkpoint = load_checkpoint(last)
+    assert checkpoint.optimizer is not None
+    entries = checkpoint.optimizer["state"][0]
+    entries |= {name: value.flatten()[:0] for name, value in entries.items()}
+    save_checkpoint(checkpoint, last)
+    with pytest.raises(CheckpointError, match=r"last.pt cannot be resumed: optimizer state of .* is float32 \(0,\)"):
+        train_classifier(make_classifier(config, data), data, config=replace(config, resume="latest"))
 
 
 def test_run_of_another_network_is_not_resumed(tmp_path: Path) -> None:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 
 from utils.batch import Batch
 from utils.datasets.dataset import DetectionDataset, Sample, SampleKey
 from utils.datasets.sampler import BatchKeySampler, Weights
-from utils.errors import DataError
+from utils.datasets.workers import WorkerPool
 
-# A user's mistake met by a worker travels as a value: raised there, it would arrive wrapped in a traceback.
-Samples = list[Sample] | DataError
-Collated = Batch | DataError
+logger = logging.getLogger(__name__)
+
+BatchKeys = list[SampleKey]
+
+# Bytes; Docker gives a container 64 MB.
+_USUAL_SHARED_MEMORY = 128 * 2**20
 
 
 class Loader:
@@ -31,13 +34,24 @@ class Loader:
     Args:
         dataset: Where samples come from.
         sampler: Which samples make up a batch.
-        loader: Fetches and collates them.
+        make_batch: Makes a batch of its keys.
+        workers: Processes that do so; 0 does it in this one.
+        pin_memory: Return page-locked memory.
     """
 
-    def __init__(self, dataset: DetectionDataset, sampler: BatchKeySampler, loader: DataLoader[Samples]) -> None:
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        sampler: BatchKeySampler,
+        *,
+        make_batch: Callable[[BatchKeys], Batch],
+        workers: int,
+        pin_memory: bool = False,
+    ) -> None:
         self.dataset = dataset
-        self._sampler = sampler
-        self._loader = loader
+        self._sampler, self._make_batch = sampler, make_batch
+        self._pool = WorkerPool(make_batch, size=workers) if workers else None
+        self._is_pinning = pin_memory
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -48,13 +62,11 @@ class Loader:
 
         Raises:
             DataError: An image cannot be read.
+            WorkerError: A loading process died.
         """
-        item: Collated
-        for item in self._loader:
-            if isinstance(item, DataError):
-                # Raising `item` itself would tie this frame, and the workers with it, into a reference cycle.
-                raise DataError(str(item))
-            yield item
+        self.start_workers()
+        batches = (self._pool.results if self._pool else self._alone)(self._sampler)
+        return _pinned(batches) if self._is_pinning else batches
 
     def start_workers(self) -> None:
         """Start the worker processes now.
@@ -62,8 +74,11 @@ class Loader:
         A forked worker keeps what its parent holds at that moment; started while the parent is still small, it stays
         small.
         """
-        if self._loader.num_workers:
-            iter(self._loader)
+        if self._pool is not None:
+            self._pool.start()
+
+    def _alone(self, keys: Iterable[BatchKeys]) -> Iterator[Batch]:
+        return map(self._make_batch, keys)
 
     def set_epoch(self, epoch: int) -> None:
         """Number of the epoch that the next iteration draws; also seeds its augmentation."""
@@ -98,23 +113,19 @@ def build_loader(
         quad: Make batches of a quarter of the images at twice the size, see `quad_collate`.
         pin_memory: Return page-locked memory, for copies to a GPU.
     """
+    if workers:
+        _report_small_shared_memory()
     shapes = [dataset.output_hw(position) for position in range(len(dataset))]
     sampler = BatchKeySampler(
         shapes, batch_size=batch_size, shuffle=shuffle, seed=dataset.seed, rank=rank, world_size=world_size
     )
-    workers = min(workers, max(1, _num_cores() // world_size), len(sampler))
-    loader: DataLoader[Samples] = DataLoader(
-        _Fetcher(dataset),
-        batch_sampler=sampler,
-        num_workers=workers,
-        collate_fn=_Collator(quad_collate if quad else collate),
-        pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
-        # Forked workers share the parent's image cache.
-        multiprocessing_context="fork" if workers and sys.platform.startswith("linux") else None,
-        persistent_workers=workers > 0,
+    return Loader(
+        dataset,
+        sampler,
+        make_batch=_BatchMaker(dataset, quad_collate if quad else collate),
+        workers=min(workers, max(1, _num_cores() // world_size), len(sampler)),
+        pin_memory=pin_memory and torch.cuda.is_available(),
     )
-    return Loader(dataset, sampler, loader)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -158,27 +169,45 @@ def _quarter(targets: Tensor, column: int, row: int) -> Tensor:
     return (targets + torch.tensor([0, column, row, 0, 0])) * torch.tensor([1, 0.5, 0.5, 0.5, 0.5])
 
 
-class _Fetcher(Dataset[Samples]):
-    """The samples of a batch, or the user's mistake that prevented them."""
+class _BatchMaker:
+    """Makes the samples of a batch and collates them."""
 
-    def __init__(self, dataset: DetectionDataset) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: DetectionDataset, collate_samples: Callable[[Sequence[Sample]], Batch]) -> None:
+        self._dataset, self._collate = dataset, collate_samples
 
-    def __getitems__(self, keys: list[SampleKey]) -> Samples:
-        try:
-            return [self._dataset[key] for key in keys]
-        except DataError as error:
-            return error
+    def __call__(self, keys: BatchKeys) -> Batch:
+        return self._collate([self._dataset[key] for key in keys])
 
 
-class _Collator:
-    """Collates samples, lets errors pass."""
+def _pinned(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Copy batches to page-locked memory in a thread, one ahead of the one in use."""
 
-    def __init__(self, collate_samples: Callable[[Sequence[Sample]], Batch]) -> None:
-        self._collate = collate_samples
+    def next_pinned() -> Batch | None:
+        batch = next(batches, None)
+        return None if batch is None else batch.pin_memory()
 
-    def __call__(self, samples: Samples) -> Collated:
-        return samples if isinstance(samples, DataError) else self._collate(samples)
+    # A new thread would pin memory for the first GPU, whichever this process uses.
+    device = (torch.cuda.current_device(),)
+    with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=device) as thread:
+        ahead = thread.submit(next_pinned)
+        while (batch := ahead.result()) is not None:
+            ahead = thread.submit(next_pinned)
+            yield batch
+
+
+@lru_cache(maxsize=1)
+def _report_small_shared_memory() -> None:
+    """Say once where batches go when shared memory is too small for what people expect of it."""
+    folder = Path("/dev/shm")
+    if not folder.is_dir():
+        return
+    stat = os.statvfs(folder)
+    size = stat.f_blocks * stat.f_frsize
+    if size < _USUAL_SHARED_MEMORY:
+        logger.info(
+            "/dev/shm has only %.2g MB; batches do without it (docker run --shm-size=1g enlarges it for others)",
+            size / 2**20,
+        )
 
 
 def _num_cores() -> int:
@@ -186,9 +215,3 @@ def _num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _start_worker(_: int) -> None:
-    """One thread per worker; Ctrl-C is the parent's business, and workers end when it is gone."""
-    cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
