@@ -159,7 +159,7 @@ def _in_order_of(runtimes: Sequence[RuntimeModel], data: DataConfig, config: Val
         data.in_order_of(runtime.names, weights=path) for path, runtime in zip(config.weights, runtimes, strict=True)
     }
     if len(orders) > 1:
-        raise ConfigError("--weights: the networks list their classes in different orders, so they make no ensemble")
+        raise ConfigError("--weights: the networks list their classes in different orders; measure them one by one")
     return orders.pop()
 
 
