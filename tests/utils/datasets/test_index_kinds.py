@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import zlib
 from pathlib import Path
@@ -246,6 +247,47 @@ def test_hidden_files_are_passed_over_links_followed_and_loops_noticed(tmp_path:
     index = index_of(tmp_path, "val: images\nnames: [x]\n")
     assert index.file_names == ("a/1.png", "link/5.png")
     assert any(note.startswith("1 links to a folder that they lie in") for note in index.summary.notes)
+
+
+def test_pipes_and_devices_are_counted_and_links_to_nothing_are_missing(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    noise(images / "a.png")
+    os.mkfifo(images / "pipe")
+    os.mkfifo(images / "pipe.jpg")
+    (images / "zero.png").symlink_to("/dev/zero")
+    (images / "dead.png").symlink_to(images / "nowhere")
+    (images / "self.png").symlink_to(images / "self.png")
+    (images / "self").symlink_to(images / "self")
+    index = index_of(tmp_path, "val: images\nnames: [x]\n")
+    assert index.file_names == ("a.png",)
+    assert index.summary.missing_images == 2
+    assert "4 files that are no images, not read: 3 pipe, socket or device, 1 no suffix" in index.summary.notes
+
+
+def test_folders_that_may_not_be_opened_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise(tmp_path / "images" / "a.png")
+    noise(tmp_path / "images" / "closed" / "b.png")
+    scan = os.scandir
+
+    def refuse(folder: Path) -> Any:
+        if Path(folder).name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    index = index_of(tmp_path, "val: images\nnames: [x]\n")
+    assert index.file_names == ("a.png",)
+    assert any(note.startswith("1 folders that may not be opened, not read, e.g. ") for note in index.summary.notes)
+
+
+def test_names_that_are_not_utf8_are_names(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"latin\xe9")
+    noise(folder / "images" / os.fsdecode(b"caf\xe9.png"))
+    (folder / "labels").mkdir()
+    (folder / "labels" / os.fsdecode(b"caf\xe9.txt")).write_text(BOX)
+    for _ in range(2):  # the second time from its cache
+        index = index_of(folder, "val: images\nnames: [x]\n")
+        assert (os.fsencode(index.file_names[0]), index.num_boxes) == (b"caf\xe9.png", 1)
 
 
 def test_content_decides_and_what_is_not_read_is_counted(tmp_path: Path) -> None:

@@ -1,3 +1,6 @@
+import os
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -55,6 +58,13 @@ def test_labels_mosaic_is_a_grid_with_boxes(tmp_path):
     assert picture.shape == (426, 640, 3)  # 64 x 96 is enlarged to a width of 320
     # The left edge of the box of image 0 lies at x = 24, ten thirds of that in the picture.
     assert tuple(picture[133, 80]) == class_color(1)
+
+
+def test_names_that_are_not_utf8_are_drawn_as_far_as_they_can_be(tmp_path):
+    batch = _batch(1)
+    info = ImageInfo(path=os.fsdecode(b"caf\xe9.jpg"), index=0, original_hw=(64, 96))
+    plot_labels(replace(batch, infos=(info,)), tmp_path / "a.jpg", names=["a", "b"])
+    assert (tmp_path / "a.jpg").stat().st_size
 
 
 def test_predictions_under_a_quarter_are_not_drawn(tmp_path):
