@@ -25,6 +25,7 @@ from utils.datasets.usable import check_trainable, warn_of_shared_images
 from utils.errors import DataError
 from utils.hyp import Hyp
 from utils.metrics.ground_truth import ground_truth_from_index, true_boxes
+from utils.output_names import OutputNames
 
 BOX = "0 0.5 0.5 0.5 0.5\n"
 
@@ -247,6 +248,27 @@ def test_hidden_files_are_passed_over_links_followed_and_loops_noticed(tmp_path:
     index = index_of(tmp_path, "val: images\nnames: [x]\n")
     assert index.file_names == ("a/1.png", "link/5.png")
     assert any(note.startswith("1 links to a folder that they lie in") for note in index.summary.notes)
+
+
+def test_images_of_a_list_are_named_below_their_common_folder(tmp_path: Path) -> None:
+    noise(tmp_path / "set" / "images" / "a.png")
+    noise(tmp_path / "other" / "cam" / "a.png", seed=1)
+    (tmp_path / "set" / "list.txt").write_text("images/../images/a.png\n../other/cam/a.png\n")
+    index = index_of(tmp_path, "val: set/list.txt\nnames: [x]\n")
+    assert index.file_names == ("set/images/a.png", "other/cam/a.png")
+    assert [folder for _, folder in index.inputs] == [tmp_path, tmp_path]
+
+
+def test_images_of_a_json_with_absolute_names_keep_their_subfolders_in_outputs(tmp_path: Path) -> None:
+    for seed, cam in enumerate(("cam1", "cam2", "cam3")):
+        noise(tmp_path / "set" / cam / "a.png", seed=seed)
+    names = (f"{tmp_path}/set/cam1/a.png", "../set/cam2/a.png", "C:\\old\\set\\cam3\\a.png")
+    images = [{"id": i, "file_name": name, "width": 60, "height": 40} for i, name in enumerate(names)]
+    coco(tmp_path / "set", images=images, annotations=[])
+    index = index_of(tmp_path, "val: set/val.json\n")
+    assert [folder for _, folder in index.inputs] == [tmp_path / "set"] * 3
+    outputs = OutputNames(index.inputs)
+    assert [outputs.label(path) for path in index.paths] == [f"labels/cam{i}/a.txt" for i in (1, 2, 3)]
 
 
 def test_pipes_and_devices_are_counted_and_links_to_nothing_are_missing(tmp_path: Path) -> None:
