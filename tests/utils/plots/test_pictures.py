@@ -85,6 +85,18 @@ def test_curves_are_written_for_few_and_many_classes(tmp_path):
         assert all(path.stat().st_size > 5000 for path in paths)
 
 
+def test_precision_is_not_drawn_where_nothing_was_found(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(curves_module, "save_figure", lambda figure, path: drawn.update({path.name: figure.axes[0]}))
+    truths = [np.array([[0, 0, 0, 9, 9], [1, 20, 20, 40, 40]])]
+    plot_curves(confidence_curves([np.array([[0, 0, 9, 9, 0.5, 0.0]])], truths), tmp_path, names=["a", "b"])
+    first, second, mean = (line.get_ydata() for line in drawn["P_curve.png"].lines)
+    assert (first[400], mean[400]) == (1, 0.5)
+    assert np.isnan([first[600], second[400], mean[600]]).all()
+    plot_curves(confidence_curves([np.zeros((0, 6))], truths), tmp_path, names=["a", "b"])
+    assert drawn["P_curve.png"].lines[-1].get_label() == "all classes"
+
+
 def test_curves_without_true_boxes_write_nothing(tmp_path):
     curves = confidence_curves([np.zeros((0, 6))], [np.zeros((0, 5))])
     assert plot_curves(curves, tmp_path, names=["a"]) == []
