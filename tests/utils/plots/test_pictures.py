@@ -15,6 +15,7 @@ from utils.plots.colors import PALETTE, class_color, text_color
 from utils.plots.curves import plot_confusion, plot_curves
 from utils.plots.draw import draw_boxes
 from utils.plots.results import plot_results
+from utils.plots.save import save_image
 
 
 def _batch(count=3, *, hw=(64, 96)):
@@ -83,6 +84,11 @@ def test_curves_are_written_for_few_and_many_classes(tmp_path):
         paths = plot_curves(confidence_curves(predictions, truths), tmp_path, names=names)
         assert sorted(path.name for path in paths) == ["F1_curve.png", "PR_curve.png", "P_curve.png", "R_curve.png"]
         assert all(path.stat().st_size > 5000 for path in paths)
+
+
+def test_image_that_is_too_wide_for_a_jpeg_is_scaled_down(tmp_path):
+    save_image(np.zeros((2, 70000, 3), np.uint8), tmp_path / "wide.jpg")
+    assert Image.open(tmp_path / "wide.jpg").size == (65500, 2)
 
 
 def test_precision_is_not_drawn_where_nothing_was_found(tmp_path, monkeypatch):
