@@ -48,7 +48,7 @@ def metrics_table(evaluation: Evaluation, *, names: Sequence[str], verbose: bool
 
     add("all", evaluation.boxes, metrics.precision, metrics.recall, metrics.AP50, metrics.AP)
     if verbose or len(names) <= MAX_CLASSES_SHOWN:
-        at = int(np.searchsorted(curves.confidence, metrics.confidence))
+        at = int(np.searchsorted(curves.confidence, np.nan_to_num(metrics.confidence)))
         for row, class_id in enumerate(curves.classes):
             name = names[int(class_id)]
             ap = metrics.per_class[name]

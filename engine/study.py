@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -68,7 +69,11 @@ def _write_csv(points: Sequence[StudyPoint], path: Path) -> None:
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [item.name for item in fields(StudyPoint)])
         writer.writeheader()
-        writer.writerows({name: round(value, 5) for name, value in asdict(point).items()} for point in points)
+        # A number that cannot be measured leaves its cell empty.
+        writer.writerows(
+            {name: "" if math.isnan(value) else round(value, 5) for name, value in asdict(point).items()}
+            for point in points
+        )
 
 
 def _plot(points: Sequence[StudyPoint], path: Path) -> None:

@@ -44,6 +44,9 @@ def run_script(
         bare: Flags that may stand without a value, and the value they then take.
         argv: The arguments; those of the process by default.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text of this terminal
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
         config = parse(config_type, sys.argv[1:] if argv is None else argv, bare=bare or {})

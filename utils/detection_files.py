@@ -12,7 +12,7 @@ import numpy as np
 
 from utils.detections import Detections
 from utils.errors import ConfigError
-from utils.files import write_json, write_text
+from utils.files import is_unicode, write_json, write_text
 from utils.output_names import OutputNames, class_folders
 from utils.plots.save import save_image
 from utils.sources import Frame
@@ -110,6 +110,8 @@ class DetectionWriter:
         # A video that is listed twice starts anew.
         if frame.name != self._video_name or frame.index == 0:
             self._finish_video()
+            if not is_unicode(str(path)):
+                raise ConfigError(f"cannot write {path}: the name is not UTF-8; choose another --project")
             path.parent.mkdir(parents=True, exist_ok=True)
             self._video_hw = (drawn.shape[0], drawn.shape[1])
             codec = cv2.VideoWriter.fourcc(*"mp4v")

@@ -25,7 +25,7 @@ ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplemented
 NPZ_ERRORS = (*ZIP_ERRORS, OSError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
 
 # Bytes of a file's name on common file systems.
-_LONGEST_NAME = 255
+LONGEST_NAME = 255
 
 
 def check_writable(folder: str | Path) -> None:
@@ -69,7 +69,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 def _temporary_beside(path: Path) -> Path:
     """Make up a hidden name in the same folder; a digest stands for a name that leaves no room for more."""
     name, ending = os.fsencode(path.name), f".{os.getpid()}.tmp"
-    has_room = len(name) + len(ending) < _LONGEST_NAME
+    has_room = len(name) + len(ending) < LONGEST_NAME
     return path.with_name(f".{path.name if has_room else hashlib.sha256(name).hexdigest()}{ending}")
 
 
@@ -99,6 +99,15 @@ def _finite(value: Any) -> Any:
 def write_yaml(path: str | Path, value: Any) -> None:
     """Write `value` atomically as YAML, keys in the given order."""
     write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+
+
+def is_unicode(name: str) -> bool:
+    """Return whether the name of a file is Unicode; OpenCV crashes the process on others, as of old archives."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def decode_text(data: bytes) -> str:

@@ -5,12 +5,14 @@ An output keeps the stem of its input exactly, and its subfolder below the folde
     labels/<subfolder>/<stem>.txt    <subfolder>/<stem>.jpg or .mp4    crops/<class>/<subfolder>/<stem>_<number>.jpg
 
 Frames of a video or stream carry their position after the stem. Inputs that would share a file carry their own
-suffix, too (a.jpg beside a.png: a.jpg.txt and a.png.txt), and a number where another input has that name.
+suffix, too (a.jpg beside a.png: a.jpg.txt and a.png.txt), and a number where another input has that name. Of a stem
+that is as long as a file's name can be, a digest stands for the end where more has to follow it.
 Names that differ only in case or in Unicode composition count as one, since some file systems take them for one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -23,6 +25,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TypeAlias
 
+from utils.files import LONGEST_NAME
 from utils.sources.files import common_folder
 from utils.sources.video import VIDEO_SUFFIXES
 
@@ -70,23 +73,24 @@ class OutputNames:
             position: Index of the frame; None for an image, or for a video as a whole.
         """
         name = self._names.get(os.path.abspath(source)) or self._live_name(source)
-        return name if position is None else f"{name}_{position:06d}"
+        return f"{name}{_position_text(position)}"
 
     def label(self, source: str, position: int | None = None) -> str:
         """Name the label file."""
-        return f"labels/{self.name(source, position)}.txt"
+        return _ended(f"labels/{self.name(source)}", f"{_position_text(position)}.txt")
 
     def image(self, source: str) -> str:
         """Name the drawn image."""
-        return f"{self._drawn(source)}.jpg"
+        return _ended(self._drawn(source), ".jpg")
 
     def video(self, source: str) -> str:
         """Name the drawn video."""
-        return f"{self._drawn(source)}.mp4"
+        return _ended(self._drawn(source), ".mp4")
 
     def crop(self, source: str, position: int | None = None, *, class_folder: str, number: int) -> str:
         """Name the image inside the box of index `number`."""
-        return f"crops/{class_folder}/{self.name(source, position)}_{number}.jpg"
+        ending = f"{_position_text(position)}_{number}.jpg"
+        return _ended(f"crops/{class_folder}/{self.name(source)}", ending)
 
     def _drawn(self, source: str) -> str:
         top, slash, rest = self.name(source).partition("/")
@@ -197,6 +201,21 @@ def _key(name: str) -> str:
 def _forms(text: str) -> Iterator[str]:
     """The text, then the text with 2, 3, ... after it."""
     return chain([text], (f"{text}_{number}" for number in count(2)))
+
+
+def _position_text(position: int | None) -> str:
+    """The position of a frame as it follows the name of its video."""
+    return "" if position is None else f"_{position:06d}"
+
+
+def _ended(name: str, ending: str) -> str:
+    """Add an ending; where the file system has no room for it, a digest stands for the end of the name."""
+    folder, slash, last = name.rpartition("/")
+    room, encoded = LONGEST_NAME - len(ending), os.fsencode(last)
+    if len(encoded) > room:
+        digest = hashlib.sha256(encoded).hexdigest()[:16]
+        last = f"{encoded[: room - len(digest)].decode(errors='ignore')}{digest}"
+    return f"{folder}{slash}{last}{ending}"
 
 
 def _folders_of(name: str) -> Iterator[str]:

@@ -1,3 +1,5 @@
+import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -228,3 +230,10 @@ def test_study_writes_a_row_per_size(tmp_path):
     assert (len(points), len(lines)) == (2, 3)
     assert lines[1].startswith("64,1.0,1.0")
     assert (tmp_path / "study.png").stat().st_size > 5000
+
+
+def test_study_leaves_cells_empty_that_cannot_be_measured(tmp_path):
+    evaluation = _evaluate(_perfect)
+    unknown = replace(evaluation.metrics, AP=math.nan, AP50=math.nan, precision=math.nan, recall=math.nan)
+    run_study(lambda size: replace(evaluation, metrics=unknown), (64,), tmp_path)
+    assert (tmp_path / "study.csv").read_text().splitlines()[1].startswith("64,,,,,")

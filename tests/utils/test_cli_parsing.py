@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -116,6 +118,18 @@ def test_users_mistake_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture
 def test_wrong_flag_exits_with_2(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(lambda config: None, "--weights", "a.pt", *argv) == 2
     assert argv[0] in capsys.readouterr().err
+
+
+def test_lines_with_names_that_are_not_text_of_the_terminal_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(written, encoding="utf-8", errors="strict"))
+
+    def main(config: Config) -> None:
+        raise ConfigError("caf\udce9.jpg is no image")
+
+    assert exit_code(main, "--weights", "a") == 2
+    sys.stderr.flush()
+    assert written.getvalue() == b"error: caf\\udce9.jpg is no image\n"
 
 
 def test_failed_check_exits_with_1_and_an_interrupt_with_130() -> None:

@@ -26,6 +26,17 @@ def labels_of(*paths: str) -> list[str]:
     return [names.label(str(TOP / path)) for path in paths]
 
 
+def test_stem_as_long_as_a_name_can_be_leaves_room_for_what_follows() -> None:
+    stems = ["é" * 125 + "a", "é" * 125 + "b"]
+    names = OutputNames([(Path("x") / f"{stem}.mp4", Path("x")) for stem in stems])
+    outputs = [names.label(f"x/{stem}.mp4", 7) for stem in stems]
+    outputs += [names.crop(f"x/{stem}.mp4", 7, class_folder="c", number=3) for stem in stems]
+    assert len(set(outputs)) == 4
+    assert all(len(os.fsencode(Path(output).name)) <= 255 for output in outputs)
+    assert outputs[0].endswith("_000007.txt")
+    assert names.video(f"x/{stems[0]}.mp4") == f"{stems[0]}.mp4"
+
+
 def test_each_kind_of_output_has_its_place() -> None:
     names, source = names_of("cam1/0001.jpg"), str(TOP / "cam1/0001.jpg")
     assert names.image(source) == "cam1/0001.jpg"

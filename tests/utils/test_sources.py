@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,6 +72,28 @@ def test_glob_in_the_working_directory_starts_there(tmp_path: Path, monkeypatch:
     write_image(tmp_path / "cam1/a.png")
     monkeypatch.chdir(tmp_path)
     assert open_source("*/*.png").inputs == ((Path("cam1/a.png"), Path()),)
+
+
+def test_brackets_in_the_name_of_a_folder_are_no_wildcard(tmp_path: Path) -> None:
+    write_image(tmp_path / "cam [1]" / "a.png")
+    write_image(tmp_path / "cam [1]" / "b [2]" / "c.png")
+    write_image(tmp_path / "cam 1" / "d.png")
+    assert names_of(open_source(f"{tmp_path}/cam [1]/**/*.png")) == ["a.png", "c.png"]
+    assert names_of(open_source(f"{tmp_path}/cam [1-2]/*.png")) == ["d.png"]
+
+
+def test_glob_follows_a_link_that_leads_back_only_once(tmp_path: Path) -> None:
+    write_image(tmp_path / "x" / "a.png")
+    write_image(tmp_path / "store" / "b.png")
+    (tmp_path / "x" / "back").symlink_to(tmp_path / "x")
+    (tmp_path / "x" / "link").symlink_to(tmp_path / "store")
+    assert names_of(open_source(f"{tmp_path}/x/**/*.png")) == ["a.png", "b.png"]
+
+
+def test_video_whose_name_is_not_utf8_is_an_error(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4").rename(tmp_path / os.fsdecode(b"caf\xe9.mp4"))
+    with pytest.raises(DataError, match="its name is not UTF-8; rename it"):
+        names_of(open_source(str(path)))
 
 
 def test_file_with_brackets_in_its_name_is_no_glob(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ class DetectionDataset(Dataset[Sample]):
 
     def _load_resized(self, position: int) -> Pixels:
         path, original_hw = self.index.paths[position], self._original_hw(position)
-        image = read_image(path, is_checked=True)
+        image = read_image(path, digest=self.index.digests[position])
         if image.shape[:2] != original_hw:
             raise DataError(f"image {path} has changed since it was indexed; start again to index it anew")
         return resize(image, self._resized_hw(position), is_smooth=not self.augment)

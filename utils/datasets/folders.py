@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 # Suffixes whose files are taken for images without a look inside.
@@ -43,11 +45,13 @@ class FolderListing:
         images: Files to read as images, sorted.
         unread: Number of files that are no images, by suffix; files of labels and other data are left out.
         loops: Links to a folder that they lie in, which were not followed.
+        closed: Folders that this user may not open.
     """
 
     images: tuple[Path, ...]
     unread: Mapping[str, int]
     loops: tuple[Path, ...]
+    closed: tuple[Path, ...]
 
     def notes(self) -> list[str]:
         """Return lines that say what was passed over."""
@@ -58,6 +62,8 @@ class FolderListing:
             lines.append(f"{sum(self.unread.values())} files that are no images, not read: {kinds}")
         if self.loops:
             lines.append(f"{len(self.loops)} links to a folder that they lie in, not followed, e.g. {self.loops[0]}")
+        if self.closed:
+            lines.append(f"{len(self.closed)} folders that may not be opened, not read, e.g. {self.closed[0]}")
         return lines
 
 
@@ -75,12 +81,29 @@ def list_folder(folder: Path, *, recursive: bool = True, also: Container[str] = 
     images: list[Path] = []
     unread: Counter[str] = Counter()
     loops: list[Path] = []
-    for path in _files_below(folder, recursive=recursive, loops=loops):
-        if path.suffix.lower() in also or is_image_file(path):
+    closed: list[Path] = []
+    for path in _files_below(folder, recursive=recursive, loops=loops, closed=closed):
+        if is_special_file(path):
+            unread["pipe, socket or device"] += 1
+        elif path.suffix.lower() in also or is_image_file(path):
             images.append(path)
         elif path.suffix.lower() not in _DATA_SUFFIXES:
             unread[path.suffix.lower() or "no suffix"] += 1
-    return FolderListing(images=tuple(sorted(images)), unread=dict(sorted(unread.items())), loops=tuple(loops))
+    return FolderListing(
+        images=tuple(sorted(images)),
+        unread=dict(sorted(unread.items())),
+        loops=tuple(loops),
+        closed=tuple(closed),
+    )
+
+
+def is_special_file(path: Path) -> bool:
+    """Return whether something is neither a file nor a folder: reading it may wait for ever, or never end."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # a link that leads nowhere
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def is_image_file(path: Path) -> bool:
@@ -89,16 +112,21 @@ def is_image_file(path: Path) -> bool:
     return suffix in IMAGE_SUFFIXES or (suffix not in _DATA_SUFFIXES and _begins_like_image(path))
 
 
-def _files_below(folder: Path, *, recursive: bool, loops: list[Path]) -> Iterator[Path]:
-    """Yield the visible files of a folder; links that lead back to a folder above are added to `loops`."""
+def _files_below(folder: Path, *, recursive: bool, loops: list[Path], closed: list[Path]) -> Iterator[Path]:
+    """Yield the visible files of a folder; `loops` gets links that lead back, `closed` what cannot be opened."""
     open_folders: list[tuple[Path, tuple[tuple[int, int], ...]]] = [(folder, (_identity(folder),))]
     while open_folders:
         current, above = open_folders.pop()
-        for entry in sorted(os.scandir(current), key=lambda item: item.name):
+        try:
+            entries = sorted(os.scandir(current), key=lambda item: item.name)
+        except OSError:
+            closed.append(current)
+            continue
+        for entry in entries:
             path = Path(entry.path)
             if entry.name.startswith(".") or entry.name.lower() in _LITTER:
                 continue
-            if not entry.is_dir():
+            if not os.path.isdir(entry):
                 yield path
             elif recursive:
                 identity = _identity(path)
@@ -108,10 +136,18 @@ def _files_below(folder: Path, *, recursive: bool, loops: list[Path]) -> Iterato
                     open_folders.append((path, (*above, identity)))
 
 
+@lru_cache(maxsize=4096)
+def is_in_loop(folder: Path) -> bool:
+    """Return whether a folder, as its path is written, lies in itself: a link led back."""
+    folder = Path(os.path.abspath(folder))
+    above = [_identity(path) for path in (folder, *folder.parents)]
+    return len(set(above)) < len(above)
+
+
 def _identity(folder: Path) -> tuple[int, int]:
     """Return what two paths to one folder share."""
-    stat = folder.stat()
-    return stat.st_dev, stat.st_ino
+    found = folder.stat()
+    return found.st_dev, found.st_ino
 
 
 def _begins_like_image(path: Path) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from utils.datasets.folders import is_special_file
 from utils.errors import DataError
 
 # Grey of letterbox borders; transparent pixels get it too, so that they look like border.
@@ -34,7 +35,7 @@ _one_large_image = threading.Lock()
 # Pillow's own limit lies below ours, which is checked on every path.
 Image.MAX_IMAGE_PIXELS = None
 # What Pillow raises for a damaged file, beside OSError.
-_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, struct.error, zlib.error)
+_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, RuntimeError, struct.error, zlib.error)
 _JPEG_FORMATS = ("JPEG", "MPO")
 _JPEG_END = b"\xff\xd9"
 # Words of libjpeg's warnings after which part of the image is made up; its other warnings are harmless.
@@ -59,7 +60,7 @@ class ImageFacts:
     digest: bytes
 
 
-def read_image(path: str | Path, *, is_checked: bool = False) -> Pixels:
+def read_image(path: str | Path, *, digest: bytes | None = None) -> Pixels:
     """Read an image as people see it.
 
     Grey becomes RGB, 16 bits become 8 (divided by 257), transparency is laid on the letterbox grey, CMYK is
@@ -68,7 +69,8 @@ def read_image(path: str | Path, *, is_checked: bool = False) -> Pixels:
 
     Args:
         path: The file.
-        is_checked: `check_image` has passed the file, so what it alone can find is not looked for again.
+        digest: The one of `ImageFacts`: while the file has it, damage that only `check_image` finds is not looked for
+            again.
 
     Returns:
         (H, W, 3) uint8, RGB, contiguous.
@@ -82,7 +84,7 @@ def read_image(path: str | Path, *, is_checked: bool = False) -> Pixels:
         with Image.open(io.BytesIO(data)) as image:
             _check_kind(image)
             orientation = _orientation(image, data)
-            if not is_checked:
+            if digest is None or digest != _digest(data):
                 _check_stream(image, data)
             pixels = _decode(image, data)
     except _DAMAGED as error:
@@ -107,7 +109,7 @@ def check_image(path: str | Path) -> ImageFacts:
     except _DAMAGED as error:
         raise DataError(f"image {path} cannot be read: {_reason(error)}; replace or remove it") from error
     hw = (width, height) if orientation >= 5 else (height, width)
-    return ImageFacts(hw=hw, orientation=orientation, digest=hashlib.blake2b(data, digest_size=16).digest())
+    return ImageFacts(hw=hw, orientation=orientation, digest=_digest(data))
 
 
 def image_hw(path: str | Path) -> tuple[int, int]:
@@ -119,7 +121,13 @@ def image_hw(path: str | Path) -> tuple[int, int]:
     return check_image(path).hw
 
 
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
 def _read_bytes(path: str | Path) -> bytes:
+    if is_special_file(Path(path)):
+        raise DataError(f"image {path} cannot be read: it is a pipe, socket or device; give a file")
     try:
         return Path(path).read_bytes()
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -63,12 +64,18 @@ class LabelIndex:
 
     @property
     def inputs(self) -> list[tuple[Path, Path]]:
-        """Every image with the folder it was listed below, which outputs named after it leave out."""
+        """Every image with the folder it was listed below, which outputs named after it leave out.
+
+        A name that is absolute or leads upwards says no such folder; all images' common one stands for it.
+        """
+        places = [Path(os.path.abspath(path)) for path in self.paths]
+        common = os.path.commonpath([place.parent for place in places]) if places else ""
         below = []
-        for path, name in zip(map(Path, self.paths), map(Path, self.file_names), strict=True):
-            depth = len(name.parts)
-            is_below = path.parts[-depth:] == name.parts
-            below.append((path, Path(*path.parts[:-depth]) if is_below else path.parent))
+        for path, place, name in zip(self.paths, places, self.file_names, strict=True):
+            parts = Path(os.path.normpath(name)).parts
+            start = place.parts[: -len(parts)]
+            is_below = bool(start) and place.parts[len(start) :] == parts
+            below.append((Path(path), Path(*start) if is_below else Path(common)))
         return below
 
     @property

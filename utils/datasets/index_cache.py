@@ -29,7 +29,7 @@ def cache_file(anchor: Path, cache_dir: str | Path | None) -> Path:
     """
     if cache_dir is None:
         return anchor.with_name(f"{anchor.name}.index.cache")
-    digest = hashlib.sha256(str(anchor.absolute()).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(_bytes(str(anchor.absolute()))).hexdigest()[:12]
     return Path(cache_dir) / f"{anchor.name}-{digest}.index.cache"
 
 
@@ -38,7 +38,7 @@ def content_key(candidates: Iterable[Candidate], *, extra_files: Iterable[Path],
 
     An image's size and time stand for its pixels: reading them all would cost as much as indexing anew.
     """
-    digest = hashlib.sha256(f"{_VERSION} {settings}".encode())
+    digest = hashlib.sha256(_bytes(f"{_VERSION} {settings}"))
     for candidate in candidates:
         digest.update(_image_stamp(candidate.image))
         if candidate.label_file is not None:
@@ -52,15 +52,20 @@ def _image_stamp(path: Path) -> bytes:
     try:
         stat = path.stat()
     except OSError:
-        return f"{path} absent\n".encode()
-    return f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode()
+        return _bytes(f"{path} absent\n")
+    return _bytes(f"{path} {stat.st_size} {stat.st_mtime_ns}\n")
 
 
 def _content(path: Path) -> bytes:
     try:
-        return f"{path} {sha256_of(path)}\n".encode()
+        return _bytes(f"{path} {sha256_of(path)}\n")
     except OSError:
-        return f"{path} absent\n".encode()
+        return _bytes(f"{path} absent\n")
+
+
+def _bytes(text: str) -> bytes:
+    """Encode text with paths, which need not be UTF-8."""
+    return text.encode(errors="surrogateescape")
 
 
 def save_index_parts(file: Path, key: str, parts: Mapping[str, Any]) -> None:

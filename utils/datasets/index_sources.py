@@ -105,12 +105,10 @@ def _with_distinct_names(candidates: Sequence[Candidate]) -> tuple[Candidate, ..
     """Name images from the folder that all sources lie below, where names from each source alone are shared."""
     if len({candidate.file_name for candidate in candidates}) == len(candidates):
         return tuple(candidates)
-    common = Path(os.path.commonpath([candidate.image.parent for candidate in candidates]))
+    names = _names_below_common_folder([candidate.image for candidate in candidates])
     return tuple(
-        candidate
-        if candidate.image_id is not None
-        else replace(candidate, file_name=candidate.image.relative_to(common).as_posix())
-        for candidate in candidates
+        candidate if candidate.image_id is not None else replace(candidate, file_name=name)
+        for candidate, name in zip(candidates, names, strict=True)
     )
 
 
@@ -167,11 +165,17 @@ def _from_list(source: Path, *, notes: list[str]) -> list[Candidate]:
         raise DataError(f"image list {source} holds null characters; save it as UTF-8 text")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     images = _located(lines, [source.parent, Path().absolute()], where=str(source), notes=notes)
-    root = Path(os.path.commonpath([image.parent for image in images])) if images else source.parent
     return [
-        Candidate(image=image, file_name=image.relative_to(root).as_posix(), label_file=label_path(image))
-        for image in images
+        Candidate(image=image, file_name=name, label_file=label_path(image))
+        for image, name in zip(images, _names_below_common_folder(images), strict=True)
     ]
+
+
+def _names_below_common_folder(images: Sequence[Path]) -> list[str]:
+    """Name images from the deepest folder that all of them lie below, however their paths are written."""
+    places = [Path(os.path.abspath(image)) for image in images]
+    common = os.path.commonpath([place.parent for place in places]) if places else ""
+    return [place.relative_to(common).as_posix() for place in places]
 
 
 def _located(names: Sequence[str], folders: Sequence[Path], *, where: str, notes: list[str]) -> list[Path]:

@@ -32,7 +32,7 @@ class Metrics:
 
     The twelve are in [0, 1], or NaN (COCO writes -1) where the data has no true box of that kind. `precision`,
     `recall`, `f1` are means over classes at IoU .5 and at `confidence`, where the mean F1 is highest; NaN where the
-    data has no true box, precision where nothing was found either.
+    data has no true box, precision and confidence where nothing was found either.
 
     Attributes:
         per_class: Class name to its "AP" and "AP50".

@@ -66,7 +66,7 @@ class Curves:
             precision=float(np.where(is_found, self.precision[:, at], 0).mean()) if is_found.any() else math.nan,
             recall=float(self.recall[:, at].mean()),
             f1=float(mean_f1[at]),
-            confidence=float(self.confidence[at]),
+            confidence=float(self.confidence[at]) if is_found.any() else math.nan,
         )
 
 
@@ -74,7 +74,7 @@ class Curves:
 class BestPoint:
     """Means over classes at the confidence of the best mean F1, all in [0, 1].
 
-    All are NaN when no class has true boxes; precision is NaN when nothing was found.
+    All are NaN when no class has true boxes; precision and confidence are NaN when nothing was found.
     """
 
     precision: float

@@ -87,7 +87,8 @@ def _tile(
         labels=labels,
         class_ids=boxes[:, 5],
     )
-    name = Path(batch.infos[number].path).name[:40]
+    # OpenCV crashes on names that are not UTF-8.
+    name = Path(batch.infos[number].path).name[:40].encode(errors="replace").decode()
     cv2.putText(tile, name, (4, tile.shape[0] - 6), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
     cv2.rectangle(tile, (0, 0), (tile.shape[1] - 1, tile.shape[0] - 1), (255, 255, 255), 1)
     return tile

@@ -35,21 +35,25 @@ def plot_curves(curves: Curves, folder: str | Path, *, names: Sequence[str]) -> 
     own_names = [names[int(class_id)] for class_id in curves.classes]
     best = curves.best()
     paths = []
-    for file, title, values in (
-        ("F1_curve.png", "F1", curves.f1),
-        ("P_curve.png", "Precision", curves.precision),
-        ("R_curve.png", "Recall", curves.recall),
+    # No line where nothing was found: neither 1 nor 0 would be true. In the mean such a class counts with 0.
+    precision = np.where(curves.is_found, curves.precision, np.nan)
+    mean_precision = np.where(curves.is_found.any(0), np.nan_to_num(precision).mean(0), np.nan)
+    for file, title, values, mean, at_best in (
+        ("F1_curve.png", "F1", curves.f1, curves.f1.mean(0), best.f1),
+        ("P_curve.png", "Precision", precision, mean_precision, best.precision),
+        ("R_curve.png", "Recall", curves.recall, curves.recall.mean(0), best.recall),
     ):
-        mean_label = f"all classes, {np.interp(best.confidence, curves.confidence, values.mean(0)):.2f}"
-        mean_label += f" at {best.confidence:.3f}"
+        is_known = not np.isnan(best.confidence)
+        mean_label = f"all classes, {at_best:.2f} at {best.confidence:.3f}" if is_known else "all classes"
         figure, axes = _axes(x="Confidence", y=title)
-        _lines(axes, curves.confidence, values, labels=own_names, mean_label=mean_label)
+        _lines(axes, curves.confidence, values, mean, labels=own_names, mean_label=mean_label)
         save_figure(figure, folder / file)
         paths.append(folder / file)
     figure, axes = _axes(x="Recall", y="Precision")
     labels = [f"{name} {ap:.3f}" for name, ap in zip(own_names, curves.ap, strict=True)]
     mean_label = f"all classes, {curves.ap.mean():.3f} AP50"
-    _lines(axes, curves.recall_grid, curves.precision_at_recall, labels=labels, mean_label=mean_label)
+    mean = curves.precision_at_recall.mean(0)
+    _lines(axes, curves.recall_grid, curves.precision_at_recall, mean, labels=labels, mean_label=mean_label)
     save_figure(figure, folder / "PR_curve.png")
     return [*paths, folder / "PR_curve.png"]
 
@@ -90,15 +94,15 @@ def _axes(*, x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _lines(axes: Axes, x: Array, y: Array, *, labels: Sequence[str], mean_label: str) -> None:
-    """Draw y (C, n) over x (n,), a line per class and a thick one for their mean."""
+def _lines(axes: Axes, x: Array, y: Array, mean: Array, *, labels: Sequence[str], mean_label: str) -> None:
+    """Draw y (C, n) over x (n,), a line per class and a thick one for their mean (n,)."""
     is_named = len(labels) <= MAX_NAMED_CLASSES
     for number, (values, label) in enumerate(zip(y, labels, strict=True)):
         if is_named:
             axes.plot(x, values, linewidth=1, color=line_color(number), label=label)
         else:
             axes.plot(x, values, linewidth=0.7, color="0.75")
-    axes.plot(x, y.mean(0), linewidth=3, color="black", label=mean_label)
+    axes.plot(x, mean, linewidth=3, color="black", label=mean_label)
     if is_named:
         axes.figure.legend(loc="outside right upper", fontsize=8)
     else:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import glob
 import logging
-from itertools import takewhile
 from pathlib import Path
 
-from utils.datasets.folders import is_image_file, list_folder
+from utils.datasets.folders import is_image_file, is_in_loop, list_folder
 from utils.datasets.paths import find_named
 from utils.errors import DataError
 from utils.files import decode_text
@@ -42,7 +41,8 @@ def open_source(text: str) -> Source:
     if path.is_file():
         return FileSource([path])
     if glob.has_magic(text):
-        return FileSource(_matching(text), below=_fixed_prefix(text))
+        folder, pattern = _split_pattern(text)
+        return FileSource(_matching(folder, pattern), below=folder)
     raise DataError(
         f"source {text!r} does not exist; give an image, video, folder, glob, txt list, camera number or address"
     )
@@ -61,11 +61,13 @@ def _media_in(folder: Path) -> list[Path]:
     return files
 
 
-def _matching(pattern: str) -> list[Path]:
-    found = (Path(name) for name in sorted(glob.glob(pattern, recursive=True)))
-    files = [path for path in found if path.is_file() and _is_media(path)]
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    found = (folder / name for name in sorted(glob.glob(pattern, root_dir=folder, recursive=True)))
+    files = [path for path in found if path.is_file() and _is_media(path) and not is_in_loop(path.parent)]
     if not files:
-        raise DataError(f"pattern {pattern!r} matches no image or video; check it, and quote it in the shell")
+        raise DataError(
+            f"pattern '{folder / pattern}' matches no image or video; check it, and quote it in the shell"
+        )
     return files
 
 
@@ -73,9 +75,17 @@ def _is_media(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES or is_image_file(path)
 
 
-def _fixed_prefix(pattern: str) -> Path:
-    """The folder that a pattern starts from: its parts before the first one with a wildcard."""
-    return Path(*takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
+def _split_pattern(text: str) -> tuple[Path, str]:
+    """The folder that a pattern starts from, and the rest, from the first part with a wildcard on.
+
+    Brackets are no wildcard in the name of a folder that is there, such as `cam [1]`.
+    """
+    folder, parts = Path(), Path(text).parts
+    for position, part in enumerate(parts):
+        if glob.has_magic(part) and ("*" in part or "?" in part or not (folder / part).is_dir()):
+            return folder, str(Path(*parts[position:]))
+        folder /= part
+    raise AssertionError("a pattern without a wildcard")
 
 
 def _listed_in(list_file: Path) -> list[Path]:

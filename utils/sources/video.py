@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 
 from utils.errors import DataError
+from utils.files import is_unicode
 from utils.sources.frame import Frame, MediaKind
 
 VIDEO_SUFFIXES = frozenset(
@@ -25,6 +26,8 @@ def capture(address: str | int) -> Iterator[Any]:
     Raises:
         DataError: It cannot be opened.
     """
+    if isinstance(address, str) and not is_unicode(address):
+        raise DataError(f"video {address} cannot be opened: its name is not UTF-8; rename it")
     handle = _open_quietly(address)
     try:
         if not handle.isOpened():

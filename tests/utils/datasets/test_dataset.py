@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from dataset_factory import build_index, write_image, write_set
+from PIL import Image
 
 from utils.boxes import cxcywh_to_xyxy, unletterbox
 from utils.datasets import image_cache
@@ -144,3 +145,13 @@ def test_an_image_cut_or_changed_after_indexing_is_a_data_error(tmp_path: Path) 
         dataset[(0, 0)]
     with pytest.raises(DataError, match=r"001.png has changed"):
         dataset[(0, 1)]
+
+
+def test_a_png_cut_after_indexing_is_not_used_half_empty(tmp_path: Path) -> None:
+    index = build_index(tmp_path)
+    path = Path(index.paths[0])
+    noise = np.random.default_rng(0).integers(0, 256, (*index.shapes_hw[0], 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"000.png cannot be read: part of it is missing"):
+        DetectionDataset(index, img_size=64, hyp=Hyp())[(0, 0)]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,24 @@ def test_a_truncated_file_is_a_data_error(tmp_path: Path, suffix: str, read) -> 
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(DataError, match=f"{path} cannot be read"):
         read(path)
+
+
+def test_a_damaged_avif_is_a_data_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.avif"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"mdat") + 4
+    content[start : start + 40] = bytes(40)
+    path.write_bytes(bytes(content))
+    with pytest.raises(DataError, match=f"{path} cannot be read"):
+        read_image(path)
+
+
+def test_a_pipe_is_a_data_error_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match=r"a.jpg cannot be read: it is a pipe"):
+        read_image(tmp_path / "a.jpg")
 
 
 def test_bytes_after_the_end_of_a_jpeg_do_no_harm(tmp_path: Path) -> None:

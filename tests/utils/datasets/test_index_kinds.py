@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import zlib
 from pathlib import Path
@@ -24,6 +25,7 @@ from utils.datasets.usable import check_trainable, warn_of_shared_images
 from utils.errors import DataError
 from utils.hyp import Hyp
 from utils.metrics.ground_truth import ground_truth_from_index, true_boxes
+from utils.output_names import OutputNames
 
 BOX = "0 0.5 0.5 0.5 0.5\n"
 
@@ -246,6 +248,68 @@ def test_hidden_files_are_passed_over_links_followed_and_loops_noticed(tmp_path:
     index = index_of(tmp_path, "val: images\nnames: [x]\n")
     assert index.file_names == ("a/1.png", "link/5.png")
     assert any(note.startswith("1 links to a folder that they lie in") for note in index.summary.notes)
+
+
+def test_images_of_a_list_are_named_below_their_common_folder(tmp_path: Path) -> None:
+    noise(tmp_path / "set" / "images" / "a.png")
+    noise(tmp_path / "other" / "cam" / "a.png", seed=1)
+    (tmp_path / "set" / "list.txt").write_text("images/../images/a.png\n../other/cam/a.png\n")
+    index = index_of(tmp_path, "val: set/list.txt\nnames: [x]\n")
+    assert index.file_names == ("set/images/a.png", "other/cam/a.png")
+    assert [folder for _, folder in index.inputs] == [tmp_path, tmp_path]
+
+
+def test_images_of_a_json_with_absolute_names_keep_their_subfolders_in_outputs(tmp_path: Path) -> None:
+    for seed, cam in enumerate(("cam1", "cam2", "cam3")):
+        noise(tmp_path / "set" / cam / "a.png", seed=seed)
+    names = (f"{tmp_path}/set/cam1/a.png", "../set/cam2/a.png", "C:\\old\\set\\cam3\\a.png")
+    images = [{"id": i, "file_name": name, "width": 60, "height": 40} for i, name in enumerate(names)]
+    coco(tmp_path / "set", images=images, annotations=[])
+    index = index_of(tmp_path, "val: set/val.json\n")
+    assert [folder for _, folder in index.inputs] == [tmp_path / "set"] * 3
+    outputs = OutputNames(index.inputs)
+    assert [outputs.label(path) for path in index.paths] == [f"labels/cam{i}/a.txt" for i in (1, 2, 3)]
+
+
+def test_pipes_and_devices_are_counted_and_links_to_nothing_are_missing(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    noise(images / "a.png")
+    os.mkfifo(images / "pipe")
+    os.mkfifo(images / "pipe.jpg")
+    (images / "zero.png").symlink_to("/dev/zero")
+    (images / "dead.png").symlink_to(images / "nowhere")
+    (images / "self.png").symlink_to(images / "self.png")
+    (images / "self").symlink_to(images / "self")
+    index = index_of(tmp_path, "val: images\nnames: [x]\n")
+    assert index.file_names == ("a.png",)
+    assert index.summary.missing_images == 2
+    assert "4 files that are no images, not read: 3 pipe, socket or device, 1 no suffix" in index.summary.notes
+
+
+def test_folders_that_may_not_be_opened_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise(tmp_path / "images" / "a.png")
+    noise(tmp_path / "images" / "closed" / "b.png")
+    scan = os.scandir
+
+    def refuse(folder: Path) -> Any:
+        if Path(folder).name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    index = index_of(tmp_path, "val: images\nnames: [x]\n")
+    assert index.file_names == ("a.png",)
+    assert any(note.startswith("1 folders that may not be opened, not read, e.g. ") for note in index.summary.notes)
+
+
+def test_names_that_are_not_utf8_are_names(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"latin\xe9")
+    noise(folder / "images" / os.fsdecode(b"caf\xe9.png"))
+    (folder / "labels").mkdir()
+    (folder / "labels" / os.fsdecode(b"caf\xe9.txt")).write_text(BOX)
+    for _ in range(2):  # the second time from its cache
+        index = index_of(folder, "val: images\nnames: [x]\n")
+        assert (os.fsencode(index.file_names[0]), index.num_boxes) == (b"caf\xe9.png", 1)
 
 
 def test_content_decides_and_what_is_not_read_is_counted(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_no_true_box_gives_no_number_at_the_best_point():
 def test_nothing_found_has_a_recall_of_zero_and_no_precision():
     best = confidence_curves([np.zeros((0, 6))], [np.array([[0, 1, 1, 5, 5]])]).best()
     assert (best.recall, best.f1) == (0, 0)
-    assert np.isnan(best.precision)
+    assert np.isnan([best.precision, best.confidence]).all()
 
 
 def test_a_class_of_which_nothing_was_found_counts_with_a_precision_of_zero():

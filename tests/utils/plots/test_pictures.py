@@ -1,3 +1,6 @@
+import os
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +15,7 @@ from utils.plots.colors import PALETTE, class_color, text_color
 from utils.plots.curves import plot_confusion, plot_curves
 from utils.plots.draw import draw_boxes
 from utils.plots.results import plot_results
+from utils.plots.save import save_image
 
 
 def _batch(count=3, *, hw=(64, 96)):
@@ -57,6 +61,13 @@ def test_labels_mosaic_is_a_grid_with_boxes(tmp_path):
     assert tuple(picture[133, 80]) == class_color(1)
 
 
+def test_names_that_are_not_utf8_are_drawn_as_far_as_they_can_be(tmp_path):
+    batch = _batch(1)
+    info = ImageInfo(path=os.fsdecode(b"caf\xe9.jpg"), index=0, original_hw=(64, 96))
+    plot_labels(replace(batch, infos=(info,)), tmp_path / "a.jpg", names=["a", "b"])
+    assert (tmp_path / "a.jpg").stat().st_size
+
+
 def test_predictions_under_a_quarter_are_not_drawn(tmp_path):
     boxes = [np.array([[10, 10, 50, 50, score, 0]], np.float32) for score in (0.9, 0.2)]
     plot_predictions(_batch(2), boxes, tmp_path / "pred.png", names=["a", "b"])
@@ -73,6 +84,23 @@ def test_curves_are_written_for_few_and_many_classes(tmp_path):
         paths = plot_curves(confidence_curves(predictions, truths), tmp_path, names=names)
         assert sorted(path.name for path in paths) == ["F1_curve.png", "PR_curve.png", "P_curve.png", "R_curve.png"]
         assert all(path.stat().st_size > 5000 for path in paths)
+
+
+def test_image_that_is_too_wide_for_a_jpeg_is_scaled_down(tmp_path):
+    save_image(np.zeros((2, 70000, 3), np.uint8), tmp_path / "wide.jpg")
+    assert Image.open(tmp_path / "wide.jpg").size == (65500, 2)
+
+
+def test_precision_is_not_drawn_where_nothing_was_found(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(curves_module, "save_figure", lambda figure, path: drawn.update({path.name: figure.axes[0]}))
+    truths = [np.array([[0, 0, 0, 9, 9], [1, 20, 20, 40, 40]])]
+    plot_curves(confidence_curves([np.array([[0, 0, 9, 9, 0.5, 0.0]])], truths), tmp_path, names=["a", "b"])
+    first, second, mean = (line.get_ydata() for line in drawn["P_curve.png"].lines)
+    assert (first[400], mean[400]) == (1, 0.5)
+    assert np.isnan([first[600], second[400], mean[600]]).all()
+    plot_curves(confidence_curves([np.zeros((0, 6))], truths), tmp_path, names=["a", "b"])
+    assert drawn["P_curve.png"].lines[-1].get_label() == "all classes"
 
 
 def test_curves_without_true_boxes_write_nothing(tmp_path):
