@@ -165,6 +165,7 @@ def _summarise(listing: Listing, scans: Sequence[Scan], *, num_classes: int) -> 
         empty_labels=sum(found.has_labels and not len(found.truth) for found in used) if listing.is_labelled else 0,
         repeated_images=len(used) - len({found.digest for found in used}),
         size_differs=sum(found.is_rescaled for found in used),
+        exchanged=sum(found.is_exchanged for found in used),
         turned=sum(found.is_turned for found in used),
         out_of_range=sum(found.faults.out_of_range for found in used),
         outside=sum(found.faults.outside for found in used),

@@ -13,6 +13,9 @@ from utils.datasets.index_sources import Candidate
 from utils.datasets.labels import LabelFaults, LabelFile, Labels, clean_labels, read_label_file
 from utils.errors import DataError
 
+# Difference in the logarithm of a ratio of sides that comes from sides in whole pixels.
+_ROUNDING = 0.02
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassIds:
@@ -43,6 +46,7 @@ class Scan:
         has_labels: Whether there was a label file or a COCO JSON.
         num_outlines, num_confidences: Lines of the label file with more than a box.
         is_rescaled: Whether the COCO JSON states another size.
+        is_exchanged: Whether the COCO JSON has height for width.
         is_turned: Whether the boxes referred to the pixels as stored, before the EXIF rotation.
         fault: Why the image cannot be used; empty if it can.
     """
@@ -57,6 +61,7 @@ class Scan:
     num_outlines: int = 0
     num_confidences: int = 0
     is_rescaled: bool = False
+    is_exchanged: bool = False
     is_turned: bool = False
     fault: str = ""
 
@@ -65,7 +70,8 @@ class Scan:
         if self.fault:
             return self.fault
         kinds = [kind.replace("_", " ") for kind, count in vars(self.faults).items() if count]
-        kinds += ["size differs"] * self.is_rescaled + ["turned"] * self.is_turned
+        kinds += ["size differs"] * self.is_rescaled + ["height for width"] * self.is_exchanged
+        kinds += ["turned"] * self.is_turned
         return ", ".join(kinds)
 
 
@@ -127,6 +133,8 @@ def _scan_txt(file: LabelFile | None, facts: ImageFacts, classes: ClassIds) -> S
 def _scan_json(candidate: Candidate, given: Annotations, facts: ImageFacts, classes: ClassIds) -> Scan:
     stored_hw = facts.hw[::-1] if facts.orientation >= 5 else facts.hw
     json_hw = candidate.hw or facts.hw
+    is_exchanged = facts.orientation < 5 and _has_shape(json_hw[::-1], facts.hw) and not _has_shape(json_hw, facts.hw)
+    json_hw = json_hw[::-1] if is_exchanged else json_hw
     is_turned = facts.orientation >= 5 and candidate.hw is not None and _is_nearer(json_hw, stored_hw, facts.hw)
     is_rescaled = json_hw != (stored_hw if is_turned else facts.hw)
     upright, rows = _upright(given, json_hw=json_hw, facts=facts, is_turned=is_turned)
@@ -149,8 +157,14 @@ def _scan_json(candidate: Candidate, given: Annotations, facts: ImageFacts, clas
         hw=facts.hw,
         digest=facts.digest,
         is_rescaled=is_rescaled,
+        is_exchanged=is_exchanged,
         is_turned=is_turned,
     )
+
+
+def _has_shape(hw: tuple[int, int], like: tuple[int, int]) -> bool:
+    """Return whether two sizes have the same ratio of height and width, but for rounding."""
+    return bool(abs(np.log(hw[0] / hw[1]) - np.log(like[0] / like[1])) < _ROUNDING)
 
 
 def _is_nearer(hw: tuple[int, int], first: tuple[int, int], second: tuple[int, int]) -> bool:

@@ -21,6 +21,7 @@ class IndexSummary:
         empty_labels: Images whose labels list nothing, taken as background.
         repeated_images: Images with the same content as an earlier one.
         size_differs: Images whose size is not what the COCO JSON states; their boxes were scaled along.
+        exchanged: Images whose height and width the COCO JSON has in each other's place.
         turned: Images with an EXIF rotation whose boxes referred to the stored pixels; they were turned along.
         out_of_range: Boxes of unknown class; dropped.
         outside: Boxes that leave the image; clipped.
@@ -43,6 +44,7 @@ class IndexSummary:
     empty_labels: int = 0
     repeated_images: int = 0
     size_differs: int = 0
+    exchanged: int = 0
     turned: int = 0
     out_of_range: int = 0
     outside: int = 0
@@ -101,6 +103,7 @@ class IndexSummary:
             (self.empty_labels, "images with empty labels, used as background"),
             (self.repeated_images, "images with the same content as another one of the split"),
             (self.size_differs, "images whose size is not the one in the JSON; boxes scaled along"),
+            (self.exchanged, "images with height and width exchanged in the JSON; boxes taken as of the file"),
             (self.turned, "images turned by EXIF whose boxes were not; boxes turned along"),
             (self.out_of_range, "boxes with a class id out of range, dropped"),
             (self.outside, "boxes outside the image, clipped"),
