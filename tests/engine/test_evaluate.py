@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -228,3 +229,13 @@ def test_study_writes_a_row_per_size(tmp_path):
     assert (len(points), len(lines)) == (2, 3)
     assert lines[1].startswith("64,1.0,1.0")
     assert (tmp_path / "study.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("engine", ["faster", "pycocotools"])
+def test_ids_beyond_float64_score_the_same_and_come_out_as_they_are(engine):
+    large = 2**60
+    index = replace(_index(), image_ids=(large + 1, large), category_ids=(large + 3, large + 2))
+    evaluation = evaluate(_perfect, _batches(), index, settings=EvalSettings(engine=engine), device=CPU)
+    assert pytest.approx(1) == evaluation.metrics.AP
+    assert {item["image_id"] for item in evaluation.detections} == {large, large + 1}
+    assert evaluation.detections[0]["category_id"] == large + 3

@@ -140,7 +140,7 @@ class CocoValues:
         outline = item["segmentation"]
         try:
             return _mask_box(outline) if isinstance(outline, dict) else _polygon_box(outline)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise DataError(
                 f"{self.where(item)} has no bbox and a segmentation that is neither polygons nor RLE; add a bbox"
             ) from error

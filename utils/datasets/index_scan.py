@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -47,7 +48,8 @@ class Scan:
         num_outlines, num_confidences: Lines of the label file with more than a box.
         is_rescaled: Whether the COCO JSON states another size.
         is_exchanged: Whether the COCO JSON has height for width.
-        is_turned: Whether the boxes referred to the pixels as stored, before the EXIF rotation.
+        turn: For an image with an EXIF rotation and a COCO JSON, what the boxes referred to: "stored" pixels, before
+            the rotation; "upright" ones; or "unknown", where the size does not tell, and upright was assumed.
         fault: Why the image cannot be used; empty if it can.
     """
 
@@ -62,7 +64,7 @@ class Scan:
     num_confidences: int = 0
     is_rescaled: bool = False
     is_exchanged: bool = False
-    is_turned: bool = False
+    turn: Literal["", "stored", "upright", "unknown"] = ""
     fault: str = ""
 
     def describe(self) -> str:
@@ -71,7 +73,7 @@ class Scan:
             return self.fault
         kinds = [kind.replace("_", " ") for kind, count in vars(self.faults).items() if count]
         kinds += ["size differs"] * self.is_rescaled + ["height for width"] * self.is_exchanged
-        kinds += ["turned"] * self.is_turned
+        kinds += ["turned"] * (self.turn == "stored")
         return ", ".join(kinds)
 
 
@@ -135,7 +137,8 @@ def _scan_json(candidate: Candidate, given: Annotations, facts: ImageFacts, clas
     json_hw = candidate.hw or facts.hw
     is_exchanged = facts.orientation < 5 and _has_shape(json_hw[::-1], facts.hw) and not _has_shape(json_hw, facts.hw)
     json_hw = json_hw[::-1] if is_exchanged else json_hw
-    is_turned = facts.orientation >= 5 and candidate.hw is not None and _is_nearer(json_hw, stored_hw, facts.hw)
+    turn = _turn(candidate, json_hw, stored_hw, facts)
+    is_turned = turn == "stored"
     is_rescaled = json_hw != (stored_hw if is_turned else facts.hw)
     upright, rows = _upright(given, json_hw=json_hw, facts=facts, is_turned=is_turned)
     objects = np.flatnonzero(~upright.is_crowd)
@@ -158,8 +161,20 @@ def _scan_json(candidate: Candidate, given: Annotations, facts: ImageFacts, clas
         digest=facts.digest,
         is_rescaled=is_rescaled,
         is_exchanged=is_exchanged,
-        is_turned=is_turned,
+        turn=turn,
     )
+
+
+def _turn(
+    candidate: Candidate, json_hw: tuple[int, int], stored_hw: tuple[int, int], facts: ImageFacts
+) -> Literal["", "stored", "upright", "unknown"]:
+    if facts.orientation == 1:
+        return ""
+    if candidate.is_stored:
+        return "stored"
+    if candidate.hw is None or _has_shape(stored_hw, facts.hw):  # a flip, or a square
+        return "unknown"
+    return "stored" if _is_nearer(json_hw, stored_hw, facts.hw) else "upright"
 
 
 def _has_shape(hw: tuple[int, int], like: tuple[int, int]) -> bool:
@@ -200,11 +215,12 @@ def _upright(
 
 
 def _turned(shares: Array, orientation: int) -> Array:
-    """Turn normalised boxes (n, 4) cx, cy, w, h along with stored pixels of EXIF orientation 5 to 8."""
-    cx, cy, w, h = shares[:, [1, 0, 3, 2]].T  # transposed: orientation 5
-    if orientation in (6, 7):
+    """Turn normalised boxes (n, 4) cx, cy, w, h along with stored pixels of EXIF orientation 2 to 8."""
+    is_transposed = orientation >= 5
+    cx, cy, w, h = shares[:, [1, 0, 3, 2] if is_transposed else [0, 1, 2, 3]].T
+    if orientation in (2, 3, 6, 7):
         cx = 1 - cx
-    if orientation in (7, 8):
+    if orientation in (3, 4, 7, 8):
         cy = 1 - cy
     return np.column_stack([cx, cy, w, h])
 

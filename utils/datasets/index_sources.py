@@ -38,6 +38,8 @@ class Candidate:
         annotations: Boxes of a COCO JSON in the pixels of `hw`.
         image_id: Id in the COCO JSON.
         hw: Height and width that the COCO JSON states.
+        json_file: The COCO JSON.
+        is_stored: Whether its boxes are known to refer to the pixels as stored, before an EXIF rotation.
     """
 
     image: Path
@@ -46,6 +48,8 @@ class Candidate:
     annotations: Annotations | None = None
     image_id: int | None = None
     hw: tuple[int, int] | None = None
+    json_file: Path | None = None
+    is_stored: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +216,7 @@ def _from_coco(coco: CocoSet, config: DataConfig, split: str, *, notes: list[str
             annotations=image.annotations.of_class(class_of[image.annotations.classes]),
             image_id=image.image_id,
             hw=image.hw,
+            json_file=coco.path,
         )
         for path, image in zip(paths, coco.images, strict=True)
     ]

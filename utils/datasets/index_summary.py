@@ -68,7 +68,9 @@ class IndexSummary:
     def is_suspect(self) -> bool:
         """Whether so much is missing or dropped that a mistake in the data is likely."""
         share = self.dropped / max(self.boxes + self.dropped, 1)
-        return bool(self.images) and (not self.boxes or share > _FEW or self._counts_from_one)
+        return bool(self.images) and (
+            not self.boxes or share > _FEW or self.outside > self.boxes / 2 or self._counts_from_one
+        )
 
     @property
     def _counts_from_one(self) -> bool:
@@ -78,6 +80,8 @@ class IndexSummary:
         """Return what the missing boxes look like."""
         if self._counts_from_one:
             return f"class ids run from 1 to {self.num_classes}; they start at 0: lower each by one"
+        if self.outside > max(self.boxes / 2, self.dropped):
+            return "most boxes leave their image and were clipped; are they left, top, right, bottom?"
         if self.out_of_range > self.dropped / 2:
             seen = f"{self.least_class} to {self.largest_class}"
             return f"class ids run from {seen} but there are {self.num_classes} classes; correct ids, or add names"

@@ -196,7 +196,10 @@ def test_an_outline_without_a_bbox_gets_one(tmp_path: Path, segmentation: object
     assert "2 annotations have no bbox; it was taken from the segmentation" in coco.notes
 
 
-@pytest.mark.parametrize("segmentation", [[], [["a"]], {"size": [1]}, {"size": [2, 2], "counts": [99]}, "x"])
+@pytest.mark.parametrize(
+    "segmentation",
+    [[], [["a"]], {"size": [1]}, {"size": [2, 2], "counts": [99]}, {"size": [-1, 5], "counts": "1"}, "x"],
+)
 def test_an_outline_that_is_none_is_refused(tmp_path: Path, segmentation: object) -> None:
     content = changed("annotations", segmentation=segmentation, bbox=None)
     with pytest.raises(DataError, match="annotation 1 has no"):

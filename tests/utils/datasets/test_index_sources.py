@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from dataset_factory import write_image
+from PIL import Image
 
 from utils.datasets.config import load_data_config
+from utils.datasets.images import read_image
 from utils.datasets.index import LabelIndex, build_label_index
 from utils.metrics.ground_truth import ground_truth_from_index, with_exact_ids
 
@@ -79,3 +82,36 @@ def test_the_same_images_listed_from_another_folder_are_no_stale_cache(tmp_path:
     first = index_of(tmp_path, "val: set/images\nnames: [x]\n")
     second = index_of(tmp_path, "val: set\nnames: [x]\n")
     assert (first.file_names, second.file_names) == (("a.png",), ("images/a.png",))
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+@pytest.mark.parametrize("others", ["stored", "upright"])
+def test_boxes_of_flipped_images_are_turned_as_those_of_the_others(
+    tmp_path: Path, orientation: int, others: str
+) -> None:
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[5:20, 10:30] = 255
+    for name, value in (("a.png", orientation), ("b.png", 6)):
+        exif = Image.Exif()
+        exif[0x0112] = value
+        Image.fromarray(pixels).save(tmp_path / name, exif=exif)
+    write_json(tmp_path / "val.json")
+    content = json.loads((tmp_path / "val.json").read_text())
+    sides = {"height": 40, "width": 60} if others == "stored" else {"height": 60, "width": 40}
+    content["images"].append({"id": 8, "file_name": "b.png", **sides})
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    index = index_of(tmp_path, "val: val.json\n")
+    rows, columns = np.nonzero(read_image(tmp_path / "a.png")[..., 0])
+    seen = [columns.min(), rows.min(), 20, 15] if others == "stored" else [10, 5, 20, 15]
+    assert ground_truth_from_index(index)["annotations"][0]["bbox"] == pytest.approx(seen)
+    assert index.summary.turned == (2 if others == "stored" else 0)
+
+
+def test_boxes_that_leave_their_images_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_image(tmp_path / "a.png", (40, 60))
+    write_json(tmp_path / "val.json")
+    content = json.loads((tmp_path / "val.json").read_text())
+    content["annotations"][0]["bbox"] = [40, 20, 55, 35]  # left, top, right, bottom
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    index_of(tmp_path, "val: val.json\n")
+    assert "most boxes leave their image and were clipped; are they left, top, right, bottom" in caplog.text
