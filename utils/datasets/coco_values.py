@@ -80,7 +80,7 @@ class CocoValues:
         Raises:
             DataError: It is no text, or empty.
         """
-        value = item["file_name"] if "file_name" in item else item.get("coco_url")  # LVIS has no names
+        value = item["file_name"] if "file_name" in item else item["coco_url"]
         if not isinstance(value, str) or not value.strip() or "\0" in value or not _is_text(value):
             raise DataError(f"COCO JSON {self.path}: file_name is {reprlib.repr(value)}, expected the name of a file")
         return value
