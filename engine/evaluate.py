@@ -19,7 +19,13 @@ from utils.errors import ConfigError
 from utils.metrics.coco import Engine, Metrics, evaluate_coco
 from utils.metrics.confusion import confusion_matrix
 from utils.metrics.curves import Curves, confidence_curves
-from utils.metrics.ground_truth import coco_results, detection_rows, ground_truth_from_index, true_boxes
+from utils.metrics.ground_truth import (
+    coco_results,
+    detection_rows,
+    ground_truth_from_index,
+    true_boxes,
+    with_exact_ids,
+)
 from utils.nms import non_max_suppression
 from utils.progress import SizedIterable, progress
 
@@ -74,7 +80,8 @@ class Evaluation:
         curves: Over confidence at IoU .5.
         confusion: (K + 1, K + 1) counts, rows predicted, columns true, background last.
         rows: (N, 7) every box found, as `utils.metrics.ground_truth.detection_rows` gives them.
-        file_names: Name of each image by its id.
+        sources: Id in the data set and name of each image, by its id in `rows`.
+        category_ids: Id in the data set of each category, by its id in `rows`.
         seconds: Spent per stage: preprocess, inference, nms, metrics.
         images: How many were evaluated.
         boxes: How many true boxes they hold.
@@ -84,7 +91,8 @@ class Evaluation:
     curves: Curves
     confusion: Array
     rows: Array
-    file_names: Mapping[int, str]
+    sources: Mapping[int, tuple[int, str]]
+    category_ids: Mapping[int, int]
     seconds: dict[str, float]
     images: int
     boxes: int
@@ -92,7 +100,7 @@ class Evaluation:
     @property
     def detections(self) -> list[dict[str, Any]]:
         """Every box found, as the entries of a COCO results file."""
-        return coco_results(self.rows, self.file_names)
+        return coco_results(self.rows, self.sources, self.category_ids)
 
 
 @torch.inference_mode()
@@ -179,15 +187,15 @@ def _score(
     nothing = np.zeros((0, 6), np.float32)
     predictions = [found.get(i, nothing) for i in range(len(index.paths))]
     truths = true_boxes(index)
+    counted = with_exact_ids(index)
     rows = np.concatenate(
         [np.zeros((0, 7))]
         + [
-            detection_rows(boxes, image_id=image_id, category_ids=index.category_ids)
-            for boxes, image_id in zip(predictions, index.image_ids, strict=True)
+            detection_rows(boxes, image_id=image_id, category_ids=counted.category_ids)
+            for boxes, image_id in zip(predictions, counted.image_ids, strict=True)
         ]
     )
-    ground_truth = ground_truth_from_index(index)
-    metrics = evaluate_coco(ground_truth, rows, engine=settings.engine)
+    metrics = evaluate_coco(ground_truth_from_index(counted), rows, engine=settings.engine)
     crowds = true_boxes(index, crowds=True)
     curves = confidence_curves(predictions, truths, crowds)
     best = curves.best()
@@ -198,7 +206,8 @@ def _score(
         curves=curves,
         confusion=confusion_matrix(predictions, truths, crowds, num_classes=len(index.names)),
         rows=rows,
-        file_names=dict(zip(index.image_ids, index.file_names, strict=True)),
+        sources=dict(zip(counted.image_ids, zip(index.image_ids, index.file_names, strict=True), strict=True)),
+        category_ids=dict(zip(counted.category_ids, index.category_ids, strict=True)),
         seconds=seconds,
         images=len(index.paths),
         boxes=sum(len(labels) for labels in truths),

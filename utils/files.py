@@ -120,18 +120,19 @@ def decode_text(data: bytes) -> str:
     return data.decode("utf-16" if is_utf16 else "utf-8-sig")
 
 
-def read_yaml(path: str | Path, *, what: str) -> dict[str, Any]:
+def read_yaml(path: str | Path, *, what: str, loader: Any = yaml.SafeLoader) -> dict[str, Any]:
     """Read a YAML mapping.
 
     Args:
         path: The file.
         what: What it should be ("data set", "model"), for the message.
+        loader: PyYAML's class that gives values their types; its `BaseLoader` gives every value as text.
 
     Raises:
         ConfigError: The file is missing, unreadable, not YAML, or not a mapping.
     """
     try:
-        value = yaml.safe_load(decode_text(Path(path).read_bytes()))
+        value = yaml.load(decode_text(Path(path).read_bytes()), loader)
     except FileNotFoundError:
         raise ConfigError(f"{what} file {path} does not exist; check the path") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:

@@ -237,3 +237,13 @@ def test_study_leaves_cells_empty_that_cannot_be_measured(tmp_path):
     unknown = replace(evaluation.metrics, AP=math.nan, AP50=math.nan, precision=math.nan, recall=math.nan)
     run_study(lambda size: replace(evaluation, metrics=unknown), (64,), tmp_path)
     assert (tmp_path / "study.csv").read_text().splitlines()[1].startswith("64,,,,,")
+
+
+@pytest.mark.parametrize("engine", ["faster", "pycocotools"])
+def test_ids_beyond_float64_score_the_same_and_come_out_as_they_are(engine):
+    large = 2**60
+    index = replace(_index(), image_ids=(large + 1, large), category_ids=(large + 3, large + 2))
+    evaluation = evaluate(_perfect, _batches(), index, settings=EvalSettings(engine=engine), device=CPU)
+    assert pytest.approx(1) == evaluation.metrics.AP
+    assert {item["image_id"] for item in evaluation.detections} == {large, large + 1}
+    assert evaluation.detections[0]["category_id"] == large + 3

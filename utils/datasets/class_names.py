@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -14,6 +15,11 @@ logger = logging.getLogger(__name__)
 _PLACEHOLDER = re.compile(r"(class|cls|item|object|label)?[ _-]?\d*", re.IGNORECASE)
 # Names that a message lists.
 _MOST_NAMED = 6
+
+
+def class_name(value: object) -> str:
+    """Return a class name without blanks around it, accents composed, so that equal looks are equal names."""
+    return "" if value is None else unicodedata.normalize("NFC", " ".join(str(value).split()))
 
 
 def class_order(wanted: Sequence[str], given: Sequence[str]) -> tuple[int, ...] | None:
@@ -34,7 +40,7 @@ def different_names(first: Sequence[str], second: Sequence[str], *, what: tuple[
         first, second: The names.
         what: What the user calls the two lists.
     """
-    mine, yours = Counter(first), Counter(second)
+    mine, yours = Counter(map(class_name, first)), Counter(map(class_name, second))
     only = [(what[0], mine - yours), (what[1], yours - mine)]
     return "; ".join(f"only {name} has {_listed(list(extra.elements()))}" for name, extra in only if extra)
 
@@ -81,7 +87,7 @@ def compare_class_names(own: Sequence[str], given: Sequence[str], *, weights: st
 def _numbered(names: Sequence[str]) -> Iterator[tuple[str, int]]:
     """Yield each name with how often it came before."""
     seen: Counter[str] = Counter()
-    for name in names:
+    for name in map(class_name, names):
         yield name, seen[name]
         seen[name] += 1
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from utils.datasets.annotations import Annotations, Array
+from utils.datasets.class_names import class_name
 from utils.datasets.coco_values import CocoValues, Item
 from utils.errors import DataError
 
@@ -29,13 +31,13 @@ class CocoImage:
     """One image of a COCO JSON.
 
     Attributes:
-        image_id: Id in the file.
+        image_id: Id in the file; None where it is a name.
         file_name: Path relative to some image folder, as the file has it.
         hw: Height and width that the boxes refer to; None where the file does not state them.
         annotations: Boxes in the pixels of `hw`; a class is a position in the categories of the file.
     """
 
-    image_id: int
+    image_id: int | None
     file_name: str
     hw: tuple[int, int] | None
     annotations: Annotations
@@ -49,7 +51,7 @@ class CocoSet:
         path: The file.
         category_ids: Id of each category, ascending.
         names: Name of each category.
-        root_names: Categories without a box that others name as their supercategory, as Roboflow writes them.
+        is_root: Whether a category has no box and others name it as their supercategory, as Roboflow writes them.
         images: In the order of the file.
         is_labelled: Whether the file has a list of annotations, however short; an `image_info` file has none.
         notes: Lines that say what was not as COCO has it, and what was made of it.
@@ -58,10 +60,20 @@ class CocoSet:
     path: Path
     category_ids: tuple[int, ...]
     names: tuple[str, ...]
-    root_names: frozenset[str]
+    is_root: tuple[bool, ...]
     images: tuple[CocoImage, ...]
     is_labelled: bool
     notes: tuple[str, ...]
+
+    def is_class(self, wanted: Iterable[str] = ()) -> tuple[bool, ...]:
+        """Return whether each category is a class: all but the roots, unless their names are wanted."""
+        plain = Counter(name for name, is_root in zip(self.names, self.is_root, strict=True) if not is_root)
+        lacking = Counter(map(class_name, wanted)) - plain
+        return tuple(not is_root or lacking[name] > 0 for name, is_root in zip(self.names, self.is_root, strict=True))
+
+    def class_names(self, wanted: Iterable[str] = ()) -> tuple[str, ...]:
+        """Return the names of the categories that are classes."""
+        return tuple(name for name, is_class in zip(self.names, self.is_class(wanted), strict=True) if is_class)
 
 
 def read_coco_json(path: str | Path) -> CocoSet:
@@ -76,11 +88,11 @@ def read_coco_json(path: str | Path) -> CocoSet:
         stat = path.stat()
     except OSError:
         return _read(path)  # which says what is wrong
-    return _read_once(path.absolute(), stat.st_mtime_ns, stat.st_size)
+    return _read_once(path.absolute(), (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_size))
 
 
 @lru_cache(maxsize=8)
-def _read_once(path: Path, mtime_ns: int, size: int) -> CocoSet:
+def _read_once(path: Path, stamp: tuple[int, ...]) -> CocoSet:
     return _read(path)
 
 
@@ -96,14 +108,18 @@ def _read(path: Path) -> CocoSet:
     order = np.argsort(places, kind="stable")
     ends = np.searchsorted(places[order], np.arange(len(images)), side="right")
     parts = np.split(rows[order], ends[:-1]) if images else []
-    used = {list(categories)[position] for position in set(rows[:, 0].astype(int).tolist())}
     return CocoSet(
         path=path,
         category_ids=tuple(categories),
-        names=tuple(categories.values()),
-        root_names=_root_names(content, categories, used=used, values=values),
+        names=tuple(name for name, _ in categories.values()),
+        is_root=_are_roots(categories, used=set(rows[:, 0].tolist())),
         images=tuple(
-            CocoImage(image_id=image_id, file_name=name, hw=hw, annotations=Annotations.from_rows(part))
+            CocoImage(
+                image_id=image_id if isinstance(image_id, int) else None,
+                file_name=name,
+                hw=hw,
+                annotations=Annotations.from_rows(part),
+            )
             for (image_id, (name, hw)), part in zip(images.items(), parts, strict=True)
         ),
         is_labelled=is_labelled,
@@ -134,15 +150,20 @@ def _section(content: dict[str, Any], name: str, path: Path) -> list[Item]:
         raise DataError(f"COCO JSON {path} has no list '{name}'; expected {', '.join(_KEYS)}")
     for position, item in enumerate(section):
         missing = [key for key in _KEYS[name] if not isinstance(item, dict) or key not in item]
+        if missing == ["file_name"] and "coco_url" in item:  # LVIS, whose addresses stand for names
+            continue
         if missing:
             raise DataError(f"COCO JSON {path}: {name}[{position}] has no key '{missing[0]}'; add it")
     return section
 
 
-def _categories(content: dict[str, Any], values: CocoValues) -> dict[int, str]:
-    """Return the name of each category by its id, ascending."""
+def _categories(content: dict[str, Any], values: CocoValues) -> dict[int, tuple[str, str]]:
+    """Return the name of each category and of the one above it by its id, ascending."""
     section = _section(content, "categories", values.path)
-    named = {values.integer(item, "id"): str(item["name"]).strip() for item in section}
+    named = {
+        values.integer(item, "id"): (class_name(item["name"]), class_name(item.get("supercategory")))
+        for item in section
+    }
     if len(named) != len(section):
         raise DataError(f"COCO JSON {values.path}: two categories have the same id; give each its own")
     if not named:
@@ -150,22 +171,22 @@ def _categories(content: dict[str, Any], values: CocoValues) -> dict[int, str]:
     return dict(sorted(named.items()))
 
 
-def _root_names(
-    content: dict[str, Any], categories: dict[int, str], *, used: set[int], values: CocoValues
-) -> frozenset[str]:
-    above = {
-        str(item.get("supercategory")).strip()
-        for item in content["categories"]
-        if str(item["name"]).strip() != str(item.get("supercategory")).strip()
-    }
-    return frozenset(name for number, name in categories.items() if number not in used and name in above)
+def _are_roots(categories: dict[int, tuple[str, str]], *, used: set[float]) -> tuple[bool, ...]:
+    """Return of each category whether it only groups others; one that is its own supercategory does not."""
+    groups = {above for _, above in categories.values() if above.lower() not in ("", "none", "null")}
+    return tuple(
+        position not in used and name in groups and above != name
+        for position, (name, above) in enumerate(categories.values())
+    )
 
 
-def _images(content: dict[str, Any], values: CocoValues) -> dict[int, tuple[str, tuple[int, int] | None]]:
+def _images(content: dict[str, Any], values: CocoValues) -> dict[int | str, tuple[str, tuple[int, int] | None]]:
     """Return file name and size of each image by its id; an image listed twice with the same name is one."""
-    images: dict[int, tuple[str, tuple[int, int] | None]] = {}
+    images: dict[int | str, tuple[str, tuple[int, int] | None]] = {}
     for item in _section(content, "images", values.path):
-        image_id, entry = values.integer(item, "id"), (values.file_name(item), values.size(item))
+        image_id, entry = values.image_id(item, "id"), (values.file_name(item), values.size(item))
+        if isinstance(image_id, str):
+            values.note("image ids are names; predictions count the images instead")
         if image_id not in images:
             images[image_id] = entry
         elif images[image_id][0] == entry[0]:
@@ -176,14 +197,14 @@ def _images(content: dict[str, Any], values: CocoValues) -> dict[int, tuple[str,
 
 
 def _rows(
-    items: Sequence[Item], *, images: dict[int, Any], categories: dict[int, str], values: CocoValues
+    items: Sequence[Item], *, images: dict[int | str, Any], categories: dict[int, Any], values: CocoValues
 ) -> tuple[Array, Array]:
     """Return (M, 7) category position, box, area, crowd; and (M,) the position of each box's image."""
     place_of = {image_id: place for place, image_id in enumerate(images)}
     class_of = {category_id: position for position, category_id in enumerate(categories)}
     rows, places = [], []
     for item in items:
-        image_id, category_id = values.integer(item, "image_id"), values.integer(item, "category_id")
+        image_id, category_id = values.image_id(item, "image_id"), values.integer(item, "category_id")
         if image_id not in place_of:
             raise DataError(
                 f"{values.where(item)} has the unknown image_id {item['image_id']!r}; remove it or add the image"

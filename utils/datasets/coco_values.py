@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,8 @@ Item = dict[str, Any]
 _LARGEST = 2**63 - 1
 _FALSE = ("", "0", "0.0", "false", "no", "none", "null")
 _TRUE = ("1", "1.0", "true", "yes")
+# Not "12e3", as hexadecimal names may read.
+_WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
 
 
 class CocoValues:
@@ -52,12 +55,24 @@ class CocoValues:
         if type(value) is int and abs(value) <= _LARGEST:
             return value
         number = _number(value)
-        if number is None or not number.is_integer() or abs(number) > _LARGEST:
+        is_odd = isinstance(value, str) and not _WHOLE.fullmatch(value.strip())
+        if number is None or is_odd or not number.is_integer() or abs(number) > _LARGEST:
             raise DataError(
                 f"COCO JSON {self.path}: {key} is {reprlib.repr(value)}, expected an integer of at most 63 bits"
             )
         self.note("ids are written as text or with a decimal point; they were matched by their value")
         return int(value) if isinstance(value, str) and value.strip().isdigit() else int(number)
+
+    def image_id(self, item: Item, key: str) -> int | str:
+        """Read the id of an image, which some tools write as a name.
+
+        Raises:
+            DataError: It is neither a name nor an integer.
+        """
+        value = item[key]
+        if isinstance(value, str) and value.strip() and not _WHOLE.fullmatch(value.strip()):
+            return value.strip()
+        return self.integer(item, key)
 
     def file_name(self, item: Item) -> str:
         """Read the file name of an image.
@@ -65,8 +80,8 @@ class CocoValues:
         Raises:
             DataError: It is no text, or empty.
         """
-        value = item["file_name"]
-        if not isinstance(value, str) or not value.strip() or "\0" in value:
+        value = item["file_name"] if "file_name" in item else item["coco_url"]
+        if not isinstance(value, str) or not value.strip() or "\0" in value or not _is_text(value):
             raise DataError(f"COCO JSON {self.path}: file_name is {reprlib.repr(value)}, expected the name of a file")
         return value
 
@@ -85,7 +100,7 @@ class CocoValues:
             DataError: There is neither, or the box is not four finite numbers.
         """
         box = item.get("bbox")
-        if not box and item.get("segmentation"):
+        if (not box or box == [0, 0, 0, 0]) and item.get("segmentation"):
             self.note("annotations have no bbox; it was taken from the segmentation")
             return self._box_of(item)
         if box is None:
@@ -114,8 +129,8 @@ class CocoValues:
             DataError: It is written as nothing known.
         """
         value = item.get("iscrowd")
-        if value is None or isinstance(value, bool | int | float):
-            return bool(value)
+        if value is None or value != value:  # NaN, as tables write what is missing
+            return False
         text = str(value).strip().lower()
         if text not in (*_FALSE, *_TRUE):
             raise DataError(f"{self.where(item)} has iscrowd {reprlib.repr(value)}, expected 0 or 1")
@@ -125,10 +140,15 @@ class CocoValues:
         outline = item["segmentation"]
         try:
             return _mask_box(outline) if isinstance(outline, dict) else _polygon_box(outline)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise DataError(
                 f"{self.where(item)} has no bbox and a segmentation that is neither polygons nor RLE; add a bbox"
             ) from error
+
+
+def _is_text(value: str) -> bool:
+    """Return whether a text has no half of a surrogate pair, which no file is named by."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _number(value: Any) -> float | None:

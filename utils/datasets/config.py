@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
-from utils.datasets.class_names import class_order, match_classes
+import yaml
+
+from utils.datasets.class_names import class_name, class_order, match_classes
 from utils.datasets.coco_json import read_coco_json
 from utils.datasets.paths import find_named
 from utils.errors import ConfigError, DataError
@@ -158,16 +164,21 @@ def _roots(values: dict[str, Any], yaml_path: Path) -> list[Path]:
         return beside
     if not isinstance(root, str):
         raise DataError(f"{yaml_path}: path is {root!r}, expected a folder")
-    spelled = Path(root.replace("\\", "/")).expanduser()
+    spelled = Path(_spelled(root.replace("\\", "/")))
     places = [folder / spelled for folder in beside]
     places = [place for place in places if place.exists()] or places[:1]
     return [*places, *beside]
 
 
+def _spelled(text: str) -> str:
+    """Return a path with the user's home folder and variables of the environment filled in."""
+    return os.path.expanduser(os.path.expandvars(text.strip()))
+
+
 def _resolve(text: str, roots: Sequence[Path], yaml_path: Path) -> Path:
     """Return the first existing place, else the first place, so that a later message names it."""
     # One folder name alone, such as `images`, would fit too many places.
-    found = find_named(str(Path(text).expanduser()), roots, least_parts=2)
+    found = find_named(_spelled(text), roots, least_parts=2)
     if not found.is_exact:
         logger.info("%s: %s is not there; taking %s", yaml_path, text, found.path)
     return found.path.absolute()
@@ -182,7 +193,7 @@ def _split_sources(value: Any, split: str, roots: Sequence[Path], yaml_path: Pat
 
 
 def _class_names(values: dict[str, Any], splits: dict[str, tuple[Path, ...]], yaml_path: Path) -> tuple[str, ...]:
-    names = _listed_names(values.get("names"), yaml_path)
+    names = _listed_names(_as_written(values.get("names"), yaml_path), yaml_path)
     if names is None:
         names = _json_names(splits)
     if names is None:
@@ -191,9 +202,17 @@ def _class_names(values: dict[str, Any], splits: dict[str, tuple[Path, ...]], ya
     if twice:
         logger.warning("%s: class %r is named twice; numbers per class show one of them", yaml_path, twice[0])
     count = values.get("nc")
-    if count is not None and count != len(names):
+    if count is not None and str(count).strip() not in (str(len(names)), f"{len(names)}.0"):
         raise DataError(f"{yaml_path}: nc is {count} but there are {len(names)} names; make them agree")
     return names
+
+
+def _as_written(names: Any, yaml_path: Path) -> Any:
+    """Return the names as their text: YAML makes a truth value of a class `no`, and numbers lose their zeros."""
+    parts = names.values() if isinstance(names, dict) else names if isinstance(names, list) else ()
+    if all(isinstance(name, str) for name in parts):
+        return names
+    return read_yaml(yaml_path, what="data set", loader=yaml.BaseLoader).get("names", names)
 
 
 def _listed_names(value: Any, yaml_path: Path) -> tuple[str, ...] | None:
@@ -207,14 +226,20 @@ def _listed_names(value: Any, yaml_path: Path) -> tuple[str, ...] | None:
         value = [numbered[i] for i in range(len(numbered))]
     if not isinstance(value, list) or not value:
         raise DataError(f"{yaml_path}: names is {value!r}, expected a list of class names")
-    return tuple(str(name).strip() for name in value)
+    wrong = [name for name in value if isinstance(name, dict | list) or not class_name(name)]
+    if wrong:
+        raise DataError(f"{yaml_path}: names contains {wrong[0]!r}, expected the name of a class")
+    return tuple(class_name(name) for name in value)
 
 
 def _json_names(splits: dict[str, tuple[Path, ...]]) -> tuple[str, ...] | None:
     """Return the classes of the first COCO JSON there is: a network learns them in the order of its training data."""
-    for split in SPLITS:
-        for source in splits.get(split, ()):
-            if source.suffix.lower() == ".json" and source.exists():
-                coco = read_coco_json(source)
-                return tuple(name for name in coco.names if name not in coco.root_names)
-    return None
+    sources = [source for split in SPLITS for source in splits.get(split, ())]
+    files = [source for source in sources if source.suffix.lower() == ".json" and source.exists()]
+    if not files:
+        return None
+    first = read_coco_json(files[0])
+    others = map(read_coco_json, files[1:] if any(first.is_root) else ())
+    # What is a root here is a class if another file has boxes of it.
+    wanted = reduce(or_, (Counter(coco.class_names()) for coco in others), Counter[str]())
+    return first.class_names(wanted.elements())

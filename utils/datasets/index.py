@@ -125,7 +125,8 @@ def build_label_index(
             f"{_first_fault(index.summary)}"
         )
     if index.num_boxes and index.summary.is_suspect:
-        logger.warning("%s: %d boxes were dropped: %s", split, index.summary.dropped, index.summary.guess())
+        dropped = f"{index.summary.dropped} boxes were dropped: " if index.summary.dropped else ""
+        logger.warning("%s: %s%s", split, dropped, index.summary.guess())
     return index
 
 
@@ -137,7 +138,24 @@ def _scan_all(listing: Listing, config: DataConfig, *, workers: int, single_cls:
     classes = ClassIds(num_classes=config.num_classes, of_labels=config.label_classes, single_cls=single_cls)
     with ThreadPoolExecutor(max(1, workers)) as pool:
         scans = pool.map(partial(scan, classes=classes), listing.candidates)
-        return [next(scans) for _ in progress(listing.candidates, description="checking images")]
+        found = [next(scans) for _ in progress(listing.candidates, description="checking images")]
+    return _turned_alike(listing.candidates, found, classes)
+
+
+def _turned_alike(candidates: Sequence[Candidate], scans: Sequence[Scan], classes: ClassIds) -> list[Scan]:
+    """Turn the boxes of flipped and square images along where those of a JSON's other images are turned.
+
+    The size of such an image does not tell whether its boxes refer to the pixels before or after the EXIF rotation.
+    """
+    pairs = list(zip(candidates, scans, strict=True))
+    upright = {candidate.json_file for candidate, found in pairs if found.turn == "upright"}
+    stored = {candidate.json_file for candidate, found in pairs if found.turn == "stored"} - upright
+    return [
+        scan(replace(candidate, is_stored=True), classes=classes)
+        if found.turn == "unknown" and candidate.json_file in stored
+        else found
+        for candidate, found in pairs
+    ]
 
 
 def _assemble(listing: Listing, scans: Sequence[Scan], config: DataConfig) -> LabelIndex:
@@ -172,7 +190,8 @@ def _summarise(listing: Listing, scans: Sequence[Scan], *, num_classes: int) -> 
         empty_labels=sum(found.has_labels and not len(found.truth) for found in used) if listing.is_labelled else 0,
         repeated_images=len(used) - len({found.digest for found in used}),
         size_differs=sum(found.is_rescaled for found in used),
-        turned=sum(found.is_turned for found in used),
+        exchanged=sum(found.is_exchanged for found in used),
+        turned=sum(found.turn == "stored" for found in used),
         out_of_range=sum(found.faults.out_of_range for found in used),
         outside=sum(found.faults.outside for found in used),
         duplicate=sum(found.faults.duplicate for found in used),

@@ -19,7 +19,7 @@ from utils.files import atomic_write, sha256_of
 logger = logging.getLogger(__name__)
 
 # Counted up when what is stored, or how labels are cleaned, changes.
-_VERSION = 3
+_VERSION = 4
 
 
 def cache_file(anchor: Path, cache_dir: str | Path | None) -> Path:
@@ -40,7 +40,7 @@ def content_key(candidates: Iterable[Candidate], *, extra_files: Iterable[Path],
     """
     digest = hashlib.sha256(_bytes(f"{_VERSION} {settings}"))
     for candidate in candidates:
-        digest.update(_image_stamp(candidate.image))
+        digest.update(f"{candidate.file_name!r} ".encode() + _image_stamp(candidate.image))
         if candidate.label_file is not None:
             digest.update(_content(candidate.label_file))
     for path in extra_files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from utils.datasets.images import ImageFacts, check_image
 from utils.datasets.index_sources import Candidate
 from utils.datasets.labels import LabelFaults, LabelFile, Labels, clean_labels, read_label_file
 from utils.errors import DataError
+
+# Difference in the logarithm of a ratio of sides that comes from sides in whole pixels.
+_ROUNDING = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,9 @@ class Scan:
         has_labels: Whether there was a label file or a COCO JSON.
         num_outlines, num_confidences: Lines of the label file with more than a box.
         is_rescaled: Whether the COCO JSON states another size.
-        is_turned: Whether the boxes referred to the pixels as stored, before the EXIF rotation.
+        is_exchanged: Whether the COCO JSON has height for width.
+        turn: For an image with an EXIF rotation and a COCO JSON, what the boxes referred to: "stored" pixels, before
+            the rotation; "upright" ones; or "unknown", where the size does not tell, and upright was assumed.
         fault: Why the image cannot be used; empty if it can.
     """
 
@@ -57,7 +63,8 @@ class Scan:
     num_outlines: int = 0
     num_confidences: int = 0
     is_rescaled: bool = False
-    is_turned: bool = False
+    is_exchanged: bool = False
+    turn: Literal["", "stored", "upright", "unknown"] = ""
     fault: str = ""
 
     def describe(self) -> str:
@@ -65,7 +72,8 @@ class Scan:
         if self.fault:
             return self.fault
         kinds = [kind.replace("_", " ") for kind, count in vars(self.faults).items() if count]
-        kinds += ["size differs"] * self.is_rescaled + ["turned"] * self.is_turned
+        kinds += ["size differs"] * self.is_rescaled + ["height for width"] * self.is_exchanged
+        kinds += ["turned"] * (self.turn == "stored")
         return ", ".join(kinds)
 
 
@@ -127,7 +135,10 @@ def _scan_txt(file: LabelFile | None, facts: ImageFacts, classes: ClassIds) -> S
 def _scan_json(candidate: Candidate, given: Annotations, facts: ImageFacts, classes: ClassIds) -> Scan:
     stored_hw = facts.hw[::-1] if facts.orientation >= 5 else facts.hw
     json_hw = candidate.hw or facts.hw
-    is_turned = facts.orientation >= 5 and candidate.hw is not None and _is_nearer(json_hw, stored_hw, facts.hw)
+    is_exchanged = facts.orientation < 5 and _has_shape(json_hw[::-1], facts.hw) and not _has_shape(json_hw, facts.hw)
+    json_hw = json_hw[::-1] if is_exchanged else json_hw
+    turn = _turn(candidate, json_hw, stored_hw, facts)
+    is_turned = turn == "stored"
     is_rescaled = json_hw != (stored_hw if is_turned else facts.hw)
     upright, rows = _upright(given, json_hw=json_hw, facts=facts, is_turned=is_turned)
     objects = np.flatnonzero(~upright.is_crowd)
@@ -149,8 +160,26 @@ def _scan_json(candidate: Candidate, given: Annotations, facts: ImageFacts, clas
         hw=facts.hw,
         digest=facts.digest,
         is_rescaled=is_rescaled,
-        is_turned=is_turned,
+        is_exchanged=is_exchanged,
+        turn=turn,
     )
+
+
+def _turn(
+    candidate: Candidate, json_hw: tuple[int, int], stored_hw: tuple[int, int], facts: ImageFacts
+) -> Literal["", "stored", "upright", "unknown"]:
+    if facts.orientation == 1:
+        return ""
+    if candidate.is_stored:
+        return "stored"
+    if candidate.hw is None or _has_shape(stored_hw, facts.hw):  # a flip, or a square
+        return "unknown"
+    return "stored" if _is_nearer(json_hw, stored_hw, facts.hw) else "upright"
+
+
+def _has_shape(hw: tuple[int, int], like: tuple[int, int]) -> bool:
+    """Return whether two sizes have the same ratio of height and width, but for rounding."""
+    return bool(abs(np.log(hw[0] / hw[1]) - np.log(like[0] / like[1])) < _ROUNDING)
 
 
 def _is_nearer(hw: tuple[int, int], first: tuple[int, int], second: tuple[int, int]) -> bool:
@@ -186,11 +215,12 @@ def _upright(
 
 
 def _turned(shares: Array, orientation: int) -> Array:
-    """Turn normalised boxes (n, 4) cx, cy, w, h along with stored pixels of EXIF orientation 5 to 8."""
-    cx, cy, w, h = shares[:, [1, 0, 3, 2]].T  # transposed: orientation 5
-    if orientation in (6, 7):
+    """Turn normalised boxes (n, 4) cx, cy, w, h along with stored pixels of EXIF orientation 2 to 8."""
+    is_transposed = orientation >= 5
+    cx, cy, w, h = shares[:, [1, 0, 3, 2] if is_transposed else [0, 1, 2, 3]].T
+    if orientation in (2, 3, 6, 7):
         cx = 1 - cx
-    if orientation in (7, 8):
+    if orientation in (3, 4, 7, 8):
         cy = 1 - cy
     return np.column_stack([cx, cy, w, h])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from utils.datasets.paths import find_named
 from utils.errors import DataError
 from utils.files import decode_text
 
+# How COCO names its files: `instances_val2017.json` lists the images of `val2017`.
+_TASKS = re.compile(r"(instances|person_keypoints|image_info)_")
 # Text files in folders of labels that are no labels.
 _NO_LABELS = ("classes.txt", "labels.txt", "names.txt", "notes.txt", "readme.txt", "train.txt", "val.txt", "test.txt")
 
@@ -35,6 +38,8 @@ class Candidate:
         annotations: Boxes of a COCO JSON in the pixels of `hw`.
         image_id: Id in the COCO JSON.
         hw: Height and width that the COCO JSON states.
+        json_file: The COCO JSON.
+        is_stored: Whether its boxes are known to refer to the pixels as stored, before an EXIF rotation.
     """
 
     image: Path
@@ -43,6 +48,8 @@ class Candidate:
     annotations: Annotations | None = None
     image_id: int | None = None
     hw: tuple[int, int] | None = None
+    json_file: Path | None = None
+    is_stored: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +114,7 @@ def _with_distinct_names(candidates: Sequence[Candidate]) -> tuple[Candidate, ..
         return tuple(candidates)
     names = _names_below_common_folder([candidate.image for candidate in candidates])
     return tuple(
-        candidate if candidate.image_id is not None else replace(candidate, file_name=name)
+        candidate if candidate.annotations is not None else replace(candidate, file_name=name)
         for candidate, name in zip(candidates, names, strict=True)
     )
 
@@ -163,8 +170,11 @@ def _from_list(source: Path, *, notes: list[str]) -> list[Candidate]:
         raise DataError(f"image list {source} cannot be read as text: {error}; correct the data YAML") from error
     if "\0" in text:
         raise DataError(f"image list {source} holds null characters; save it as UTF-8 text")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    images = _located(lines, [source.parent, Path().absolute()], where=str(source), notes=notes)
+    lines = [line.strip().strip("\"'").strip() for line in text.splitlines()]
+    names = [line for line in lines if line and not line.startswith("#")]
+    # A list in a folder of its own may start from the folder above.
+    folders = [source.parent, Path().absolute(), source.parent.parent]
+    images = _located(names, folders, where=str(source), notes=notes)
     return [
         Candidate(image=image, file_name=name, label_file=label_path(image))
         for image, name in zip(images, _names_below_common_folder(images), strict=True)
@@ -210,6 +220,7 @@ def _from_coco(coco: CocoSet, config: DataConfig, split: str, *, notes: list[str
             annotations=image.annotations.of_class(class_of[image.annotations.classes]),
             image_id=image.image_id,
             hw=image.hw,
+            json_file=coco.path,
         )
         for path, image in zip(paths, coco.images, strict=True)
     ]
@@ -221,7 +232,7 @@ def _class_of_category(coco: CocoSet, config: DataConfig) -> np.ndarray[tuple[in
     Raises:
         DataError: The two have different classes.
     """
-    names = [name for name in coco.names if name in config.names or name not in coco.root_names]
+    names = coco.class_names(config.names)
     order = class_order(config.names, names)
     if order is None:
         differ = different_names(config.names, names, what=(str(config.path), str(coco.path)))
@@ -230,8 +241,7 @@ def _class_of_category(coco: CocoSet, config: DataConfig) -> np.ndarray[tuple[in
             f"{differ}; make them agree (a category needs no boxes), or leave 'names' and 'nc' out"
         )
     ids = iter(order)
-    is_class = [name in config.names or name not in coco.root_names for name in coco.names]
-    return np.array([next(ids) if is_used else -1 for is_used in is_class], np.int64)
+    return np.array([next(ids) if is_class else -1 for is_class in coco.is_class(config.names)], np.int64)
 
 
 def _category_ids(config: DataConfig, coco_sets: Sequence[CocoSet]) -> tuple[int, ...]:
@@ -271,6 +281,7 @@ def image_ids(candidates: Sequence[Candidate]) -> tuple[int, ...]:
 def _image_folders(json_file: Path, image_root: Path | None, split: str) -> list[Path]:
     """Return where images of a COCO JSON may lie: the root, or its folder of that split ("val", "val2017")."""
     beside = json_file.parent
-    roots = [image_root] if image_root else [beside, beside / "images", beside.parent / "images"]
-    named = json_file.stem.removeprefix("instances_")
+    places = [above / name for name in ("", "images", "data") for above in (beside, beside.parent)]
+    roots = [image_root] if image_root else places
+    named = _TASKS.sub("", json_file.stem)
     return [folder for root in roots for folder in (root, root / split, root / named)]

@@ -21,6 +21,7 @@ class IndexSummary:
         empty_labels: Images whose labels list nothing, taken as background.
         repeated_images: Images with the same content as an earlier one.
         size_differs: Images whose size is not what the COCO JSON states; their boxes were scaled along.
+        exchanged: Images whose height and width the COCO JSON has in each other's place.
         turned: Images with an EXIF rotation whose boxes referred to the stored pixels; they were turned along.
         out_of_range: Boxes of unknown class; dropped.
         outside: Boxes that leave the image; clipped.
@@ -43,6 +44,7 @@ class IndexSummary:
     empty_labels: int = 0
     repeated_images: int = 0
     size_differs: int = 0
+    exchanged: int = 0
     turned: int = 0
     out_of_range: int = 0
     outside: int = 0
@@ -66,7 +68,9 @@ class IndexSummary:
     def is_suspect(self) -> bool:
         """Whether so much is missing or dropped that a mistake in the data is likely."""
         share = self.dropped / max(self.boxes + self.dropped, 1)
-        return bool(self.images) and (not self.boxes or share > _FEW or self._counts_from_one)
+        return bool(self.images) and (
+            not self.boxes or share > _FEW or self.outside > self.boxes / 2 or self._counts_from_one
+        )
 
     @property
     def _counts_from_one(self) -> bool:
@@ -76,6 +80,8 @@ class IndexSummary:
         """Return what the missing boxes look like."""
         if self._counts_from_one:
             return f"class ids run from 1 to {self.num_classes}; they start at 0: lower each by one"
+        if self.outside > max(self.boxes / 2, self.dropped):
+            return "most boxes leave their image and were clipped; are they left, top, right, bottom?"
         if self.out_of_range > self.dropped / 2:
             seen = f"{self.least_class} to {self.largest_class}"
             return f"class ids run from {seen} but there are {self.num_classes} classes; correct ids, or add names"
@@ -101,6 +107,7 @@ class IndexSummary:
             (self.empty_labels, "images with empty labels, used as background"),
             (self.repeated_images, "images with the same content as another one of the split"),
             (self.size_differs, "images whose size is not the one in the JSON; boxes scaled along"),
+            (self.exchanged, "images with height and width exchanged in the JSON; boxes taken as of the file"),
             (self.turned, "images turned by EXIF whose boxes were not; boxes turned along"),
             (self.out_of_range, "boxes with a class id out of range, dropped"),
             (self.outside, "boxes outside the image, clipped"),

@@ -56,7 +56,7 @@ def _exists(path: Path) -> bool:
 
 def _spellings(text: str) -> Iterator[str]:
     """Yield the text, and what it means on the systems and in the tools that write paths differently."""
-    known = dict.fromkeys([text, text.replace("\\", "/")])
+    known = dict.fromkeys([text, text.replace("\\", "/"), text.removeprefix("file://")])
     known |= dict.fromkeys(unquote(spelling) for spelling in tuple(known))
     yield from known
 

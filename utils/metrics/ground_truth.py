@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,21 @@ if TYPE_CHECKING:
     from utils.datasets.index import LabelIndex
 
 Array = np.ndarray[Any, Any]
+
+# Both engines count in float64, which does not tell larger integers from their neighbours.
+_LARGEST_EXACT = 2**53
+
+
+def with_exact_ids(index: LabelIndex) -> LabelIndex:
+    """Return the index with ranks in place of ids that are too large for float64."""
+    return replace(index, image_ids=_exact(index.image_ids), category_ids=_exact(index.category_ids))
+
+
+def _exact(ids: tuple[int, ...]) -> tuple[int, ...]:
+    if all(abs(number) <= _LARGEST_EXACT for number in ids):
+        return ids
+    rank = {number: position for position, number in enumerate(sorted(set(ids)))}
+    return tuple(rank[number] for number in ids)
 
 
 def ground_truth_from_index(index: LabelIndex) -> dict[str, Any]:
@@ -71,18 +87,21 @@ def detection_rows(boxes: Array, *, image_id: int, category_ids: Sequence[int]) 
     return rows
 
 
-def coco_results(rows: Array, file_names: Mapping[int, str]) -> list[dict[str, Any]]:
+def coco_results(
+    rows: Array, images: Mapping[int, tuple[int, str]], category_ids: Mapping[int, int]
+) -> list[dict[str, Any]]:
     """Return (N, 7) rows as the list of dictionaries that a COCO results file holds.
 
     Args:
         rows: As `detection_rows` gives them.
-        file_names: Name of each image by its id, so that a box can be traced back without the data set.
+        images: Id in the data set and name of each image, by its id in `rows`; a name traces a box back.
+        category_ids: Id in the data set of each category, by its id in `rows`.
     """
     return [
         {
-            "image_id": int(row[0]),
-            "file_name": file_names[int(row[0])],
-            "category_id": int(row[6]),
+            "image_id": images[int(row[0])][0],
+            "file_name": images[int(row[0])][1],
+            "category_id": category_ids[int(row[6])],
             "bbox": row[1:5],
             "score": row[5],
         }

@@ -55,7 +55,7 @@ def test_a_truncated_file_is_a_data_error(tmp_path: Path) -> None:
         (("images", 0, "file_name"), None, "file_name is None"),
         (("annotations", 0, "iscrowd"), "perhaps", "annotation 1 has iscrowd 'perhaps'"),
         (("annotations",), {}, "no list 'annotations'"),
-        (("images", 0, "id"), "five", "id is 'five'"),
+        (("images", 0, "id"), None, "id is None"),
         (("annotations", 0, "image_id"), 6, "annotation 1 has the unknown image_id 6"),
         (("annotations", 1, "category_id"), 1, "annotation 2 has the unknown category_id 1"),
         (("annotations", 0, "bbox"), [1, 2, 3], "bbox [1, 2, 3]"),
@@ -122,7 +122,15 @@ def changed(section: str, **values: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("written", "is_crowd"),
     [
-        *(("0", False), (0, False), (None, False), (False, False), ("false", False), (0.0, False)),
+        *(
+            ("0", False),
+            (0, False),
+            (None, False),
+            (False, False),
+            ("false", False),
+            (0.0, False),
+            (float("nan"), False),
+        ),
         *(("1", True), (1, True), (True, True), ("true", True)),
     ],
 )
@@ -188,7 +196,10 @@ def test_an_outline_without_a_bbox_gets_one(tmp_path: Path, segmentation: object
     assert "2 annotations have no bbox; it was taken from the segmentation" in coco.notes
 
 
-@pytest.mark.parametrize("segmentation", [[], [["a"]], {"size": [1]}, {"size": [2, 2], "counts": [99]}, "x"])
+@pytest.mark.parametrize(
+    "segmentation",
+    [[], [["a"]], {"size": [1]}, {"size": [2, 2], "counts": [99]}, {"size": [-1, 5], "counts": "1"}, "x"],
+)
 def test_an_outline_that_is_none_is_refused(tmp_path: Path, segmentation: object) -> None:
     content = changed("annotations", segmentation=segmentation, bbox=None)
     with pytest.raises(DataError, match="annotation 1 has no"):
@@ -208,9 +219,9 @@ def test_a_root_category_is_one_that_others_name_and_no_box_has(tmp_path: Path) 
         {"id": 9, "name": "dog", "supercategory": "pets"},
         {"id": 10, "name": "person", "supercategory": "person"},
     ]
-    assert read_coco_json(write(tmp_path, content)).root_names == {"pets"}
+    assert read_coco_json(write(tmp_path, content)).class_names() == ("cat", "dog", "person")
     content["annotations"][0]["category_id"] = 0
-    assert read_coco_json(write(tmp_path, content)).root_names == frozenset()
+    assert read_coco_json(write(tmp_path, content)).class_names() == ("pets", "cat", "dog", "person")
 
 
 def test_a_file_without_annotations_lists_images_to_predict_on(tmp_path: Path) -> None:
@@ -225,3 +236,62 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     assert read_coco_json(tmp_path / "a.json") is first
     second = read_coco_json(write(tmp_path, changed("categories", name="same ")))
     assert second.names == ("same", "same")
+
+
+def test_a_class_named_like_its_root_is_kept(tmp_path: Path) -> None:
+    content = copy.deepcopy(CONTENT)
+    content["categories"] = [
+        {"id": 0, "name": "cat", "supercategory": "none"},
+        {"id": 4, "name": "cat", "supercategory": "cat"},
+        {"id": 9, "name": "dog", "supercategory": "cat"},
+        {"id": 10, "name": "none", "supercategory": "cat"},
+    ]
+    coco = read_coco_json(write(tmp_path, content))
+    assert coco.class_names() == ("cat", "dog", "none")
+    assert coco.is_class(["cat", "cat", "dog", "none"]) == (True,) * 4
+
+
+def test_categories_without_a_supercategory_are_no_roots(tmp_path: Path) -> None:
+    content = copy.deepcopy(CONTENT)
+    content["categories"] += [{"id": 10, "name": "None"}, {"id": 11, "name": "cow", "supercategory": None}]
+    assert read_coco_json(write(tmp_path, content)).class_names() == ("cat", "dog", "None", "cow")
+
+
+def test_image_ids_that_are_names_are_matched_as_text(tmp_path: Path) -> None:
+    content = changed("images", id="12e3")  # hexadecimal, not 12000
+    for item in content["annotations"]:
+        item["image_id"] = "12e3 "
+    (image,) = (coco := read_coco_json(write(tmp_path, content))).images
+    assert (image.image_id, len(image.annotations)) == (None, 2)
+    assert "1 image ids are names; predictions count the images instead" in coco.notes
+
+
+@pytest.mark.parametrize("iscrowd", [-1, 2, "perhaps"])
+def test_an_unknown_mark_of_crowds_is_refused(tmp_path: Path, iscrowd: object) -> None:
+    with pytest.raises(DataError, match="expected 0 or 1"):
+        read_coco_json(write(tmp_path, changed("annotations", iscrowd=iscrowd)))
+
+
+def test_the_address_of_lvis_stands_for_a_name(tmp_path: Path) -> None:
+    content = changed("images", coco_url="http://images.cocodataset.org/val2017/1.jpg")
+    del content["images"][0]["file_name"]
+    assert read_coco_json(write(tmp_path, content)).images[0].file_name.endswith("val2017/1.jpg")
+
+
+@pytest.mark.parametrize("name", ["\ud800.jpg", "", None, 5])
+def test_a_file_name_that_no_file_has_is_refused(tmp_path: Path, name: object) -> None:
+    with pytest.raises(DataError, match="expected the name of a file"):
+        read_coco_json(write(tmp_path, changed("images", file_name=name)))
+
+
+def test_a_box_of_zeros_is_taken_from_the_outline(tmp_path: Path) -> None:
+    outline = [[20, 10, 60, 10, 60, 60]]
+    coco = read_coco_json(write(tmp_path, changed("annotations", bbox=[0, 0, 0, 0.0], segmentation=outline)))
+    assert coco.images[0].annotations.ltwh.tolist() == [[20, 10, 40, 50]] * 2
+
+
+def test_equal_looks_are_equal_names(tmp_path: Path) -> None:
+    assert (
+        read_coco_json(write(tmp_path, changed("categories", name=" caf\u0065\u0301  noir"))).names[0]
+        == "caf\xe9 noir"
+    )

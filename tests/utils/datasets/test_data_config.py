@@ -187,3 +187,46 @@ def test_classes_can_be_put_into_the_order_of_a_network(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"only net.pt has 'hen'; only .*data.yaml has 'cow'"):
         config.in_order_of(("hen", "cat", "dog"), weights="net.pt")
     assert config.in_order_of(("0", "1", "2"), weights="net.pt").names == config.names
+
+
+@pytest.mark.parametrize("names", ["[no, 007, 1.10, ~]", "{0: no, 1: 007, 2: 1.10, 3: ~}"])
+def test_names_are_taken_as_they_are_written(tmp_path: Path, names: str) -> None:
+    assert load_data_config(write_yaml(tmp_path, f"train: a\nnames: {names}\n")).names == ("no", "007", "1.10", "~")
+
+
+@pytest.mark.parametrize("names", ["[{0: a}, {1: b}]", "[a, [b]]", "[a, '']"])
+def test_names_that_are_none_are_refused(tmp_path: Path, names: str) -> None:
+    with pytest.raises(DataError, match="expected the name of a class"):
+        load_data_config(write_yaml(tmp_path, f"train: a\nnames: {names}\n"))
+
+
+def test_the_number_of_classes_may_be_text(tmp_path: Path) -> None:
+    assert load_data_config(write_yaml(tmp_path, "train: a\nnc: '2'\nnames: [x, y]\n")).num_classes == 2
+
+
+def test_homes_and_variables_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SETS", str(tmp_path))
+    for folder in ("a", "b", "c"):
+        (tmp_path / "sets" / folder).mkdir(parents=True)
+    text = f"train: ~/sets/a\nval: $SETS/sets/b\ntest: file://{tmp_path}/sets/c\nnames: [x]\n"
+    (tmp_path / "yaml").mkdir()
+    config = load_data_config(write_yaml(tmp_path / "yaml", text))
+    found = [config.sources(split)[0] for split in ("train", "val", "test")]
+    assert found == [tmp_path / "sets" / folder for folder in ("a", "b", "c")]
+
+
+def test_the_home_of_nobody_does_not_exist(tmp_path: Path) -> None:
+    config = load_data_config(write_yaml(tmp_path, "path: ~nobody-here/x\nval: ~nobody-here/y\nnames: [x]\n"))
+    with pytest.raises(DataError, match="does not exist"):
+        config.sources("val")
+
+
+def test_a_root_of_one_file_is_a_class_if_another_has_boxes_of_it(tmp_path: Path) -> None:
+    categories = [{"id": 0, "name": "car"}, {"id": 1, "name": "van", "supercategory": "car"}]
+    box = {"id": 1, "image_id": 1, "category_id": 0, "bbox": [1, 2, 3, 4]}
+    content = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [], "categories": categories}
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    (tmp_path / "v.json").write_text(json.dumps({**content, "annotations": [box]}))
+    assert load_data_config(write_yaml(tmp_path, "train: t.json\n")).names == ("van",)
+    assert load_data_config(write_yaml(tmp_path, "train: t.json\nval: v.json\n")).names == ("car", "van")

@@ -40,7 +40,7 @@ def test_true_boxes_are_class_and_corners():
 def test_results_are_ltwh_rounded_with_the_category_ids_of_the_data():
     boxes = np.array([[1.00049, 2, 11.00049, 22, 0.123456, 1]])
     rows = detection_rows(boxes, image_id=11, category_ids=(3, 7))
-    assert coco_results(rows, {11: "a/1.jpg"}) == [
+    assert coco_results(rows, {11: (11, "a/1.jpg")}, {3: 3, 7: 7}) == [
         {
             "image_id": 11,
             "file_name": "a/1.jpg",
