@@ -21,6 +21,8 @@ from deploy.metadata import ExportSettings
 from models.load import load_model
 from utils.detections import Detections
 
+pytestmark = pytest.mark.system
+
 SOURCES = Path(__file__).parents[2] / "deploy" / "cpp"
 CONF = 0.25
 # How far boxes and scores of the two sides may lie apart.
@@ -46,16 +48,18 @@ class Target:
     needs_jpeg: bool = True
 
 
+# Debian's qemu-user has the first, qemu-user-static the other.
+EMULATOR = "qemu-aarch64" if shutil.which("qemu-aarch64") else "qemu-aarch64-static"
 NATIVE = Target(library="ncnn_DIR", tools=("cmake", "c++"))
 AARCH64 = Target(
     library="ncnn_aarch64_DIR",
-    tools=("cmake", "aarch64-linux-gnu-g++", "qemu-aarch64-static"),
+    tools=("cmake", "aarch64-linux-gnu-g++", EMULATOR),
     settings=(
         "-DCMAKE_SYSTEM_NAME=Linux",
         "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
         "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++",
     ),
-    runner=("qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu"),
+    runner=(EMULATOR, "-L", "/usr/aarch64-linux-gnu"),
     needs_jpeg=False,
 )
 
