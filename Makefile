@@ -1,4 +1,4 @@
-# Everything happens inside .venv; nothing outside this folder is touched.
+# Everything happens inside .venv; only `make test-system` touches what is outside this folder.
 PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
