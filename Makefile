@@ -1,10 +1,10 @@
-# Everything happens inside .venv; nothing outside this folder is touched.
+# Everything happens inside .venv; only `make test-system` touches what is outside this folder.
 PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup test lint demo clean
+.PHONY: setup test test-system lint demo clean
 
 setup: .venv/installed
 .venv/installed: requirements.txt requirements-export.txt requirements-dev.txt
@@ -17,6 +17,10 @@ setup: .venv/installed
 # One thread per process and a process per core: small tensors gain nothing from more.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# Tests that need compilers, an emulator, ncnn for C++ and TensorRT: installs these, and builds ncnn once into ~/.cache.
+test-system: setup
+	tests/system/run.sh
 
 lint: setup
 	$(BIN)/ruff check .

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["skips"]
+
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 

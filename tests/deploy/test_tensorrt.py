@@ -120,6 +120,7 @@ def test_damaged_file_is_one_line(damage: Callable[[Path], Any], finding: str, s
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.system
 @needs_onnx
 @needs_rtx
 @pytest.mark.parametrize("settings", [{}, {"precision": "fp16", "dynamic": True}, {"precision": "int8"}])
@@ -139,6 +140,7 @@ def test_engine_is_built_without_a_gpu(tiny: Detector, settings: dict[str, Any],
     assert [item.name for item in tmp_path.iterdir()] == ["best.engine"]
 
 
+@pytest.mark.system
 @needs_onnx
 @needs_rtx
 def test_layer_is_left_in_float_by_its_path(tiny: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +208,7 @@ def test_child_that_crashes_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.system
 @needs_onnx
 @needs_rtx
 def test_graph_that_tensorrt_cannot_read_is_one_line(

@@ -56,7 +56,7 @@ class Cases:
 def cases(shared: Path, tmp_path: Path) -> Cases:
     root = shared / "cases" / "data"
     if not root.is_dir():
-        pytest.skip("no cases in ../shared")
+        pytest.skip("no ../shared beside the project: cases are not part of it")
     return Cases(root=root, weights=str(shared / "weights" / "yolov5n_v6_coco.pt"), out=tmp_path)
 
 
