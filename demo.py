@@ -9,20 +9,20 @@ from typing import Any
 
 import torch
 
-from deploy.export_config import ExportConfig
-from deploy.export_run import run_export
-from deploy.registry import load_runtime
-from deploy.runtime import RuntimeOptions
+from commands.export import run_export
+from commands.export_config import ExportConfig
+from commands.slim import StageResult, run_slimming
+from commands.slim_config import SlimConfig
+from commands.train import run_training
+from commands.train_config import TrainConfig
+from commands.train_result import TrainResult
+from deploy.formats import load_runtime
+from deploy.settings import RuntimeOptions
 from deploy.verification.latency import Latency, measure_latencies
-from engine.config import TrainConfig
-from engine.run_result import TrainResult
-from engine.training import run_training
 from models.load import load_model
-from pruning.report import NetworkSize
-from pruning.slim_config import SlimConfig
-from pruning.slimming import StageResult, run_slimming
-from utils.cli import run_script
-from utils.run_folder import RunFolder, plain
+from pruning.surgery.report import NetworkSize
+from utils.config.cli import run_script
+from utils.storage.run_folder import RunFolder, plain
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ def _ship(rows: Sequence[StageResult], config: DemoConfig, folder: RunFolder) ->
 
 
 def _table(rows: Sequence[StageResult], times: dict[int, Latency]) -> str:
-    """A line per stage; times are by MACs."""
+    """List each stage, a line each; times belong to networks of equal MACs."""
     lines = [f"{'stage':<16} {'mAP50':>6} {'mAP':>6} {'parameters':>11} {'MACs G':>7} {'MB':>6} {'ncnn ms':>8}"]
     for row in rows:
         lines.append(

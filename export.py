@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from deploy.export_config import ExportConfig
-from deploy.export_run import run_export
-from utils.cli import run_script
+from commands.export_config import ExportConfig
+from utils.config.cli import run_script
 
 if __name__ == "__main__":
-    run_script(run_export, ExportConfig)
+    run_script("commands.export:run_export", ExportConfig)

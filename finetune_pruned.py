@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from engine.config import RESUME_LATEST
-from pruning.finetune import FinetuneConfig, run_finetuning
-from utils.cli import run_script
+from commands.finetune_config import FinetuneConfig
+from utils.config.cli import RESUME_LATEST, run_script
 
 if __name__ == "__main__":
-    run_script(run_finetuning, FinetuneConfig, bare={"--resume": RESUME_LATEST})
+    run_script("commands.finetune:run_finetuning", FinetuneConfig, bare={"--resume": RESUME_LATEST})

@@ -20,7 +20,7 @@ dependencies = ["torch", "numpy", "cv2", "PIL", "yaml", "matplotlib", "tqdm", "f
 
 
 def custom(path: str | Path, *, autoshape: bool = True, device: str = "", **settings: Any) -> Predictor | Detector:
-    """A trained detector from a checkpoint of ours, an official YOLOv5 one, or an exported artefact.
+    """Return a trained detector from a checkpoint of ours, an official YOLOv5 one, or an exported artefact.
 
     Args:
         path: The file.
@@ -43,7 +43,7 @@ def _named(
     device: str = "",
     **settings: Any,
 ) -> Predictor | Detector:
-    """The network of models/<name>.yaml, or `custom(weights)`.
+    """Return the network of models/<name>.yaml, or `custom(weights)`.
 
     Args:
         name: A file in models/ without its suffix.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pruning.pipeline import run_pruning
-from pruning.prune_config import PruneConfig
-from utils.cli import run_script
+from commands.prune_config import PruneConfig
+from utils.config.cli import run_script
 
 if __name__ == "__main__":
-    run_script(run_pruning, PruneConfig)
+    run_script("commands.prune:run_pruning", PruneConfig)

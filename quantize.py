@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from deploy.integer.quantize_config import QuantizeConfig
-from deploy.integer.quantize_run import run_quantization
-from utils.cli import run_script
+from commands.quantize_config import QuantizeConfig
+from utils.config.cli import run_script
 
 if __name__ == "__main__":
-    run_script(run_quantization, QuantizeConfig)
+    run_script("commands.quantize:run_quantization", QuantizeConfig)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from engine.config import RESUME_LATEST
-from pruning.slim_config import SlimConfig
-from pruning.slimming import run_slimming
-from utils.cli import run_script
+from commands.slim_config import SlimConfig
+from utils.config.cli import RESUME_LATEST, run_script
 
 if __name__ == "__main__":
-    run_script(run_slimming, SlimConfig, bare={"--resume": RESUME_LATEST})
+    run_script("commands.slim:run_slimming", SlimConfig, bare={"--resume": RESUME_LATEST})

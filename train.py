@@ -2,24 +2,8 @@
 
 from __future__ import annotations
 
-from engine.config import RESUME_LATEST, TrainConfig
-from engine.evolve import DEFAULT_TRIALS, run_evolution
-from engine.run_result import TrainResult
-from engine.training import run_training
-from utils.cli import run_script
-
-
-def train(config: TrainConfig) -> TrainResult | None:
-    """Train as `config` says, or search hyper-parameters over many such trainings.
-
-    Returns:
-        The result; None on all but the first process of a distributed run, and after a search.
-    """
-    if config.evolve:
-        run_evolution(config)
-        return None
-    return run_training(config)
-
+from commands.train_config import DEFAULT_TRIALS, TrainConfig
+from utils.config.cli import RESUME_LATEST, run_script
 
 if __name__ == "__main__":
-    run_script(train, TrainConfig, bare={"--resume": RESUME_LATEST, "--evolve": str(DEFAULT_TRIALS)})
+    run_script("commands.train:train", TrainConfig, bare={"--resume": RESUME_LATEST, "--evolve": str(DEFAULT_TRIALS)})

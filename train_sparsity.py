@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from engine.config import RESUME_LATEST
-from pruning.sparse_training import SparsityConfig, run_sparsity_training
-from utils.cli import run_script
+from commands.train_sparsity_config import SparsityConfig
+from utils.config.cli import RESUME_LATEST, run_script
 
 if __name__ == "__main__":
-    run_script(run_sparsity_training, SparsityConfig, bare={"--resume": RESUME_LATEST})
+    run_script("commands.train_sparsity:run_sparsity_training", SparsityConfig, bare={"--resume": RESUME_LATEST})

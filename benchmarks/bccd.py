@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.report import table, write_report
-from engine.config import TrainConfig
-from engine.evaluate import Evaluation
-from engine.measure import Measure
-from engine.training import run_training
+from commands.train import run_training
+from commands.train_config import TrainConfig
+from engine.evaluation.evaluate import Evaluation
+from engine.evaluation.evaluator import Measure
 from models.load import load_model
-from utils.cli import run_script
+from utils.config.cli import run_script
 from utils.device import select_device
 
 DATA = "data/bccd.yaml"

@@ -15,7 +15,7 @@ import yaml
 
 from benchmarks.report import table, write_report
 from examples.stages import PLACES
-from utils.cli import run_script
+from utils.config.cli import run_script
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,19 +15,20 @@ import torch
 from torch import nn
 
 from benchmarks.report import table, write_report
+from commands.export_config import ExportConfig
+from commands.export_files import artefact_path
+from commands.prune_config import PruneConfig
 from deploy.calibration import as_input
-from deploy.export_config import ExportConfig, FormatName
-from deploy.exporters import EXPORTERS, ExportJob, artefact_path
+from deploy.exporters import ExportJob
+from deploy.formats import FORMATS, load_runtime, resolve
 from deploy.pytorch import PyTorchRuntime
-from deploy.registry import load_runtime
 from deploy.verification.agreement import HeadError
 from models.detector import Detector, build_model
 from models.load import load_model
 from models.spec import MODELS_FOLDER, ModelSpec
-from pruning.planning import Planner
-from pruning.prune_config import PruneConfig
-from pruning.surgery import cut
-from utils.cli import run_script
+from pruning.selection.planner import Planner
+from pruning.surgery.cut import cut
+from utils.config.cli import run_script
 
 CPU = torch.device("cpu")
 
@@ -37,7 +38,7 @@ class ParityConfig:
     """Export everything in float32 and compare heads on a real picture."""
 
     weights: tuple[str, ...] = ()  # trained networks, beside the architectures with random numbers
-    formats: tuple[FormatName, ...] = ("ncnn", "onnx", "openvino", "torchscript")
+    formats: tuple[str, ...] = ("ncnn", "onnx", "openvino", "torchscript")
     architectures: tuple[str, ...] = tuple(sorted(path.stem for path in MODELS_FOLDER.glob("*.yaml")))
     picture: str = "data/bccd/images/test/BloodImage_00007.jpg"
     trained_size: int = 320  # image size of the trained networks; the others see three of their largest strides
@@ -92,23 +93,28 @@ def _lively(model: Detector) -> Detector:
 
 def _pruned(model: Detector) -> Detector:
     settings = PruneConfig(weights="in memory", percent=0.4, shortcuts="tied", round="none")
-    planner = Planner.of(model, settings)
+    planner = Planner.of(model, settings.plan_settings())
     smaller = cut(planner.model, planner.graph, planner.allocate().dropped)
     assert isinstance(smaller, Detector)
     return smaller
 
 
-def _error(model: Detector, side: int, name: FormatName, config: ParityConfig) -> float:
+def _error(model: Detector, side: int, name: str, config: ParityConfig) -> float:
     """Of the worst head."""
     names = tuple(str(number) for number in range(model.spec.num_classes))
     image = as_input(config.picture, (side, side))
     with tempfile.TemporaryDirectory() as scratch:
         settings = ExportConfig(weights=f"{scratch}/network.pt", include=(name,), img_size=(side,))
         job = ExportJob(
-            model=model, names=names, source_sha256="", settings=settings.settings, calibration=[], config=settings
+            model=model,
+            names=names,
+            source_sha256="",
+            settings=settings.settings,
+            calibration=[],
+            special=settings.special,
         )
         path = artefact_path(settings, name)
-        EXPORTERS[name].write(job, path)
+        resolve(FORMATS[name].write)(job, path)
         found = load_runtime(path, device=CPU)(image)
     expected = PyTorchRuntime(model, names=names, device=CPU)(image)
     return max(HeadError.of(own, other).largest for own, other in zip(found, expected, strict=True))

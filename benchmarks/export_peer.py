@@ -24,20 +24,22 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import table, write_report
-from deploy.export_config import ExportConfig, FormatName
-from deploy.exporters import EXPORTERS, ExportJob, artefact_path
+from commands.export_config import ExportConfig
+from commands.export_files import artefact_path
+from deploy.artefact.packages import optional_package
+from deploy.artefact.runtime import RuntimeModel
+from deploy.exporters import ExportJob
+from deploy.formats import FORMATS, load_runtime, resolve
 from deploy.ncnn.runtime import open_network
-from deploy.packages import optional_package
-from deploy.registry import load_runtime
-from deploy.runtime import RuntimeModel, RuntimeOptions
+from deploy.settings import RuntimeOptions
 from deploy.verification.latency import time_in_turns
 from models.detector import build_model
 from models.spec import ModelSpec
-from utils.cli import run_script
-from utils.decode import decode_heads
+from utils.boxes.decode import decode_heads
+from utils.config.cli import run_script
 from utils.errors import ConfigError
 
-FORMATS: tuple[FormatName, ...] = ("ncnn", "onnx")
+COMPARED: tuple[str, ...] = ("ncnn", "onnx")
 # A class list as long as that of COCO, which the peer's architecture has too.
 _NUM_CLASSES = 80
 # Prints the peer's version and the seconds of each export; files appear in the folder it runs in.
@@ -85,7 +87,7 @@ def measure(config: PeerConfig) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         version, theirs = _peer(config, Path(scratch))
         rows = []
-        for name in FORMATS:
+        for name in COMPARED:
             ours = _ours(name, config, Path(scratch))
             calls = [partial(exported.run, image) for exported in (ours, theirs[name])]
             times = time_in_turns(calls, threads=1, runs=config.runs)
@@ -105,7 +107,7 @@ def measure(config: PeerConfig) -> None:
     sys.stdout.write(f"{path.read_text()}written to {path}\n")
 
 
-def _ours(name: FormatName, config: PeerConfig, scratch: Path) -> Exported:
+def _ours(name: str, config: PeerConfig, scratch: Path) -> Exported:
     spec = ModelSpec.from_yaml("yolov5s.yaml", num_classes=_NUM_CLASSES)
     settings = ExportConfig(weights=str(scratch / "ours.pt"), include=(name,), img_size=(config.img_size,))
     names = tuple(str(number) for number in range(_NUM_CLASSES))
@@ -115,11 +117,11 @@ def _ours(name: FormatName, config: PeerConfig, scratch: Path) -> Exported:
         source_sha256="",
         settings=settings.settings,
         calibration=[],
-        config=settings,
+        special=settings.special,
     )
     path = artefact_path(settings, name)
     start = time.perf_counter()
-    EXPORTERS[name].write(job, path)
+    resolve(FORMATS[name].write)(job, path)
     seconds = time.perf_counter() - start
     runtime = load_runtime(path, device=torch.device("cpu"), options=RuntimeOptions(threads=1))
     return Exported(run=_decoded(runtime), megabytes=_megabytes(path), seconds=seconds)
@@ -129,7 +131,7 @@ def _decoded(runtime: RuntimeModel) -> Run:
     return lambda images: decode_heads(runtime(images), runtime.anchors, runtime.strides)
 
 
-def _peer(config: PeerConfig, scratch: Path) -> tuple[str, dict[FormatName, Exported]]:
+def _peer(config: PeerConfig, scratch: Path) -> tuple[str, dict[str, Exported]]:
     """Its version, and what it exported."""
     result = subprocess.run(
         [config.peer_python, "-c", PEER, str(config.img_size)],
@@ -142,7 +144,7 @@ def _peer(config: PeerConfig, scratch: Path) -> tuple[str, dict[FormatName, Expo
     if result.returncode:
         raise ConfigError(f"--peer-python {config.peer_python} cannot export: {result.stderr.strip()[-300:]}")
     told = dict(line.rsplit(" ", 1) for line in result.stderr.splitlines() if line.startswith(("version", "seconds")))
-    runs: dict[FormatName, tuple[Path, Callable[[Path], Run]]] = {
+    runs: dict[str, tuple[Path, Callable[[Path], Run]]] = {
         "ncnn": (scratch / "yolov5s_ncnn_model", _ncnn_run),
         "onnx": (scratch / "yolov5s.onnx", _onnx_run),
     }

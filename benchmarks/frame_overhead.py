@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import table, write_report
+from deploy.artefact.runtime import RuntimeModel
+from deploy.formats import load_runtime
 from deploy.predictor import Predictor, PredictSettings
-from deploy.registry import load_runtime
-from deploy.runtime import RuntimeModel, RuntimeOptions
-from utils.cli import run_script
+from deploy.settings import RuntimeOptions
+from utils.config.cli import run_script
 
 
 @dataclass(frozen=True, kw_only=True)

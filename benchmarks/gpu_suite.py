@@ -23,16 +23,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import table, write_report
-from engine.config import TrainConfig
-from engine.loss import DetectionLoss, LossGains
-from engine.optim import build_optimizer
-from engine.run_result import TrainResult
-from engine.training import run_training
+from commands.train import run_training
+from commands.train_config import TrainConfig
+from commands.train_result import TrainResult
+from engine.losses.detection import DetectionLoss, LossGains
+from engine.training.optim import build_optimizer
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
-from utils.cli import run_script
+from utils.config.cli import run_script
+from utils.config.hyp import Hyp
 from utils.errors import ConfigError
-from utils.hyp import Hyp
 
 ROOT = Path(__file__).parents[1]
 
@@ -94,7 +94,7 @@ def _memory_speed(config: SuiteConfig) -> float:
 
 
 def _precisions(config: SuiteConfig) -> str:
-    """The loss of the same weights and images in three precisions."""
+    """Return the loss of the same weights and images in three precisions."""
     model, loss = _model_and_loss(config)
     images = torch.rand(8, 3, config.img_size, config.img_size, device=config.device)
     targets = _random_targets(8)
@@ -108,7 +108,7 @@ def _precisions(config: SuiteConfig) -> str:
 
 
 def _distributed(config: SuiteConfig) -> str:
-    """A short run of one process per GPU under torchrun and nccl."""
+    """Return a short run of one process per GPU under torchrun and nccl."""
     count = torch.cuda.device_count() or 1
     backend = "nccl" if config.device == "cuda" else "gloo"
     with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,7 @@ from benchmarks import house_imports as imports
 from benchmarks import house_twins as twins
 from benchmarks.house_source import House, inside, read_house, tracked_files
 from benchmarks.report import table
-from utils.cli import run_script
+from utils.config.cli import run_script
 
 # Lines at commit 5377957, before the redesign, and how many fewer are wanted.
 _LINES_BEFORE = 32_957

@@ -151,7 +151,8 @@ def unlike_files(house: House) -> dict[str, int]:
     """Count the unlike Python files directly in each folder, faces left out.
 
     Files are alike, and count as one, where one table (a dict display at the top of any module) refers in its values
-    to names imported from three or more files of the folder. Tests, benchmarks and examples are not counted.
+    to names imported from three or more files of the folder; so are the files that scripts at the root name, two for
+    each verb. Tests, benchmarks and examples are not counted.
     """
     rooms = inside(house)
     folders: dict[str, set[str]] = defaultdict(set)
@@ -159,6 +160,9 @@ def unlike_files(house: House) -> dict[str, int]:
         if not source.is_face:
             folders[str(source.path.parent)].add(name)
     tables = [modules for source in rooms.values() for modules in _tables(source, rooms)]
+    tables.append(
+        {imported_module(item, rooms) for source in rooms.values() if source.is_script for item in source.imports}
+    )
     return {folder: len(_merged(modules, tables)) for folder, modules in folders.items()}
 
 

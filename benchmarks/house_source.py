@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from pathlib import Path, PurePosixPath
 
 from utils.errors import DataError
 
+# A function that is imported only when it is called.
+_REFERENCE = re.compile(r"[a-z_]+(\.\w+)+:\w+")
 # Folders that nothing in the packages imports, and that rules on the packages leave out.
 OUTSIDE = ("tests", "benchmarks", "docs", "examples", "tools")
 
@@ -66,9 +69,9 @@ class Source:
 
     @cached_property
     def imports(self) -> tuple[Import, ...]:
-        """Everything that the file imports, wherever it does so."""
+        """Everything that the file imports anywhere, or names as `module:function` to be imported later."""
         package = self.path.parent.parts
-        return tuple(_imports(self.tree, package=package, is_early=True))
+        return (*_imports(self.tree, package=package, is_early=True), *_named(self.tree))
 
 
 # Every file by the dotted name of its module.
@@ -124,6 +127,13 @@ def _imports(node: ast.AST, *, package: tuple[str, ...], is_early: bool) -> Iter
                 yield Import(base=base, name=alias.name, local=alias.asname or alias.name, is_early=is_early)
         elif isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):
             yield from _imports(child, package=package, is_early=is_early and not _is_late(child))
+
+
+def _named(tree: ast.Module) -> Iterator[Import]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and _REFERENCE.fullmatch(node.value):
+            module, _, function = node.value.partition(":")
+            yield Import(base=module, name=function, local="", is_early=False)
 
 
 def _full_base(node: ast.ImportFrom, package: tuple[str, ...]) -> str:

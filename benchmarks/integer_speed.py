@@ -14,9 +14,9 @@ import torch
 from benchmarks.report import table, write_report
 from deploy.verification.latency import time_in_turns
 from models.classifiers import build_classifier
-from quantization.config import QuantConfig
 from quantization.network import quantize
-from utils.cli import run_script
+from quantization.ranges.config import QuantConfig
+from utils.config.cli import run_script
 
 _IMAGE = (1, 28, 28)
 

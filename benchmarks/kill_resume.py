@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.report import table, write_report
-from utils.checkpoint import load_checkpoint
-from utils.cli import run_script
+from utils.config.cli import run_script
+from utils.storage.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 

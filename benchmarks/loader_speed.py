@@ -15,17 +15,17 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.report import table, write_report
-from engine.loss import DetectionLoss, LossGains
+from engine.losses.detection import DetectionLoss, LossGains
 from models.detector import build_model
 from models.spec import ModelSpec
-from utils.batch import Batch
-from utils.cli import run_script
-from utils.datasets.config import load_data_config
-from utils.datasets.dataset import DetectionDataset
-from utils.datasets.index import build_label_index
-from utils.datasets.loader import Loader, build_loader
+from utils.config.cli import run_script
+from utils.config.hyp import Hyp
+from utils.datasets.indexing.config import load_data_config
+from utils.datasets.indexing.index import build_label_index
+from utils.datasets.loading.batch import Batch
+from utils.datasets.loading.dataset import DetectionDataset
+from utils.datasets.loading.loader import Loader, build_loader
 from utils.device import amp_dtype
-from utils.hyp import Hyp
 
 
 @dataclass(frozen=True, kw_only=True)

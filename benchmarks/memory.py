@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.report import table, write_report
-from utils.cli import run_script
+from utils.config.cli import run_script
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,7 +59,7 @@ def measure(config: MemoryConfig) -> None:
 
 
 def _family(pid: int) -> list[int]:
-    """The process and all below it."""
+    """Return the process and all below it."""
     found = [pid]
     for number in found:
         for children in Path(f"/proc/{number}/task").glob("*/children"):

@@ -13,19 +13,18 @@ from pathlib import Path
 import torch
 
 from benchmarks.report import table, write_report
-from deploy.artefact import ArtefactRuntime
-from deploy.metadata import ExportSettings
+from commands.prune import CHECKPOINT_NAME, run_pruning
+from commands.prune_config import PruneConfig
+from deploy.artefact.artefact import ArtefactRuntime
 from deploy.ncnn.export import export_ncnn
 from deploy.ncnn.runtime import load_ncnn
-from deploy.runtime import RuntimeOptions
+from deploy.settings import ExportSettings, RuntimeOptions
 from deploy.verification.latency import measure_latencies
 from models.detector import Detector
 from models.load import load_model
-from pruning.pipeline import CHECKPOINT_NAME, run_pruning
-from pruning.prune_config import PruneConfig
-from pruning.report import NetworkSize
-from pruning.shortcuts import Shortcuts
-from utils.cli import run_script
+from pruning.choices import Shortcuts
+from pruning.surgery.report import NetworkSize
+from utils.config.cli import run_script
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +65,7 @@ def measure(config: RoundingConfig) -> None:
 
 
 def _networks(config: RoundingConfig, folder: Path) -> dict[str, Detector]:
-    """The dense network, and the pruned ones by target and rounding."""
+    """Return the dense network, and the pruned ones by target and rounding."""
     networks = {"dense": load_model(config.weights).model}
     for target in config.targets:
         for rounding in config.roundings:
@@ -88,7 +87,7 @@ def _networks(config: RoundingConfig, folder: Path) -> dict[str, Detector]:
 
 
 def _loaded(model: Detector, name: str, folder: Path, config: RoundingConfig) -> ArtefactRuntime:
-    """The network on ncnn, one thread."""
+    """Return the network on ncnn, one thread."""
     path = folder / f"{name}_ncnn_model"
     settings = ExportSettings(image_hw=(config.img_size, config.img_size))
     names = [str(number) for number in range(model.spec.num_classes)]

@@ -20,17 +20,19 @@ from typing import Any
 import yaml
 
 from benchmarks.report import table, write_report
-from engine.config import TrainConfig
-from engine.measure import Measure
-from engine.training import run_training
+from commands.finetune import run_finetuning
+from commands.finetune_config import FinetuneConfig
+from commands.prune import CHECKPOINT_NAME, run_pruning
+from commands.prune_config import PruneConfig
+from commands.slim import train_stage
+from commands.train import run_training
+from commands.train_config import TrainConfig
+from commands.train_sparsity import run_sparsity_training
+from commands.train_sparsity_config import SparsityConfig
+from engine.evaluation.evaluator import Measure
 from models.load import load_model
-from pruning.finetune import FinetuneConfig, run_finetuning
-from pruning.pipeline import CHECKPOINT_NAME, run_pruning
-from pruning.prune_config import PruneConfig
-from pruning.report import NetworkSize
-from pruning.slimming import train_stage
-from pruning.sparse_training import SparsityConfig, run_sparsity_training
-from utils.cli import run_script
+from pruning.surgery.report import NetworkSize
+from utils.config.cli import run_script
 from utils.device import select_device
 
 DATA = "data/bccd.yaml"
@@ -131,7 +133,7 @@ def measure(config: PruningBenchmark) -> None:
 
 
 def _scan_table(scans: list[list[object]]) -> list[str]:
-    """A sentence and a table; nothing where nothing was scanned."""
+    """Return a sentence and a table; nothing where nothing was scanned."""
     if not scans:
         return []
     header = ["variant", "seed", "recommended percent", "mAP sparse", "mAP cut"]
@@ -171,7 +173,7 @@ def splits_of(config: PruningBenchmark) -> dict[str, Measure]:
 
 
 def sparsity_of(config: PruningBenchmark) -> dict[str, Any]:
-    """The settings of sparse training that all variants share."""
+    """Return the settings of sparse training that all variants share."""
     return {
         "sr": config.sr,
         "srb": config.sr,
@@ -184,7 +186,7 @@ def sparsity_of(config: PruningBenchmark) -> dict[str, Any]:
 
 
 def _slim(config: PruningBenchmark, variant: str, seed: int, *, teacher: Path) -> dict[str, Path]:
-    """The checkpoints after sparse training, pruning and fine-tuning."""
+    """Return the checkpoints after sparse training, pruning and fine-tuning."""
     if variant in SECOND_CUTS:
         first, cut = SECOND_CUTS[variant]
         teacher = _slim(config, first, seed, teacher=teacher)["fine-tuned"]
@@ -210,7 +212,7 @@ def _slim(config: PruningBenchmark, variant: str, seed: int, *, teacher: Path) -
 def _cut_and_tune(
     config: PruningBenchmark, variant: str, seed: int, weights: Path, cut: Mapping[str, Any], *, teacher: Path
 ) -> dict[str, Path]:
-    """The checkpoints after pruning and fine-tuning."""
+    """Return the checkpoints after pruning and fine-tuning."""
     pruned = Path(config.project) / f"{variant}_pruned_seed{seed}"
     if not (pruned / "result.json").exists():
         run_pruning(
@@ -242,7 +244,7 @@ def _cut_and_tune(
 
 
 def _scan(config: PruningBenchmark, variant: str, seed: int, sparse: Path) -> list[str]:
-    """What a scan recommends, and mAP before and after that cut."""
+    """Return what a scan recommends, and mAP before and after that cut."""
     folder = Path(config.project) / f"{variant}_scan_seed{seed}"
     # Of channels alone: without its bottlenecks a network finds nothing before it is fine-tuned.
     cut = {name: value for name, value in VARIANTS[variant][1].items() if name not in ("percent", "drop_bottlenecks")}
@@ -264,7 +266,7 @@ def _scan(config: PruningBenchmark, variant: str, seed: int, sparse: Path) -> li
 
 
 def settings_of(config: PruningBenchmark, kind: type[Any], seed: int, name: str, weights: str, **values: Any) -> Any:
-    """The settings of one training of the benchmark; `kind` is their dataclass."""
+    """Return the settings of one training of the benchmark; `kind` is their dataclass."""
     shared: dict[str, Any] = {
         "weights": weights,
         "data": DATA,

@@ -24,22 +24,24 @@ import torch
 from benchmarks.pruning_bccd import PruningBenchmark, Row, row_of, settings_of, sparsity_of, splits_of
 from benchmarks.pruning_speed import import_torch_pruning
 from benchmarks.report import table, write_report
-from engine.config import TrainConfig
-from engine.hooks import Hook
-from engine.run_result import TrainResult
-from engine.trainer import Trainer
-from engine.training import run_training
-from models.conv import Conv
+from commands.finetune import run_finetuning
+from commands.finetune_config import FinetuneConfig
+from commands.prune import CHECKPOINT_NAME, run_pruning
+from commands.prune_config import PruneConfig
+from commands.slim import train_stage
+from commands.train import run_training
+from commands.train_config import TrainConfig
+from commands.train_result import TrainResult
+from commands.train_sparsity import run_sparsity_training
+from commands.train_sparsity_config import SparsityConfig
+from engine.training.hooks import Hook
+from engine.training.trainer import Trainer
+from models.blocks.conv import Conv
+from models.complexity import count_macs
 from models.detector import Detector, build_model
 from models.load import load_model
-from pruning.finetune import FinetuneConfig, run_finetuning
-from pruning.pipeline import CHECKPOINT_NAME, run_pruning
-from pruning.prune_config import PruneConfig
-from pruning.slimming import train_stage
-from pruning.sparse_training import SparsityConfig, run_sparsity_training
-from utils.checkpoint import Checkpoint, save_checkpoint
-from utils.cli import run_script
-from utils.complexity import count_macs
+from utils.config.cli import run_script
+from utils.storage.checkpoint import Checkpoint, save_checkpoint
 
 _BISECTIONS = 12
 
@@ -103,7 +105,7 @@ def _tuning(config: PeerBenchmark, pruned: Path, *, seed: int) -> FinetuneConfig
 
 
 def _starts(config: PeerBenchmark, seed: int, peer: Any) -> dict[str, Path]:
-    """What each way prunes, trained for `sparse_epochs`."""
+    """Return what each way prunes, trained for `sparse_epochs`."""
     values = {"epochs": config.sparse_epochs, "close_mosaic": 0}
     sparse = settings_of(
         config,
@@ -182,7 +184,7 @@ def _prune_with_ours(start: Path, folder: Path, share: float, *, config: PeerBen
 def _prune_with_peer(
     start: Path, folder: Path, share: float, *, peer: Any, make: Callable[[], Any], config: PeerBenchmark
 ) -> None:
-    """The least pruning ratio of torch-pruning that reaches the share of MACs, by bisection."""
+    """Return the least pruning ratio of torch-pruning that reaches the share of MACs, by bisection."""
     loaded = load_model(start)
     chw = (3, config.img_size, config.img_size)
     goal, low, high = share * count_macs(loaded.model, chw), 0.0, 1.0
@@ -212,7 +214,7 @@ def _prune_with_peer(
 
 
 def _as_described(pruned: Detector, dense: Detector) -> Detector:
-    """What torch-pruning changed in place, built anew from a description of its widths."""
+    """Return what torch-pruning changed in place, built anew from a description of its widths."""
     widths = {name: block.conv.out_channels for name, block in pruned.named_modules() if isinstance(block, Conv)}
     model = build_model(replace(dense.spec, widths=widths))
     model.load_state_dict(pruned.state_dict())

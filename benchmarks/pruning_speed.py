@@ -20,13 +20,13 @@ import torch
 from torch import nn
 
 from benchmarks.report import table, write_report
+from commands.prune_config import PruneConfig
+from models.complexity import count_parameters
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
-from pruning.planning import Planner
-from pruning.prune_config import PruneConfig
-from pruning.surgery import cut
-from utils.cli import run_script
-from utils.complexity import count_parameters
+from pruning.selection.planner import Planner
+from pruning.surgery.cut import cut
+from utils.config.cli import run_script
 from utils.errors import ConfigError
 
 # Side of the image that torch-pruning runs the network on to trace it: small is fastest for it.
@@ -96,7 +96,9 @@ def scale_randomly_(model: Detector) -> None:
 
 
 def _ours(model: Detector, config: SpeedConfig) -> Detector:
-    planner = Planner.of(model, PruneConfig(weights="in memory", percent=config.percent, shortcuts="tied"))
+    planner = Planner.of(
+        model, PruneConfig(weights="in memory", percent=config.percent, shortcuts="tied").plan_settings()
+    )
     allocation = planner.allocate()
     planner.plan(allocation)
     pruned = cut(planner.model, planner.graph, allocation.dropped)
@@ -130,7 +132,7 @@ def prune_with_torch_pruning(
 
 
 def import_torch_pruning() -> Any:
-    """The package, which this project does not require.
+    """Return the package, which this project does not require.
 
     Raises:
         ConfigError: It is not installed.

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 from benchmarks.report import table, write_report
-from deploy.integer.quantize_config import QuantizeConfig
-from deploy.integer.quantize_run import run_quantization
+from commands.quantize import run_quantization
+from commands.quantize_config import QuantizeConfig
 from deploy.integer.runtime import load_integer
-from deploy.runtime import RuntimeOptions
-from engine.measure import Measure
-from engine.predict import predictor
-from quantization.config import Observer
-from utils.cli import run_script
+from deploy.settings import RuntimeOptions
+from engine.evaluation.evaluator import Measure
+from engine.evaluation.predict import predictor
+from quantization.ranges.config import Observer
+from utils.config.cli import run_script
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ def measure(config: BitsConfig) -> None:
 
 
 def _ways(config: BitsConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A name for each row, and its settings."""
+    """Return a name for each row, and its settings."""
     for bits in config.bits:
         yield str(bits), {"weight_bits": bits, "activation_bits": bits}
     for budget in config.budgets:

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from utils.files import write_text
+from utils.storage.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("torch", "numpy", "opencv-python-headless", "faster-coco-eval")
 
 
 def device_name() -> str:
-    """The GPU's name, or the processor's with the number of cores used."""
+    """Return the GPU's name, or the processor's with the number of cores used."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{_processor()}, {torch.get_num_threads()} threads"
@@ -34,7 +34,7 @@ def _processor() -> str:
 
 
 def _command() -> str:
-    """The command line as a reader would type it, without this machine's paths."""
+    """Return the command line as a reader would type it, without this machine's paths."""
     spec = sys.modules["__main__"].__spec__
     program = f"-m {spec.name}" if spec else Path(sys.argv[0]).name
     arguments = [Path(argument).name if argument.startswith("/") else argument for argument in sys.argv[1:]]
@@ -50,7 +50,7 @@ def _is_installed(package: str) -> bool:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; floats with three digits."""
+    """Return a Markdown table; floats with three digits."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for row in rows:
         cells = [f"{cell:.3g}" if isinstance(cell, float) and abs(cell) < 100 else _text(cell) for cell in row]

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from benchmarks.report import table, write_report
-from deploy.export_config import ExportConfig, FormatName
-from deploy.export_run import run_export
-from deploy.exporters import EXPORTERS
-from deploy.registry import load_runtime
-from deploy.runtime import Precision, RuntimeOptions
+from commands.export import run_export
+from commands.export_config import ExportConfig
+from deploy.choices import Precision
+from deploy.formats import FORMATS, load_runtime
+from deploy.settings import RuntimeOptions
 from deploy.verification.latency import Latency, measure_latencies
-from utils.cli import run_script
+from utils.config.cli import run_script
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class RuntimesConfig:
     weights: tuple[str, ...]  # the first is what the others are compared with
     data: str = "data/bccd.yaml"
     img_size: int = 320
-    formats: tuple[FormatName, ...] = ("ncnn", "onnx", "openvino", "torchscript")
+    formats: tuple[str, ...] = ("ncnn", "onnx", "openvino", "torchscript")
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
     int8_search: bool = False  # let ncnn find layers to leave in 16 bits
     int8_skip: tuple[str, ...] = ()  # patterns of layers that int8 leaves out
@@ -66,8 +66,8 @@ def measure(config: RuntimesConfig) -> None:
 
 
 def _exported(weights: str, precision: Precision, config: RuntimesConfig) -> list[dict[str, Any]]:
-    """The verification reports of one network in one precision."""
-    formats = tuple(name for name in config.formats if precision in EXPORTERS[name].precisions)
+    """Return the verification reports of one network in one precision."""
+    formats = tuple(name for name in config.formats if precision in FORMATS[name].precisions)
     is_int8 = precision == "int8"
     name = f"{Path(weights).stem}_{precision}"
     run_export(

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import table, write_report
+from engine.training.task import classifier_task
 from models.classifiers import LeNet5
-from pruning.channel_ids import FloatArray
-from pruning.criteria import kernel_l1
-from pruning.graph import ChannelGraph
-from pruning.masking import oracle_importance
-from pruning.taylor import measured_layers, taylor_importance
-from pruning.training_task import classifier_task
-from utils.cli import run_script
+from pruning.channels.graph import ChannelGraph
+from pruning.channels.ids import FloatArray
+from pruning.importance.criteria import kernel_l1
+from pruning.importance.masking import oracle_importance
+from pruning.importance.taylor import measured_layers, taylor_importance
+from utils.config.cli import run_script
 
 _IMAGE_CHW = (1, 28, 28)
 

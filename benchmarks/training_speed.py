@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.report import table, write_report
-from utils.cli import run_script
+from utils.config.cli import run_script
 from utils.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -63,9 +63,9 @@ main(opt, callbacks)
 
 OURS = """
 import sys
-from engine.config import TrainConfig
-from engine.hooks import Hook
-from engine.training import run_training
+from commands.train_config import TrainConfig
+from engine.training.hooks import Hook
+from commands.train import run_training
 data, project, size, batch, epochs = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
 class Seconds(Hook):
     def __init__(self): self.total, self.seconds = 0.0, []

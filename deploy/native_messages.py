@@ -1,4 +1,4 @@
-"""Lines that libraries write past Python, straight to the process's error stream."""
+"""Capture of what native libraries write directly to the process's error stream."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def native_messages() -> Iterator[list[str]]:
-    """Keep what native code writes to the error stream meanwhile; the list is filled at the end."""
+    """Capture the lines that native code writes to the error stream; the list is filled on exit."""
     lines: list[str] = []
     with tempfile.TemporaryFile() as capture:
         own = os.dup(2)

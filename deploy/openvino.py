@@ -1,4 +1,4 @@
-"""OpenVINO: a folder with the graph, its weights and our metadata, read from our ONNX and run on the processor."""
+"""OpenVINO: a folder with the graph, its weights and our metadata, made from our ONNX and run on the CPU."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deploy.artefact import ArtefactRuntime, RunGraph
-from deploy.artefact_folder import replaced_folder
-from deploy.metadata import METADATA_NAME, ExportMetadata, ExportSettings
+from deploy.artefact.artefact import ArtefactRuntime, RunGraph
+from deploy.artefact.folder import replaced_folder
+from deploy.artefact.metadata import METADATA_NAME, ExportMetadata
+from deploy.artefact.packages import optional_package
+from deploy.choices import Precision
+from deploy.formats import FORMATS
 from deploy.onnx.detector import INPUT_NAME, export_onnx, head_names
-from deploy.packages import optional_package
-from deploy.runtime import Precision, RuntimeOptions
+from deploy.settings import ExportSettings, RuntimeOptions
 from models.detector import Detector
 from utils.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
 
-# How names of exported folders end; their files.
-FORMAT = "_openvino_model"
-GRAPH_NAME, WEIGHTS_NAME = "model.xml", "model.bin"
-# Under this key the graph tells which network and weights it was made from.
+# Suffix of exported folders, and their files.
+FORMAT = FORMATS["openvino"].suffix
+GRAPH_NAME, WEIGHTS_NAME = FORMATS["openvino"].marker, "model.bin"
+# Key under which the graph stores which network and weights it was made from.
 _IDENTITY_KEY = "exported_from"
-# What OpenVINO calls arithmetic in 16 bits: its name for the capability and for the setting, and ours. Best first.
+# 16-bit arithmetic, best first: OpenVINO's names for the capability and the setting, and our precision.
 _SIXTEEN_BITS: tuple[tuple[str, str, Precision], ...] = (("BF16", "bf16", "bf16"), ("FP16", "f16", "fp16"))
 
 
@@ -42,28 +44,30 @@ def export_openvino(
     calibration: Sequence[Tensor] = (),
     int8_skip: Sequence[str] = (),
 ) -> ExportMetadata:
-    """Write a network as a folder for OpenVINO: `model.xml`, `model.bin` and `metadata.json`.
+    """Write a detector as a folder for OpenVINO: `model.xml`, `model.bin` and `metadata.json`.
 
-    The way leads through our ONNX, which the runtime reads by itself; OpenVINO's converter sends usage statistics.
+    The network is first exported to our ONNX, which OpenVINO's runtime reads; OpenVINO's own converter sends usage
+    statistics.
 
     Args:
-        model: Dense or pruned; not touched.
-        path: The folder, its name ending in `_openvino_model`; an earlier export there is replaced.
+        model: Detector, dense or pruned; not changed.
+        path: Folder whose name ends in `_openvino_model`; an earlier export there is replaced.
         names: Class names by id.
-        source_sha256: Of the weights file.
-        settings: fp16 halves the file, the arithmetic is chosen where it runs; int8 is computed in int8.
-        calibration: For int8, images (1, 3, H, W) float32 RGB in [0, 1].
-        int8_skip: Patterns of layers that stay in float32 in int8.
+        source_sha256: SHA-256 of the weights file.
+        settings: Settings of the export. fp16 halves the file, and the arithmetic is chosen when loading; int8 is
+            computed in int8.
+        calibration: Images (1, 3, H, W) float32 RGB in [0, 1], for int8.
+        int8_skip: Patterns of layers that int8 keeps in float32.
 
     Raises:
-        ConfigError: A precision, size or name that cannot be had, int8 without calibration images, a missing
-            package, or an unwritable folder.
+        ConfigError: Unsupported precision, size or name, int8 without calibration images, a missing package, or an
+            unwritable folder.
     """
     folder = Path(path)
     if not folder.name.endswith(FORMAT):
         raise ConfigError(f"OpenVINO folder {folder}: expected a name that ends in {FORMAT}")
     if settings.precision == "bf16":
-        raise ConfigError("OpenVINO in bf16 is chosen where it runs, with --half; export it in fp32, fp16 or int8")
+        raise ConfigError("OpenVINO uses bf16 when it runs with --half; export it in fp32, fp16 or int8")
     openvino = optional_package("openvino", purpose="export to OpenVINO")
     is_half = settings.precision == "fp16"
     with replaced_folder(folder, marker=GRAPH_NAME) as new, tempfile.TemporaryDirectory() as scratch:
@@ -73,7 +77,7 @@ def export_openvino(
             source,
             names=names,
             source_sha256=source_sha256,
-            # Weights in 16 bits are a matter of the file here; the graph stays in float32.
+            # Only the file stores weights in 16 bits; the graph is in float32.
             settings=replace(settings, precision="fp32") if is_half else settings,
             calibration=calibration,
             int8_skip=int8_skip,
@@ -88,21 +92,22 @@ def export_openvino(
 
 
 def load_openvino(path: Path, *, device: torch.device, options: RuntimeOptions) -> ArtefactRuntime:
-    """Load a folder that `export_openvino` wrote; it computes on the processor.
+    """Load a folder that `export_openvino` wrote; it runs on the CPU.
 
     Args:
-        path: The folder.
-        device: Anything but a CPU is a warning.
-        options: With `half`, 16-bit arithmetic where the processor has it; without it fp32 on weights of either
-            size, which OpenVINO would not choose by itself. int8 layers stay int8 in both.
+        path: Folder of the artefact.
+        device: Requested device; any but the CPU gives a warning.
+        options: Number of threads, and `half`: 16-bit arithmetic if the CPU has it. Without it arithmetic is fp32,
+            whatever the weights are stored in, which OpenVINO would not choose by itself. int8 layers compute in int8
+            with both.
 
     Raises:
         ConfigError: The openvino package is not installed.
-        CheckpointError: A file is missing, damaged, or of another model.
+        CheckpointError: A file is missing, damaged, or from another model.
     """
     openvino = optional_package("openvino", purpose=str(path))
     if device.type != "cpu":
-        logger.warning("%s: OpenVINO computes on the CPU here, not on %s", path, device)
+        logger.warning("%s: OpenVINO runs on the CPU here, not on %s", path, device)
     metadata = ExportMetadata.from_folder(path)
     core = openvino.Core()
     graph = _read_graph(core, path, metadata)
@@ -120,30 +125,30 @@ def _identity(metadata: ExportMetadata) -> str:
 
 
 def _read_graph(core: Any, path: Path, metadata: ExportMetadata) -> Any:
-    """The graph with its weights.
+    """Read the graph with its weights.
 
     Raises:
-        CheckpointError: A file is missing or cut off, or the metadata are of another model.
+        CheckpointError: A file is missing or truncated, or the metadata belong to another model.
     """
     for name in (GRAPH_NAME, WEIGHTS_NAME):
         if not (path / name).is_file():
-            raise CheckpointError(f"{path} holds no {name}; export it again")
+            raise CheckpointError(f"{path} contains no {name}; export it again")
     try:
         graph = core.read_model(path / GRAPH_NAME, path / WEIGHTS_NAME)
     except RuntimeError as error:
-        # The places in OpenVINO's own source come first, the finding last.
+        # The message lists positions in OpenVINO's source first and the reason last.
         reason = str(error).strip().splitlines()[-1]
         raise CheckpointError(
-            f"{path}: {GRAPH_NAME} or {WEIGHTS_NAME} is cut off or damaged ({reason}); export it again"
+            f"{path}: {GRAPH_NAME} or {WEIGHTS_NAME} is truncated or damaged ({reason}); export it again"
         ) from error
     found = graph.get_rt_info(_IDENTITY_KEY).astype(str) if graph.has_rt_info(_IDENTITY_KEY) else "elsewhere"
     if found != _identity(metadata):
-        raise CheckpointError(f"{path}: {METADATA_NAME} is of another model than {GRAPH_NAME}; export it again")
+        raise CheckpointError(f"{path}: {METADATA_NAME} belongs to another model than {GRAPH_NAME}; export it again")
     return graph
 
 
 def _sixteen_bits(core: Any, exported: Precision) -> tuple[str, Precision]:
-    """OpenVINO's name of the 16-bit arithmetic of this processor, and what the artefact then computes in."""
+    """Return OpenVINO's name for this CPU's 16-bit arithmetic, and the precision that results for the artefact."""
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     for capability, arithmetic, precision in _SIXTEEN_BITS:
         if capability in capabilities:
@@ -153,7 +158,7 @@ def _sixteen_bits(core: Any, exported: Precision) -> tuple[str, Precision]:
 
 
 def _runner(compiled: Any, metadata: ExportMetadata) -> RunGraph:
-    """From tensors to tensors by way of numpy."""
+    """Build the function that runs the graph, from tensors to tensors."""
     heads = [compiled.output(name) for name in head_names(metadata)]
     request = compiled.create_infer_request()
 

@@ -1,4 +1,4 @@
-"""Whatever a user hands in as a picture, as one kind of array."""
+"""Conversion of every kind of image that users pass in to one kind of array."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
-from utils.datasets.images import eight_bits, read_image, rgb_from_pil
+from utils.datasets.reading.images import eight_bits, read_image, rgb_from_pil
 from utils.errors import DataError
 
 Picture: TypeAlias = str | Path | np.ndarray[Any, Any] | Image.Image
 
 
 def as_rgb(picture: Picture) -> tuple[np.ndarray[Any, Any], str | None]:
-    """Read or convert a picture.
+    """Read or convert an image.
 
     Args:
-        picture: A file, a PIL image of any mode (EXIF rotation is applied), or an array: (H, W) grey,
-            (H, W, 3) RGB or (H, W, 4) RGBA, uint8 or uint16. OpenCV's arrays are BGR: turn them first.
+        picture: Path of a file, PIL image of any mode (EXIF rotation is applied), or array: (H, W) grey, (H, W, 3)
+            RGB or (H, W, 4) RGBA, uint8 or uint16. Convert OpenCV's BGR arrays to RGB first.
 
     Returns:
-        (H, W, 3) uint8 RGB, and the path when there is one.
+        Image (H, W, 3) uint8 RGB, and its path if there is one.
 
     Raises:
-        DataError: The file cannot be read, or the value is no picture.
+        DataError: The file cannot be read, or the value is not an image.
     """
     if isinstance(picture, str | Path):
         return read_image(picture), str(picture)

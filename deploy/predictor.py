@@ -1,4 +1,4 @@
-"""From pictures of any kind to `Detections`: letterbox, network, decode, NMS, boxes of the original."""
+"""Detection on images of any kind: letterbox, network, decoding, NMS, and boxes in pixels of the original."""
 
 from __future__ import annotations
 
@@ -15,43 +15,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploy.frame import DEFAULT_IMG_SIZE, FixedFrame
+from deploy.artefact.frame import DEFAULT_IMG_SIZE, FixedFrame
+from deploy.artefact.runtime import RuntimeModel
+from deploy.formats import load_runtime
 from deploy.pictures import Picture, as_rgb
-from deploy.registry import load_runtime
-from deploy.runtime import RuntimeModel, RuntimeOptions
-from engine.predict import augmented, ensemble, predictor
-from utils.boxes import unletterbox
-from utils.datasets.letterbox import letterbox, letterbox_hw
-from utils.detections import Detections, class_ids_of
+from deploy.settings import RuntimeOptions
+from engine.evaluation.predict import augmented, ensemble, predictor
+from utils.boxes.boxes import unletterbox
+from utils.boxes.nms import check_thresholds, non_max_suppression
+from utils.boxes.torchvision_compat import compiled_nms
+from utils.datasets.augmenting.letterbox import letterbox, letterbox_hw
+from utils.detections.detections import Detections, class_ids_of
 from utils.device import memory_advice, select_device
 from utils.errors import ConfigError
-from utils.nms import non_max_suppression
-from utils.torchvision_compat import compiled_nms
 
 logger = logging.getLogger(__name__)
 
-# Not Sequence: a path is one too.
+# Not Sequence, since a path given as str is one.
 Pictures: TypeAlias = list[Any] | tuple[Any, ...]
 Array: TypeAlias = np.ndarray[Any, Any]
-# Stages of a call; those of the detector itself are COMPUTING.
+# Stages of a call; COMPUTING are those after reading the images.
 COMPUTING = ("preprocess", "inference", "nms")
 STAGES = ("read", *COMPUTING)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictSettings:
-    """What counts as a detection.
+    """Settings of detection.
 
     Attributes:
-        conf: Least score, in [0, 1].
-        iou: Overlap above which the weaker of two boxes goes, in [0, 1].
-        max_det: Most boxes per image.
+        conf: Minimum score, in [0, 1].
+        iou: IoU above which the weaker of two boxes is dropped, in [0, 1].
+        max_det: Maximum number of boxes per image.
         classes: Class ids or names to keep, None for all.
-        agnostic_nms: Suppress across classes.
-        img_size: Longer side of the letterboxed image in pixels; rounded up to a multiple of the stride. None takes
-            640, or the one size of an exported network.
-        augment: Test-time augmentation: three scales and a flip.
-        batch_size: Most images of one shape that go through the network together.
+        agnostic_nms: Whether NMS compares boxes of different classes.
+        img_size: Longer side of the letterboxed image in pixels, rounded up to a multiple of the stride. None takes
+            640, or the only size of an exported network.
+        augment: Whether to use test-time augmentation: three scales and a flip.
+        batch_size: Maximum number of images of one shape per batch.
     """
 
     conf: float = 0.25
@@ -64,16 +65,14 @@ class PredictSettings:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("conf", "iou"):
-            if not 0 <= (value := getattr(self, name)) <= 1:
-                raise ConfigError(f"{name}: got {value}, expected 0 to 1")
-        for name in ("max_det", "img_size", "batch_size"):
+        check_thresholds(conf=self.conf, iou=self.iou, max_det=self.max_det)
+        for name in ("img_size", "batch_size"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name}: got {value}, expected at least 1")
 
 
 def _setting(name: str) -> property:
-    """A property that reads and replaces one field of `Predictor.settings`, as YOLOv5's hub models have them."""
+    """Build a property that reads and replaces one field of `Predictor.settings`, as YOLOv5's hub models have."""
 
     def get(self: Predictor) -> Any:
         return getattr(self.settings, name)
@@ -85,21 +84,21 @@ def _setting(name: str) -> property:
 
 
 class Predictor:
-    """One runtime, or several whose boxes are pooled before NMS (an ensemble), behind one call.
+    """Detector with one runtime, or an ensemble of several whose boxes are pooled before NMS.
 
     Attributes:
         names: Class names by id.
-        settings: How to detect; replaced as a whole, or by the fields `conf`, `iou`, `max_det`, `classes`.
-        img_size: Longer side of the letterboxed image in pixels, decided.
-        seconds: What each of `STAGES` took in the last call.
+        settings: Settings of detection; replaced as a whole, or by `conf`, `iou`, `max_det`, `classes`.
+        img_size: Longer side of the letterboxed image in pixels, as used.
+        seconds: Time of each of `STAGES` in the last call.
 
     Args:
         *runtimes: Loaded detectors.
-        settings: How to detect.
+        settings: Settings of detection; None for the defaults.
         paths: Files of the runtimes, for messages.
 
     Raises:
-        ConfigError: No runtime, members of different classes or image sizes, or an image size that they do not take.
+        ConfigError: No runtime, members of different classes or image sizes, or an unsupported image size.
     """
 
     def __init__(
@@ -109,7 +108,9 @@ class Predictor:
             raise ConfigError("no weights; give at least one checkpoint")
         names = runtimes[0].names
         if any(runtime.names != names for runtime in runtimes):
-            raise ConfigError("the checkpoints of an ensemble have different classes; give ones of one data set")
+            raise ConfigError(
+                "the checkpoints of an ensemble have different classes; give checkpoints of one data set"
+            )
         self.names = names
         self.max_stride = max(max(runtime.strides) for runtime in runtimes)
         self.seconds = dict.fromkeys(STAGES, 0.0)
@@ -119,7 +120,7 @@ class Predictor:
 
     @property
     def settings(self) -> PredictSettings:
-        """How to detect."""
+        """Settings of detection."""
         return self._settings
 
     @settings.setter
@@ -134,7 +135,7 @@ class Predictor:
         self._predict = ensemble(members)
 
     def _decided(self, img_size: int | None) -> int:
-        """The image size to use, a multiple of the stride."""
+        """Return the image size to use, rounded up to a multiple of the stride."""
         if img_size is None:
             img_size = max(self._frame.hw) if self._frame else DEFAULT_IMG_SIZE
         elif self._frame:
@@ -142,7 +143,7 @@ class Predictor:
         rounded = math.ceil(img_size / self.max_stride) * self.max_stride
         if rounded != img_size:
             logger.warning(
-                "img_size %d is no multiple of the stride %d; using %d", img_size, self.max_stride, rounded
+                "img_size %d is not a multiple of the stride %d; using %d", img_size, self.max_stride, rounded
             )
         return rounded
 
@@ -156,14 +157,14 @@ class Predictor:
     @overload
     def __call__(self, pictures: Pictures, *, size: int | None = None) -> list[Detections]: ...
     def __call__(self, pictures: Picture | Pictures, *, size: int | None = None) -> Detections | list[Detections]:
-        """Detect on one picture or several, of any size.
+        """Detect objects in one image or several, of any size.
 
         Args:
-            pictures: Files, RGB arrays or PIL images (see `deploy.pictures.as_rgb`), one or a list or tuple.
-            size: From this call on, the `img_size` of the settings.
+            pictures: Path, RGB array or PIL image (see `deploy.pictures.as_rgb`), or a list or tuple of them.
+            size: New `img_size` of the settings, from this call on; None keeps it.
 
         Returns:
-            `Detections` for one picture, a list of them in the same order for several.
+            `Detections` of one image, or a list of them in the same order for several.
         """
         if size is not None and size != self.img_size:
             self.settings = replace(self.settings, img_size=size)
@@ -173,7 +174,7 @@ class Predictor:
         return self._detect(pictures)
 
     def warm_up(self) -> None:
-        """Do what happens once (kernels chosen, libraries loaded) now, so that the times of later calls are right."""
+        """Run once on a black image, so that later times exclude loading libraries and choosing kernels."""
         compiled_nms()
         self(np.zeros((self.img_size, self.img_size, 3), np.uint8))
 
@@ -189,7 +190,7 @@ class Predictor:
         return [found[position] for position in range(len(images))]
 
     def _batches(self, images: Sequence[Array]) -> Iterator[tuple[list[int], tuple[int, int]]]:
-        """Positions of images that share a letterboxed height and width, at most `batch_size` at a time."""
+        """Yield positions of images that share a letterboxed height and width, at most `batch_size` at a time."""
         by_hw: dict[tuple[int, int], list[int]] = {}
         for position, image in enumerate(images):
             own_hw = letterbox_hw(image.shape[:2], self.img_size, self.max_stride)
@@ -200,7 +201,7 @@ class Predictor:
                 yield positions[start : start + size], input_hw
 
     def _rows_of(self, images: Sequence[Array], input_hw: tuple[int, int]) -> list[Array]:
-        """Per image (n, 6) rows x1, y1, x2, y2, score, class in its own pixels."""
+        """Return, for each image, rows (n, 6) of x1, y1, x2, y2, score, class in its own pixels."""
         settings = self.settings
         with self._timed("preprocess"):
             boxed = [letterbox(image, input_hw) for image in images]
@@ -225,7 +226,7 @@ class Predictor:
         return rows
 
     def _to_batch(self, images: Sequence[Array]) -> Tensor:
-        """(H, W, 3) uint8 images to (B, 3, H, W) float in [0, 1]; bytes are sent, not floats."""
+        """Stack images (H, W, 3) uint8 to (B, 3, H, W) float in [0, 1]; sends bytes and converts on the device."""
         device = self._runtimes[0].device
         stacked = torch.from_numpy(np.stack(images)).to(device)
         return stacked.permute(0, 3, 1, 2).float() / 255
@@ -252,11 +253,11 @@ def load(
     """Load one checkpoint or exported artefact, or several as an ensemble.
 
     Args:
-        weights: The file or files.
-        device: "" takes a GPU if there is one; else "cpu", "0", ...
-        half: Compute in 16 bits where the device can.
-        threads: As in `RuntimeOptions`, and so `powersave`.
-        powersave: Which cores ncnn uses.
+        weights: Path of the checkpoint or artefact, or a collection of paths.
+        device: Device, such as "cpu" or "0"; "" takes a GPU if there is one.
+        half: Whether to compute in 16 bits if the device supports it.
+        threads: Number of threads, as in `RuntimeOptions`.
+        powersave: Cores that ncnn uses, as in `RuntimeOptions`.
         **settings: Fields of `PredictSettings`, such as `conf=0.4`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""PyTorch as a runtime: batch norms folded, channels last, 16-bit arithmetic if asked."""
+"""PyTorch as a runtime: fused batch norms, channels-last memory format, optionally 16-bit arithmetic."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deploy.runtime import Precision, RuntimeOptions
+from deploy.choices import Precision
+from deploy.settings import RuntimeOptions
 from models.detector import Detector
 from models.fuse import fuse
 from models.load import load_model
@@ -24,7 +25,7 @@ _PRECISIONS: dict[torch.dtype | None, Precision] = {
 
 
 class PyTorchRuntime:
-    """A `Detector` behind the contract of `deploy.runtime.RuntimeModel`."""
+    """A `Detector` with the interface of `deploy.artefact.runtime.RuntimeModel`."""
 
     format = ".pt"
     input_hw: tuple[int, int] | None = None
@@ -51,7 +52,7 @@ class PyTorchRuntime:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) RGB in [0, 1] to raw heads, float32."""
+        """Compute raw heads, float32, of images (B, 3, H, W) RGB in [0, 1]."""
         images = images.to(self.device).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None):
             heads = self._model(images)
@@ -59,7 +60,7 @@ class PyTorchRuntime:
 
 
 def load_pytorch(path: Path, *, device: torch.device, options: RuntimeOptions) -> PyTorchRuntime:
-    """Load a checkpoint of ours, or an official YOLOv5 one."""
+    """Load a checkpoint of this project, or an official YOLOv5 one."""
     if options.threads:
         torch.set_num_threads(options.threads)
     loaded = load_model(path)

@@ -1,4 +1,4 @@
-"""TorchScript: traced, one file, run by torch alone."""
+"""TorchScript: traced networks in one file, run by torch alone."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from deploy.artefact import ArtefactRuntime, RunGraph
-from deploy.metadata import METADATA_NAME, ExportMetadata, ExportSettings
-from deploy.runtime import RuntimeOptions
+from deploy.artefact.artefact import ArtefactRuntime, RunGraph
+from deploy.artefact.metadata import METADATA_NAME, ExportMetadata
+from deploy.formats import FORMATS
+from deploy.settings import ExportSettings, RuntimeOptions
 from models.detector import Detector
 from models.prepare import ready_for_export
 from utils.errors import CheckpointError, ConfigError
-from utils.files import atomic_write
+from utils.storage.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
-FORMAT = ".torchscript"
+FORMAT = FORMATS["torchscript"].suffix
 
 
 def export_torchscript(
     model: Detector, path: str | Path, *, names: Sequence[str], source_sha256: str, settings: ExportSettings
 ) -> ExportMetadata:
-    """Trace a network and write it with its metadata inside.
+    """Trace a detector and write it with its metadata.
 
     Raises:
-        ConfigError: A precision other than fp32, an image size that does not fit, or an unwritable folder.
+        ConfigError: A precision other than fp32, an unsupported image size, or an unwritable folder.
     """
     if settings.precision != "fp32":
         raise ConfigError(f"TorchScript in {settings.precision} is not supported; export it in fp32 or as ONNX")
@@ -42,19 +43,19 @@ def export_torchscript(
 
 
 def write_torchscript(network: nn.Module, example: Tensor, path: str | Path, *, metadata: str) -> None:
-    """Trace any network and write it, whole or not at all.
+    """Trace any network and write it atomically.
 
     Args:
-        network: In evaluation mode on the CPU.
-        example: Its input.
-        path: The file.
-        metadata: A text that goes into the file.
+        network: Network in evaluation mode, on the CPU.
+        example: Example input.
+        path: Path of the file.
+        metadata: Text to store in the file.
 
     Raises:
-        ConfigError: The folder cannot be written to.
+        ConfigError: The folder is not writable.
     """
     with warnings.catch_warnings():
-        # torch announces a successor that mobile and C++ users cannot load yet.
+        # Torch warns that this is deprecated; mobile and C++ users cannot load its successor yet.
         warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated")
         traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
         with atomic_write(path) as temporary:
@@ -64,10 +65,10 @@ def write_torchscript(network: nn.Module, example: Tensor, path: str | Path, *, 
 def load_torchscript(path: Path, *, device: torch.device, options: RuntimeOptions) -> ArtefactRuntime:
     """Load a file that `export_torchscript` wrote.
 
-    Only for files of your own: unlike checkpoints, TorchScript is a program.
+    Load only files that you trust: unlike checkpoints, TorchScript is a program.
 
     Raises:
-        CheckpointError: The file is damaged, or holds no metadata.
+        CheckpointError: The file is damaged, or contains no metadata.
     """
     if options.half:
         logger.warning("half: %s computes in fp32, as it was exported", path)
@@ -78,7 +79,7 @@ def load_torchscript(path: Path, *, device: torch.device, options: RuntimeOption
 
 
 def open_torchscript(path: Path, *, device: torch.device) -> tuple[RunGraph, str]:
-    """The network of a file and its metadata, empty where there are none.
+    """Read the network of a file and its metadata, which are empty if there are none.
 
     Raises:
         CheckpointError: The file is damaged.
@@ -89,6 +90,6 @@ def open_torchscript(path: Path, *, device: torch.device) -> tuple[RunGraph, str
             warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated")
             network = torch.jit.load(str(path), map_location=device, _extra_files=extra)  # type: ignore[no-untyped-call]
     except RuntimeError as error:
-        raise CheckpointError(f"{path} is no TorchScript file, or cut off; export it again") from error
+        raise CheckpointError(f"{path} is not a TorchScript file, or is truncated; export it again") from error
     text = extra[METADATA_NAME]
     return network.eval(), text.decode() if isinstance(text, bytes) else text

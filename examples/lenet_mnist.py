@@ -17,22 +17,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.classification import classifier_spec, make_classifier, read_pictures
-from engine.classifier_config import ClassifierConfig
-from engine.classifier_scores import picture_batches, score_classifier
+from commands.classify import classifier_spec, make_classifier, read_pictures
+from commands.classify_config import ClassifierConfig
+from engine.evaluation.classification_scores import picture_batches, score_classifier
 from examples.stages import Stage, experiment_folder, train_stage
 from models.classifiers import ClassifierSpec, load_classifier
-from pruning.frozen_zeros import FrozenZerosHook
-from pruning.unstructured import UnstructuredSettings, apply_masks_, l1_masks
-from quantization.config import QuantConfig
+from pruning.zeros.hooks import FrozenZerosHook
+from pruning.zeros.masks import UnstructuredSettings, apply_masks_, l1_masks
 from quantization.network import QuantizedNetwork, quantize
+from quantization.ranges.config import QuantConfig
 from quantization.storage import reader
 from quantization.storage.binary import load_program, save_program
 from quantization.storage.sizes import float_bytes
 from quantization.storage.text import save_yaml
-from utils.cli import run_script
-from utils.config_values import check_least
-from utils.datasets.classification import PictureData
+from utils.config.cli import run_script
+from utils.config.values import check_least
+from utils.datasets.classes.pictures import PictureData
 from utils.errors import ConfigError
 
 LOGGER = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def _quantised(
 
 
 def _check_file(path: Path, network: QuantizedNetwork, spec: ClassifierSpec, data: PictureData) -> None:
-    """The numpy reader must predict from the file what torch predicts from the network."""
+    """Check that the numpy reader predicts from the file what torch predicts from the network."""
     images = next(iter(picture_batches(data.test, spec, batch_size=_READ))).normalised()
     with torch.no_grad():
         expected = network(images)

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from torch import nn
 
-from engine.classification import make_classifier, read_pictures
-from engine.classifier_config import ClassifierConfig
+from commands.classify import make_classifier, read_pictures
+from commands.classify_config import ClassifierConfig
 from examples.stages import experiment_folder, train_stage
-from pruning.repr import ReprHook, ReprSettings
-from utils.cli import run_script
-from utils.config_values import check_least
-from utils.datasets.classification import PictureData
-from utils.datasets.picture_loader import Augment
+from pruning.repr.hook import ReprHook, ReprSettings
+from utils.config.choices import Augment
+from utils.config.cli import run_script
+from utils.config.values import check_least
+from utils.datasets.classes.pictures import PictureData
 from utils.errors import ConfigError
 
 LOGGER = logging.getLogger(__name__)

@@ -16,31 +16,33 @@ from typing import Literal
 import numpy as np
 from torch import nn
 
-from engine.classification import make_classifier, read_pictures
-from engine.classifier_config import ClassifierConfig
-from engine.hooks import Hook
-from engine.optim import OptimizerName
-from engine.schedule import ScheduleName
+from commands.classify import make_classifier, read_pictures
+from commands.classify_config import ClassifierConfig
+from engine.choices import OptimizerName, ScheduleName
+from engine.training.hooks import Hook
+from engine.training.task import classifier_task
 from examples.stages import Stage, experiment_folder, train_stage
 from models.classifiers import load_classifier
-from pruning.allocation import Allocation, Allocator, ranked_ids
-from pruning.cost import ChannelCost
-from pruning.criteria import CRITERIA, num_ids
-from pruning.graph import ChannelGraph
+from models.complexity import count_macs, count_parameters
+from pruning.channels.graph import ChannelGraph
+from pruning.channels.shortcuts import candidate_ids
+from pruning.choices import Shortcuts
+from pruning.importance.cost import ChannelCost
+from pruning.importance.criteria import CRITERIA, num_ids
 from pruning.iterative import IterativeSettings, prune_iteratively
-from pruning.planning import at_target
-from pruning.prune_config import parse_target
-from pruning.rounding import Rounding
-from pruning.scale_rate import ScaleRateHook
-from pruning.shortcuts import Shortcuts, candidate_ids
-from pruning.sparsity import SparsityHook, Strengths, make_penalties
-from pruning.surgery import cut
-from pruning.training_task import classifier_task
-from utils.cli import run_script
-from utils.complexity import count_macs, count_parameters
-from utils.config_values import check_least
-from utils.datasets.classification import PictureData, channel_statistics
-from utils.datasets.picture_loader import Augment, Normalisation
+from pruning.selection.allocation import Allocation, Allocator, ranked_ids
+from pruning.selection.planner import at_target
+from pruning.selection.rounding import Rounding
+from pruning.selection.targets import parse_target
+from pruning.sparsity.penalties import SparsityHook, make_penalties
+from pruning.sparsity.scale_rate import ScaleRateHook
+from pruning.sparsity.settings import Strengths
+from pruning.surgery.cut import cut
+from utils.config.choices import Augment
+from utils.config.cli import run_script
+from utils.config.values import check_least
+from utils.datasets.classes.loader import Normalisation
+from utils.datasets.classes.pictures import PictureData, channel_statistics
 from utils.device import select_device
 from utils.errors import ConfigError
 
@@ -199,7 +201,7 @@ def _finetuned(config: SlimClassifierConfig, folder: Path, data: PictureData) ->
 
 
 def _slimmed(config: SlimClassifierConfig, weights: Path, data: PictureData) -> nn.Module:
-    """The sparse network without its channels of least scale."""
+    """Return the sparse network without its channels of least scale."""
     model = load_classifier(weights).model
     allocator = _allocator(model, config, data)
     return cut(model, allocator.graph, _allocation(allocator, model, config, data).dropped)
@@ -228,7 +230,7 @@ def _allocation(
 
 
 def _by_taylor(config: SlimClassifierConfig, weights: Path, data: PictureData) -> nn.Module:
-    """The dense network pruned and trained by turns."""
+    """Return the dense network pruned and trained by turns."""
     device = select_device(config.device)
     loaded = load_classifier(weights)
     model = loaded.model.to(device)

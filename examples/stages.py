@@ -11,14 +11,14 @@ from typing import Protocol
 
 from torch import nn
 
-from engine.classification import make_classifier, train_classifier
-from engine.classifier_config import ClassifierConfig
-from engine.hooks import Hook
+from commands.classify import make_classifier, train_classifier
+from commands.classify_config import ClassifierConfig
+from engine.training.hooks import Hook
 from models.classifiers import load_classifier
-from utils.datasets.classification import PictureData
+from utils.datasets.classes.pictures import PictureData
 from utils.errors import ConfigError
-from utils.files import read_yaml
-from utils.run_folder import RunFolder, plain
+from utils.storage.files import read_yaml
+from utils.storage.run_folder import RunFolder, plain
 
 LOGGER = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Stage:
 
 
 def experiment_folder(config: Experiment) -> RunFolder:
-    """The folder of an experiment, new or, with `exist_ok`, to go on in.
+    """Return the folder of an experiment, new or, with `exist_ok`, to go on in.
 
     Raises:
         ConfigError: What lies there was made with other settings, or the folder cannot be made.

@@ -1,1 +1,1 @@
-"""The networks: specification, blocks, head, builder, and the architecture YAMLs."""
+"""The detectors and classifiers: specifications, blocks, builders and architecture YAMLs."""

@@ -1,4 +1,4 @@
-"""Anchor sizes: pixels in specs and YAMLs, cells in the head's buffer."""
+"""Anchor sizes: in pixels in specs and YAMLs, in cells in the head's buffer."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Anchors = tuple[tuple[float, ...], ...]
 
 
 def anchor_rows(given: Any, *, strides: tuple[int, ...]) -> Anchors:
-    """Anchors as rows of pixels; a bare count gives squares on a geometric ladder from 2 to 4 strides.
+    """Return anchors as rows of pixels; a bare count gives squares on a geometric ladder from 2 to 4 strides.
 
-    The ladder goes on from head to head, as their strides double; autoanchor refines it before training.
+    The ladder continues from head to head, as their strides double; autoanchor refines it before training.
     """
     if isinstance(given, int) and not isinstance(given, bool) and given > 0:
         return tuple(
@@ -33,7 +33,7 @@ def check_anchors(anchors: Any, *, num_heads: int) -> None:
     """Check that anchors are one row of positive pixel sizes per head.
 
     Raises:
-        ConfigError: They are not.
+        ConfigError: The anchors have another form.
     """
     if not isinstance(anchors, tuple) or not all(isinstance(row, tuple) and row for row in anchors):
         raise ConfigError(f"anchors are {anchors!r}, expected one row w,h,w,h,... per head, or their count")
@@ -47,6 +47,6 @@ def check_anchors(anchors: Any, *, num_heads: int) -> None:
 
 
 def anchors_in_cells(anchors: Anchors, strides: Sequence[int]) -> Tensor:
-    """Rows of pixels to (heads, A, 2) in cells of each head."""
+    """Convert rows of pixels to (heads, A, 2) float32, in cells of each head."""
     cells = [[size / stride for size in row] for row, stride in zip(anchors, strides, strict=True)]
     return torch.tensor(cells, dtype=torch.float32).view(len(anchors), -1, 2)

@@ -1,4 +1,4 @@
-"""From rows of the layer list to modules."""
+"""Builder of the modules that the rows of a layer list describe."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from models.blocks import C3, SPP, SPPF, Bottleneck, BottleneckCSP, Concat
-from models.conv import Block, Conv, Focus
-from models.head import Detect
+from models.blocks.blocks import C3, SPP, SPPF, Bottleneck, BottleneckCSP, Concat
+from models.blocks.conv import Block, Conv, Focus
+from models.blocks.head import Detect
+from models.blocks.mobilenet import InvertedResidual
+from models.blocks.transformer import C3TR
 from models.layer_table import MODULE_RULES, LayerSpec
-from models.mobilenet import InvertedResidual
 from models.spec import ModelSpec
-from models.transformer import C3TR
 from models.widths import Width, Widths
 from utils.errors import ConfigError
 
@@ -22,7 +22,7 @@ def _conv(cin: Width, c2: int, *args: Any, widths: Widths) -> Conv:
     return Conv(cin, widths.own(c2), *args)
 
 
-# Modules with convolutions: they choose their output width.
+# Modules with convolutions, which set their output width.
 BLOCKS: dict[str, Callable[..., Block]] = {
     "Conv": _conv,
     "Focus": Focus,
@@ -34,7 +34,7 @@ BLOCKS: dict[str, Callable[..., Block]] = {
     "SPPF": SPPF,
     "InvertedResidual": InvertedResidual,
 }
-# Modules without parameters: channels pass through.
+# Modules without parameters, which pass channels through.
 PLAIN: dict[str, Callable[..., nn.Module]] = {
     "Concat": Concat,
     "MaxPool2d": nn.MaxPool2d,
@@ -44,11 +44,11 @@ PLAIN: dict[str, Callable[..., nn.Module]] = {
 
 
 def build_layers(spec: ModelSpec) -> nn.Sequential:
-    """The modules of `spec`, in order; their parameter names follow from their index.
+    """Build the modules of `spec` in order; their parameter names follow from their index.
 
     Raises:
-        ConfigError: Arguments that a module does not take, widths that do not fit together, or widths of
-            convolutions that do not exist.
+        ConfigError: A module does not take its arguments, widths do not fit together, or a width names a
+            convolution that does not exist.
     """
     widths = Widths(spec.widths, path="model")
     outputs: dict[int, Width] = {-1: Width(3, 3)}

@@ -1,4 +1,4 @@
-"""`Detector`: any network of a layer list, with the same outputs in training and evaluation."""
+"""`Detector`: the network of a layer list, with the same outputs in training and evaluation."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from models.anchors import anchors_in_cells
+from models.blocks.head import Detect
 from models.builder import build_layers
-from models.head import Detect
 from models.layer_table import MODULE_RULES
 from models.spec import ModelSpec
 
@@ -18,9 +18,9 @@ class Detector(nn.Module):
     """A YOLOv5-style network.
 
     Attributes:
-        spec: The description it was built from; it alone rebuilds the network.
-        model: The layers; index i is the prefix `model.i` of parameter names.
-        sources: For each layer the absolute indices of the layers it reads; -1 is the image.
+        spec: Description that the network was built from; it alone suffices to rebuild it.
+        model: Layers; index i gives the prefix `model.i` of parameter names.
+        sources: Absolute indices of the layers that each layer reads; -1 is the image.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -29,7 +29,7 @@ class Detector(nn.Module):
         self.model = build_layers(spec)
         self.sources = tuple(layer.sources(index) for index, layer in enumerate(spec.layers))
         last_reader = {source: index for index, sources in enumerate(self.sources) for source in sources}
-        # Maps that nobody reads any more after layer i; dropping them bounds memory at inference.
+        # Maps that no layer after i reads; dropping them bounds memory at inference.
         self._done_after = tuple(
             tuple(source for source, reader in last_reader.items() if reader == index)
             for index in range(len(self.sources))
@@ -37,7 +37,7 @@ class Detector(nn.Module):
 
     @property
     def head(self) -> Detect:
-        """The detection head."""
+        """Detection head, the last layer."""
         head = self.model[-1]
         assert isinstance(head, Detect)
         return head
@@ -49,12 +49,12 @@ class Detector(nn.Module):
 
     @property
     def max_stride(self) -> int:
-        """What image sides must be a multiple of."""
+        """Largest stride in pixels; image sides must be multiples of it."""
         return self.spec.max_stride
 
     @property
     def anchors(self) -> Tensor:
-        """(heads, A, 2) widths and heights in pixels, on the device of the network."""
+        """Anchor widths and heights (heads, A, 2) in pixels, on the device of the network."""
         cells = self.head.anchors
         return cells * torch.tensor(self.strides, dtype=cells.dtype, device=cells.device).view(-1, 1, 1)
 
@@ -62,10 +62,10 @@ class Detector(nn.Module):
         """Replace the anchors, in the network and in its spec.
 
         Args:
-            anchors: (heads, A, 2) in pixels.
+            anchors: Widths and heights (heads, A, 2) in pixels.
 
         Raises:
-            ValueError: The shape differs from that of the present anchors.
+            ValueError: The shape differs from that of the current anchors.
         """
         if anchors.shape != self.head.anchors.shape:
             raise ValueError(f"anchors: got {tuple(anchors.shape)}, expected {tuple(self.head.anchors.shape)}")
@@ -74,7 +74,7 @@ class Detector(nn.Module):
         self.head.anchors.copy_(anchors_in_cells(rows, self.strides))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W) RGB in [0, 1] to raw heads (B, A, H / stride, W / stride, 5 + nc)."""
+        """Map images (B, 3, H, W) RGB in [0, 1] to raw heads (B, A, H / stride, W / stride, 5 + nc)."""
         outputs: dict[int, Tensor] = {-1: images}
         result: list[Tensor] = []
         for index, (layer, sources) in enumerate(zip(self.model, self.sources, strict=True)):
@@ -90,5 +90,5 @@ class Detector(nn.Module):
 
 
 def build_model(spec: ModelSpec) -> Detector:
-    """A freshly initialised network of `spec`."""
+    """Build and initialise the network that `spec` describes."""
     return Detector(spec)

@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them: the same numbers, fewer operations."""
+"""Folding of batch norms into the convolutions before them: same outputs, fewer operations."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import copy
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from models.conv import Conv
+from models.blocks.conv import Conv
 from models.detector import Detector
 
 
 def fuse(model: Detector) -> Detector:
-    """A copy of `model` in evaluation mode whose convolutions carry their batch norms.
+    """Copy `model` in evaluation mode and fold its batch norms into the convolutions before them.
 
-    The batch norm of a BottleneckCSP stands behind a join and stays.
+    The batch norm of a BottleneckCSP follows a concatenation and is kept.
     """
     fused = copy.deepcopy(model).eval()
     for module in fused.modules():

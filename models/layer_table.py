@@ -1,4 +1,4 @@
-"""The layer list of a v5.0 model YAML: one row per layer, and what each module does to widths and strides."""
+"""The layer list of a v5.0 model YAML, one row per layer, and the effect of each module on widths and strides."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from utils.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSpec:
-    """One layer.
+    """One row of the layer list.
 
     Attributes:
-        source: Where its input comes from: a layer index, negative ones counting back; several for a join.
+        source: Index of the layer that it reads, counting back where negative; several indices for a join.
         number: Repeats, already scaled by the depth multiple; 0 is a C3 without bottlenecks.
         module: Name in `MODULE_RULES`.
         args: Arguments after the input width; output channels already scaled by the width multiple.
@@ -28,20 +28,20 @@ class LayerSpec:
     args: tuple[Any, ...] = ()
 
     def sources(self, index: int) -> tuple[int, ...]:
-        """Absolute indices of the layers this one, at `index`, reads; -1 is the image."""
+        """Return the absolute indices of the layers that this one, at `index`, reads; -1 is the image."""
         given = (self.source,) if isinstance(self.source, int) else self.source
         return tuple(index + source if source < 0 else source for source in given)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleRule:
-    """What the layer list needs to know of a module.
+    """The properties of a module that the layer list depends on.
 
     Attributes:
-        is_scaled: The first argument is a channel count that the width multiple scales.
-        takes_number: Repeats happen inside the module, not by chaining copies of it.
-        is_join: It reads a list of tensors.
-        reduction: From its arguments: input size divided by output size.
+        is_scaled: True if the first argument is a channel count that the width multiple scales.
+        takes_number: True if the module repeats its inside, False if copies of it are chained.
+        is_join: True if the module reads a list of tensors.
+        reduction: Function from the arguments to input size divided by output size.
     """
 
     is_scaled: bool = False
@@ -63,7 +63,7 @@ MODULE_RULES: dict[str, ModuleRule] = {
     "C3TR": ModuleRule(is_scaled=True, takes_number=True),
     "SPP": ModuleRule(is_scaled=True),
     "SPPF": ModuleRule(is_scaled=True),
-    # MobileNet widths are given as they are: its own multiplier is part of the architecture.
+    # MobileNet widths are not scaled: its own multiplier is part of the architecture.
     "InvertedResidual": ModuleRule(reduction=_stride_at(3, default=1)),
     "MaxPool2d": ModuleRule(reduction=_stride_at(1, default=2)),
     "ZeroPad2d": ModuleRule(),
@@ -99,10 +99,11 @@ def scale_layer(row: Any, *, depth: float, width: float) -> LayerSpec:
 
 
 def check_layer(layer: LayerSpec, *, index: int) -> None:
-    """Check what a layer at `index` reads.
+    """Check the sources, module and repeats of the layer at `index`.
 
     Raises:
-        ConfigError: An index that is no earlier layer, or a wrong count of inputs.
+        ConfigError: The module is unknown, a source is not an earlier layer, or the number of inputs or repeats
+            does not fit the module.
     """
     rule = MODULE_RULES.get(layer.module)
     if rule is None:
@@ -120,10 +121,10 @@ def check_layer(layer: LayerSpec, *, index: int) -> None:
 
 
 def head_strides(layers: Sequence[LayerSpec]) -> tuple[int, ...]:
-    """Pixels of the image per cell of each feature map that the last layer, Detect, reads.
+    """Return the image pixels per cell of each feature map that the last layer, Detect, reads.
 
     Raises:
-        ConfigError: Joined maps of different sizes, or a module with arguments of a wrong kind.
+        ConfigError: A layer joins maps of different sizes, or a module has arguments of a wrong kind.
     """
     strides: dict[int, Fraction] = {-1: Fraction(1)}
     for index, layer in enumerate(layers[:-1]):
@@ -145,14 +146,14 @@ def head_strides(layers: Sequence[LayerSpec]) -> tuple[int, ...]:
 
 
 def freeze(value: Any) -> Any:
-    """Lists to tuples, all the way down; the YAML text 'None' to None."""
+    """Convert nested lists to tuples, and the YAML text 'None' to None."""
     if isinstance(value, list | tuple):
         return tuple(freeze(item) for item in value)
     return None if value == "None" else value
 
 
 def thaw(value: Any) -> Any:
-    """Tuples to lists, all the way down, for YAML and JSON."""
+    """Convert nested tuples to lists, for YAML and JSON."""
     return [thaw(item) for item in value] if isinstance(value, list | tuple) else value
 
 

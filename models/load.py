@@ -1,4 +1,4 @@
-"""From files to networks: for use, and as a start for training."""
+"""Loading of networks from files, for use or as a start for training."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from models.detector import Detector, build_model
 from models.spec import ModelSpec, has_explicit_anchors
 from models.transfer import TransferReport, transfer_weights_
 from models.weights import WeightsFile, read_weights
-from utils.checkpoint import Checkpoint
 from utils.errors import CheckpointError, ConfigError
+from utils.storage.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -21,9 +21,9 @@ class LoadedModel:
     """A network ready for use.
 
     Attributes:
-        model: In evaluation mode, float32, on the CPU.
+        model: Network in evaluation mode, float32, on the CPU.
         names: Class names, in order of class ids.
-        checkpoint: The whole checkpoint where the file is one of ours.
+        checkpoint: Whole checkpoint, if this project wrote the file.
     """
 
     model: Detector
@@ -35,7 +35,7 @@ def load_model(path: str | Path) -> LoadedModel:
     """Load any supported weights file; the network is rebuilt from its spec and filled completely.
 
     Raises:
-        CheckpointError: Not a supported file, or its tensors do not fill the network it describes.
+        CheckpointError: The file is not supported, or its tensors do not fill the network that it describes.
     """
     weights = read_weights(path)
     try:
@@ -51,15 +51,15 @@ def load_model(path: str | Path) -> LoadedModel:
 def create_model(
     cfg: str | Path | None, weights: str | Path | None, *, num_classes: int
 ) -> tuple[Detector, TransferReport | None]:
-    """A network to train: from a model YAML, from weights, or the first filled with the second.
+    """Build a network to train: from a model YAML, from weights, or from the YAML filled with the weights.
 
     Args:
-        cfg: Model YAML or shipped name; without it the network is that of the weights.
-        weights: What fits of them is loaded, and the rest reported.
-        num_classes: Of the data set.
+        cfg: Model YAML or shipped name; None builds the network that the weights describe.
+        weights: Weights file; tensors that fit are loaded, and the others reported.
+        num_classes: Number of classes in the data set.
 
     Returns:
-        The network, and what came across where weights were given.
+        The network, and a report of the loaded tensors if weights were given.
 
     Raises:
         ConfigError: Neither is given, or the YAML is wrong.
@@ -79,11 +79,11 @@ def create_model(
         return model, None
     report = transfer_weights_(model, source.state)
     if report.loaded == 0:
-        log.warning("%s: nothing fits this network; it starts from scratch", weights)
+        log.warning("%s: no tensor fits this network; training starts from scratch", weights)
     return model, report
 
 
 def _with_anchors_of(spec: ModelSpec, source: WeightsFile) -> ModelSpec:
-    """The anchors of the weights, where the heads agree."""
+    """Give `spec` the anchors of the weights if both have the same heads."""
     has_same_heads = source.spec.strides == spec.strides and source.spec.num_anchors == spec.num_anchors
     return replace(spec, anchors=source.spec.anchors) if has_same_heads else spec

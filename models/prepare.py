@@ -1,7 +1,7 @@
-"""The network as it is exported: batch norms folded, Focus a plain convolution, heads not yet reshaped.
+"""Preparation of a network for export: fold batch norms, make Focus a plain convolution, leave heads unreshaped.
 
-The maps are (B, A * (5 + nc), H, W), the layout of a convolution: the reshape to (B, A, H, W, 5 + nc) is five
-dimensional, which mobile runtimes do not know, and costs a copy. `ExportMetadata.raw_heads` does it outside.
+The maps are (B, A * (5 + nc), H, W), the layout of a convolution: the reshape to (B, A, H, W, 5 + nc) has five
+dimensions, which mobile runtimes do not support, and costs a copy. `ExportMetadata.raw_heads` does it outside.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from models.conv import Focus
+from models.blocks.conv import Focus
+from models.blocks.head import Detect
 from models.detector import Detector
 from models.fuse import fuse
-from models.head import Detect
 
 
 class ExportNetwork(nn.Module):
-    """A detector that gives its head maps as a tuple, as tracers want it.
+    """A detector that returns its head maps as a tuple, as tracers require.
 
     Args:
-        detector: A fused network that nobody else uses; its head is replaced.
+        detector: Fused network, used by nothing else; its head is replaced.
     """
 
     def __init__(self, detector: Detector) -> None:
@@ -31,31 +31,31 @@ class ExportNetwork(nn.Module):
         self.detector = detector
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Images (B, 3, H, W) RGB in [0, 1] to head maps (B, A * (5 + nc), H / stride, W / stride)."""
+        """Map images (B, 3, H, W) RGB in [0, 1] to head maps (B, A * (5 + nc), H / stride, W / stride)."""
         return tuple(self.detector(images))
 
 
 class HalfNetwork(nn.Module):
-    """A network that computes in float16 behind float32 inputs and outputs, so that callers need not care."""
+    """A network that computes in float16 between float32 inputs and outputs, so that callers see no difference."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).half()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """As the network's own."""
+        """Run the network in float16; inputs and outputs are those of the network, in float32."""
         return tuple(head_map.float() for head_map in self.network(images.half()))
 
 
 class _HeadMaps(Detect):
     """The detection head without the reshape.
 
-    A `Detect`, for the properties of the detector read it, and tracers read every property.
+    It is a `Detect` because properties of the detector read it, and tracers read every property.
     """
 
     @classmethod
     def of(cls, detector: Detector) -> _HeadMaps:
-        """With the convolutions of the detector's head."""
+        """Build the head from the convolutions of the detector's head."""
         spec, convs = detector.spec, detector.head.m
         in_channels = [conv.in_channels for conv in convs if isinstance(conv, nn.Conv2d)]
         maps = cls(num_classes=spec.num_classes, anchors=spec.anchors, strides=spec.strides, in_channels=in_channels)
@@ -67,14 +67,14 @@ class _HeadMaps(Detect):
 
 
 def ready_for_export(model: Detector) -> nn.Module:
-    """A copy of a network made of what every runtime knows, with the same numbers.
+    """Copy a network with the same outputs, made only of operators that every runtime supports.
 
     Args:
-        model: Dense or pruned; not touched.
+        model: Dense or pruned network; it is not changed.
 
     Returns:
-        On the CPU, float32, evaluation mode, no gradients: images (B, 3, H, W) RGB in [0, 1] to a tuple of head
-        maps (B, A * (5 + nc), H / stride, W / stride), before the sigmoid.
+        A network on the CPU, in float32 and evaluation mode, without gradients. It maps images (B, 3, H, W) RGB in
+        [0, 1] to a tuple of head maps (B, A * (5 + nc), H / stride, W / stride), before the sigmoid.
     """
     fused = fuse(copy.deepcopy(model).float().cpu())
     for parent in list(fused.modules()):
@@ -85,14 +85,14 @@ def ready_for_export(model: Detector) -> nn.Module:
 
 
 def fold_focus(focus: Focus) -> nn.Sequential:
-    """Focus and its k x k convolution as one 2k x 2k convolution of stride 2.
+    """Turn Focus and its k x k convolution into one 2k x 2k convolution of stride 2.
 
     Focus puts pixel (2y + row, 2x + column) into channel group (column, row) at (y, x). A weight at (u, v) of that
-    group is therefore the weight at (2u + row, 2v + column) of a kernel that moves by two pixels: only an order of
-    the same numbers. Slices with steps are what pnnx cannot convert.
+    group is therefore the weight at (2u + row, 2v + column) of a kernel that moves by two pixels: the same values
+    in another order. It is needed because pnnx cannot convert slices with steps.
 
     Args:
-        focus: With its batch norm already folded.
+        focus: Focus whose batch norm is already folded.
 
     Returns:
         The convolution and its activation.
@@ -114,5 +114,5 @@ def fold_focus(focus: Focus) -> nn.Sequential:
         folded.weight.copy_(grouped.permute(0, 3, 4, 2, 5, 1).reshape(folded.weight.shape))
         if conv.bias is not None and folded.bias is not None:
             folded.bias.copy_(conv.bias)
-    # Named, for the names of exported layers come from here.
+    # These names become the names of exported layers.
     return nn.Sequential(OrderedDict(conv=folded, bn=focus.conv.bn, act=focus.conv.act))

@@ -1,4 +1,4 @@
-"""`ModelSpec`: all that is needed to rebuild a network, dense or pruned, without code and without pickle."""
+"""`ModelSpec`: the data that rebuild a network, dense or pruned, without its code or pickle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from models.anchors import Anchors, anchor_rows, check_anchors
 from models.layer_table import LayerSpec, check_layer, freeze, head_strides, scale_layer, thaw
 from utils.errors import ConfigError
-from utils.files import read_yaml, write_yaml
+from utils.storage.files import read_yaml, write_yaml
 
 MODELS_FOLDER = Path(__file__).parent
 
@@ -34,11 +34,11 @@ class ModelSpec:
     """A network as data.
 
     Attributes:
-        num_classes: At least 1.
-        anchors: One row per head, in pixels: w, h, w, h, ...
+        num_classes: Number of classes, at least 1.
+        anchors: Anchor sizes in pixels, one row w, h, w, h, ... per head.
         strides: Pixels per cell of each head.
         layers: Rows of the layer list, already scaled; the last one is Detect.
-        widths: Output channels of every convolution that differs from what `layers` implies, by the module
+        widths: Output channels of every convolution where they differ from what `layers` implies, by the module
             path of its block, such as `model.4.cv1` or `model.4.m.0.cv2`.
     """
 
@@ -62,12 +62,12 @@ class ModelSpec:
 
     @property
     def num_anchors(self) -> int:
-        """Anchors per head."""
+        """Number of anchors per head."""
         return len(self.anchors[0]) // 2
 
     @property
     def max_stride(self) -> int:
-        """What image sides must be a multiple of."""
+        """Largest stride in pixels; image sides must be multiples of it."""
         return max(self.strides)
 
     @classmethod
@@ -78,15 +78,15 @@ class ModelSpec:
         num_classes: int | None = None,
         anchors: Sequence[Sequence[float]] | None = None,
     ) -> ModelSpec:
-        """Read a v5.0 model YAML; a name such as `yolov5s.yaml` is also looked for among the shipped ones.
+        """Read a v5.0 model YAML, by path or by the name of a shipped one, such as `yolov5s.yaml`.
 
         Args:
             path: File, or name of a shipped one with or without `.yaml`.
-            num_classes: Replaces the file's `nc`.
-            anchors: Replaces the file's anchors: pixels, one row per head.
+            num_classes: Number of classes in place of the file's `nc`.
+            anchors: Anchors in place of the file's: pixels, one row per head.
 
         Raises:
-            ConfigError: Names the file, the layer and what is wrong with it.
+            ConfigError: The file does not describe a network; the message names the file, the layer and the fault.
         """
         found = find_model_yaml(path)
         values = read_yaml(found, what="model")
@@ -101,7 +101,7 @@ class ModelSpec:
         num_classes: int | None = None,
         anchors: Sequence[Sequence[float]] | None = None,
     ) -> ModelSpec:
-        """As `from_yaml`, from the mapping such a file holds; `where` names it in messages."""
+        """Build the spec from the content of a model YAML, as `from_yaml`; `where` names its origin in messages."""
         try:
             _check_keys(values)
             layers = _scaled_layers(values)
@@ -121,11 +121,11 @@ class ModelSpec:
         """Rebuild from `to_dict`; `where` names its origin in messages.
 
         Raises:
-            ConfigError: A key is missing or a value has another form, or it describes a classifier.
+            ConfigError: A key is missing, a value has another form, or the data describe a classifier.
         """
         if "kind" in values:
             raise ConfigError(
-                f"{where}: of a {values['kind']}, expected of a detector; val.py, quantize.py and export.py take "
+                f"{where}: got a {values['kind']}, expected a detector; val.py, quantize.py and export.py take "
                 "classifiers, with --data mnist, cifar10 or an .npz"
             )
         try:
@@ -148,7 +148,7 @@ class ModelSpec:
             ) from None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON and checkpoints."""
+        """Return the spec as plain data for JSON and checkpoints."""
         return {
             "num_classes": self.num_classes,
             "anchors": thaw(self.anchors),
@@ -174,16 +174,16 @@ class ModelSpec:
         write_yaml(path, values)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the canonical JSON: equal specs have equal fingerprints."""
+        """Return SHA-256 of the canonical JSON: equal specs have equal fingerprints."""
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def find_model_yaml(path: str | Path) -> Path:
-    """The file itself where it exists, else the shipped one of that name.
+    """Return the file itself if it exists, else the shipped one of that name.
 
     Raises:
-        ConfigError: Neither exists; lists the shipped names.
+        ConfigError: Neither exists; the message lists the shipped names.
     """
     path = Path(path)
     for candidate in (path, MODELS_FOLDER / path.name, MODELS_FOLDER / f"{path.name}.yaml"):
@@ -194,7 +194,7 @@ def find_model_yaml(path: str | Path) -> Path:
 
 
 def has_explicit_anchors(path: str | Path) -> bool:
-    """Whether the model YAML gives anchor sizes, not only how many there are per head."""
+    """Return whether the model YAML gives anchor sizes, not only their number per head."""
     return isinstance(read_yaml(find_model_yaml(path), what="model").get("anchors"), list)
 
 
@@ -206,15 +206,15 @@ def _check_keys(values: Mapping[str, Any]) -> None:
         raise ConfigError(f"ch is {values['ch']!r}; only images of 3 channels are supported")
     for key in ("backbone", "head"):
         if not isinstance(values.get(key), list | tuple):
-            raise ConfigError(f"{key} is missing or no list, expected rows [from, number, module, arguments]")
+            raise ConfigError(f"{key} is missing or not a list, expected rows [from, number, module, arguments]")
     for key in ("depth_multiple", "width_multiple"):
         value = values.get(key, 1.0)
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise ConfigError(f"{key} is {value!r}, expected a number above 0")
     if not isinstance(values.get("widths") or {}, Mapping):
-        raise ConfigError("widths is no mapping; expected convolution: channels")
+        raise ConfigError("widths is not a mapping; expected convolution: channels")
     if not isinstance(values.get("strides", []), list | tuple):
-        raise ConfigError("strides is no list, expected pixels per cell of each head")
+        raise ConfigError("strides is not a list, expected pixels per cell of each head")
 
 
 def _scaled_layers(values: Mapping[str, Any]) -> tuple[LayerSpec, ...]:

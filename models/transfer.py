@@ -1,4 +1,4 @@
-"""Weights carried over to a network that is not quite the one they were trained in."""
+"""Transfer of weights to a network that differs in part from the one that they were trained in."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.blocks.head import Detect
 from models.detector import Detector
-from models.head import Detect
 
 # x, y, w, h and objectness: the outputs of an anchor that do not depend on the classes.
 _BOX_OUTPUTS = 5
@@ -17,13 +17,13 @@ _BOX_OUTPUTS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class TransferReport:
-    """What came across.
+    """A summary of which tensors were transferred.
 
     Attributes:
-        loaded: Tensors of the network that were filled whole.
-        total: Tensors of the network.
-        partial: Tensors of the head of which box and objectness rows were filled.
-        skipped: Tensors of the network that were not filled at all, with the reason.
+        loaded: Number of tensors of the network that were filled completely.
+        total: Number of tensors of the network.
+        partial: Names of head tensors whose box and objectness rows alone were filled.
+        skipped: Names of tensors of the network that were not filled at all, with the reason.
     """
 
     loaded: int
@@ -32,7 +32,7 @@ class TransferReport:
     skipped: tuple[tuple[str, str], ...]
 
     def as_text(self) -> str:
-        """One line for the log."""
+        """Return the report as one line for the log."""
         text = f"loaded {self.loaded} of {self.total} tensors"
         if self.partial:
             text += f", box and objectness rows of {len(self.partial)} (the class count differs)"
@@ -46,12 +46,12 @@ class TransferReport:
 def transfer_weights_(model: Detector, state: Mapping[str, Tensor]) -> TransferReport:
     """Fill `model` with the tensors of `state` that fit by name and shape.
 
-    Where only the class count differs, the head keeps its box and objectness rows. Anchors belong to the
-    spec and stay as they are.
+    Where only the class count differs, the box and objectness rows of the head are filled. Anchors belong to the
+    spec and are not changed.
 
     Args:
-        model: Changed in place.
-        state: Names and tensors of another network.
+        model: Network, changed in place.
+        state: Tensors of another network by name.
     """
     own = {name: value for name, value in model.state_dict().items() if not name.endswith(".anchors")}
     loaded, partial, skipped = 0, [], []

@@ -1,4 +1,4 @@
-"""One view of every kind of weights file: ours, pickles of YOLOv5, plain state dictionaries."""
+"""Reader of every kind of weights file: this project's, pickles of YOLOv5, plain state dictionaries."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from models.spec import ModelSpec
-from utils.checkpoint import Checkpoint, checkpoint_from_content, is_own_checkpoint
-from utils.coco_names import default_names
+from utils.datasets.coco_names import default_names
 from utils.errors import CheckpointError, ConfigError
-from utils.foreign_checkpoint import read_foreign_checkpoint
-from utils.weights_file import as_float32, check_finite, check_weights_file, is_state, read_plain
+from utils.storage.checkpoint import Checkpoint, checkpoint_from_content, is_own_checkpoint
+from utils.storage.foreign_checkpoint import read_foreign_checkpoint
+from utils.storage.weights_file import as_float32, check_finite, check_weights_file, is_state, read_plain
 
-# Output channels of the stem tell the size.
+# Output channels of the stem -> size of the network.
 _SIZES = {16: "n", 32: "s", 48: "m", 64: "l", 80: "x"}
 # Key of the stem's weight, its kernel, index of Detect -> shipped layer list.
 _LAYOUTS = {
@@ -28,13 +28,13 @@ _LAYOUTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsFile:
-    """A network's description and numbers.
+    """A network's description and weights.
 
     Attributes:
-        spec: The network the file was saved from.
-        state: Best weights, float32.
-        names: Class names.
-        checkpoint: The whole checkpoint where the file is one of ours.
+        spec: Description of the network that the file was saved from.
+        state: Best weights by name, float32.
+        names: Class names, in order of class ids.
+        checkpoint: Whole checkpoint, if this project wrote the file.
     """
 
     spec: ModelSpec
@@ -44,10 +44,11 @@ class WeightsFile:
 
 
 def read_weights(path: str | Path) -> WeightsFile:
-    """Read any supported weights file; nothing in it is run.
+    """Read any supported weights file without running any code in it.
 
     Raises:
-        CheckpointError: Not a supported file, damaged, hostile, of an unknown network, or with numbers that are none.
+        CheckpointError: The file is not supported, damaged or hostile, its network is unknown, or a weight is not
+            finite.
     """
     path = check_weights_file(path)
     found = _read(path)
@@ -85,20 +86,20 @@ def _from_foreign(path: Path) -> WeightsFile:
 
 
 def _from_state(state: dict[str, Tensor], *, path: Path) -> WeightsFile:
-    """Find the shipped network a bare state dictionary belongs to, by its stem and its head."""
+    """Find the shipped network that a bare state dictionary belongs to, by its stem and head."""
     heads = [match for name in state if (match := re.fullmatch(r"model\.(\d+)\.anchors", name))]
     stem = next((key for key, _, _ in _LAYOUTS if key in state), None)
     if len(heads) != 1 or stem is None:
         raise CheckpointError(
-            f"weights {path} hold tensors of an unknown network; give a checkpoint or --cfg with it"
+            f"weights {path} contain tensors of an unknown network; give a checkpoint or --cfg with it"
         )
     index = int(heads[0][1])
     layout = _LAYOUTS.get((stem, state[stem].shape[-1], index))
     size = _SIZES.get(state[stem].shape[0])
     if layout is None or size is None:
         raise CheckpointError(
-            f"weights {path}: stem {tuple(state[stem].shape)} and head {index} are those of no YOLOv5 n to x; "
-            "give a checkpoint that carries its layer list"
+            f"weights {path}: stem {tuple(state[stem].shape)} and head {index} match no YOLOv5 n to x; "
+            "give a checkpoint that contains its layer list"
         )
     shipped = ModelSpec.from_yaml(layout.format(size))
     cells = state[f"model.{index}.anchors"]

@@ -1,4 +1,4 @@
-"""Channel counts: what the layer list implies, and what a pruned network really has."""
+"""Channel counts: nominal ones that the layer list implies, and actual ones of a pruned network."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Width:
-    """Channels of a tensor.
+    """The channel count of a tensor.
 
     Attributes:
-        nominal: Implied by the layer list; decides what the network does (a shortcut adds or not).
-        actual: What flows, smaller after pruning.
+        nominal: Channels that the layer list implies; they decide the structure (whether a shortcut adds).
+        actual: Channels of the tensor itself, fewer after pruning.
     """
 
     nominal: int
     actual: int
 
     def __add__(self, other: Width) -> Width:
-        """The width of two concatenated tensors."""
+        """Return the width of two concatenated tensors."""
         return Width(self.nominal + other.nominal, self.actual + other.actual)
 
 
 class Widths:
-    """Looks up the actual output channels of convolutions, by module path below a block.
+    """A look-up of the actual output channels of convolutions, by module path below a block.
 
     Args:
-        table: Module path such as `model.4.cv1` to output channels, where they differ from the nominal ones.
-        path: The block's own module path.
+        table: Output channels that differ from the nominal ones, by module path such as `model.4.cv1`.
+        path: Module path of the block.
     """
 
     def __init__(self, table: Mapping[str, int], *, path: str) -> None:
@@ -37,21 +37,21 @@ class Widths:
         self._unused = set(table)
 
     def scope(self, name: str) -> Widths:
-        """The look-up for a child block; both remember together which entries were used."""
+        """Return the look-up for a child block; parent and child share the record of unused entries."""
         child = Widths(self._table, path=f"{self._path}.{name}")
         child._unused = self._unused
         return child
 
     def conv(self, name: str, nominal: int) -> Width:
-        """Output width of the child convolution `name`."""
+        """Return the output width of the child convolution `name`."""
         return self.scope(name).own(nominal)
 
     def own(self, nominal: int) -> Width:
-        """Output width of this very block, when it is a convolution."""
+        """Return the output width of this block itself, which is a convolution."""
         self._unused.discard(self._path)
         return Width(nominal, self._table.get(self._path, nominal))
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Entries that no convolution has asked for so far."""
+        """Module paths in the table that no convolution has looked up yet."""
         return tuple(sorted(self._unused))

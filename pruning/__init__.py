@@ -1,1 +1,1 @@
-"""The heart: which channels belong together, which are worth keeping, and how the rest is cut out."""
+"""Pruning: find the channels that belong together, decide which are worth keeping, and cut out the rest."""

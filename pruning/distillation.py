@@ -1,4 +1,4 @@
-"""Knowledge distillation: a student detector learns the answers of its teacher beside the labels."""
+"""Knowledge distillation: a student detector learns from its teacher's outputs as well as from the labels."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.distributed import mean_over_ranks
-from engine.hooks import Hook, Step
-from engine.loss import DetectionLoss, LossParts, complete_iou
-from engine.trainer import Trainer
+from engine.losses.detection import DetectionLoss, LossParts, complete_iou
+from engine.training.distributed import mean_over_ranks
+from engine.training.hooks import Hook, Step
+from engine.training.trainer import Trainer
+from models.complexity import count_parameters
 from models.detector import Detector
 from models.fuse import fuse
 from models.load import load_model
 from models.spec import ModelSpec
-from utils.complexity import count_parameters
 from utils.errors import ConfigError
 
 LOGGER = logging.getLogger(__name__)
 
-# Where the teacher's objectness is lower, its box and classes are noise: labels never taught it any there.
+# Below this objectness the teacher's box and classes are noise: it was never trained on labels there.
 CONFIDENT = 0.1
 _PARTS = ("box", "obj", "cls")
 
@@ -33,15 +33,15 @@ def load_teacher(path: str | Path, *, spec: ModelSpec, names: Sequence[str]) -> 
 
     Args:
         path: Any supported weights file.
-        spec: Of the student.
-        names: The student's classes, in order of their ids.
+        spec: Specification of the student.
+        names: Class names of the student, in order of their ids.
 
     Returns:
         The network in evaluation mode, batch norms folded, float32, on the CPU.
 
     Raises:
         CheckpointError: The file cannot be read.
-        ConfigError: Its classes, strides or anchors are others.
+        ConfigError: Its classes, strides or anchors differ from the student's.
     """
     loaded = load_model(path)
     teacher = loaded.model.spec
@@ -53,14 +53,14 @@ def load_teacher(path: str | Path, *, spec: ModelSpec, names: Sequence[str]) -> 
     for what, (given, wanted) in pairs.items():
         if given != wanted:
             raise ConfigError(
-                f"--teacher {path}: its {what} are {list(given)}, those of the student {list(wanted)}; "
+                f"--teacher {path}: got {what} {list(given)}, expected the student's {list(wanted)}; "
                 "give the dense checkpoint that the student was pruned from"
             )
     return fuse(loaded.model).requires_grad_(False)
 
 
 class DistillationLoss:
-    """How far a student's answers are from its teacher's: the detection loss with the teacher in place of labels.
+    """Distance of a student's outputs from its teacher's: the detection loss with the teacher in place of labels.
 
     Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, train a student on a teacher's
     probabilities. Chen et al., "Learning Efficient Object Detection Models with Knowledge Distillation", NIPS 2017,
@@ -69,14 +69,14 @@ class DistillationLoss:
 
     Ours: classes and boxes count where the teacher's objectness is at least `CONFIDENT`, weighted by it and divided
     by the sum of the weights over all levels and processes; objectness counts in every cell. Boxes are compared by
-    CIoU; probabilities by the divergence of Kullback and Leibler, which is cross entropy less what the teacher itself
-    leaves open, so a perfect student has loss 0. There is no temperature: sigmoids of separate classes are soft
-    already. Gains and level weights are those of the detection loss, so that strength 1 makes the teacher's word
-    count about as much as the labels'.
+    CIoU, probabilities by the Kullback-Leibler divergence, which is the cross entropy minus the teacher's own
+    entropy, so a perfect student has loss 0. There is no temperature: sigmoids of separate classes are soft already.
+    Gains and level weights are those of the detection loss, so that with strength 1 the teacher counts about as
+    much as the labels.
     """
 
     def __init__(self, detection: DetectionLoss, *, device: torch.device) -> None:
-        """Args: `detection` is the student's loss, `device` that of the heads."""
+        """Take gains, level weights and anchors from the student's loss `detection`; heads are on `device`."""
         self.gains, self.balance = detection.gains, detection.balance
         self.batch_factor, self.mean_over_ranks = detection.batch_factor, detection.mean_over_ranks
         self.anchors = detection.anchors.to(device)  # (levels, A, 2) in cells
@@ -86,10 +86,10 @@ class DistillationLoss:
 
         Args:
             heads: Per level (B, A, H, W, 5 + nc), before the sigmoid.
-            answers: The same of the teacher, without gradients.
+            answers: Raw heads of the teacher, same shapes, without gradients.
 
         Returns:
-            `total` is the sum of the box, objectness and class parts times the global batch size.
+            Loss whose `total` is the sum of the box, objectness and class parts times the global batch size.
         """
         box, obj, cls, weight = (torch.zeros((), device=heads[0].device) for _ in range(4))
         for head, answer, anchors, balance in zip(heads, answers, self.anchors, self.balance, strict=True):
@@ -107,11 +107,11 @@ class DistillationLoss:
 
 
 def divergence(logits: Tensor, answers: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of independent yes-or-no probabilities, elementwise, at least 0.
+    """Compute the elementwise Kullback-Leibler divergence of independent binary probabilities, at least 0.
 
     Args:
-        logits: Of the student, before the sigmoid, float32.
-        answers: Of the teacher, same shape.
+        logits: Logits of the student, before the sigmoid, float32.
+        answers: Logits of the teacher, same shape.
     """
     wanted = answers.sigmoid()
     cross_entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
@@ -119,33 +119,36 @@ def divergence(logits: Tensor, answers: Tensor) -> Tensor:
 
 
 def _anchor_of_rows(head: Tensor, anchors: Tensor) -> Tensor:
-    """The anchor (w, h) of each row of `head` (B, A, H, W, ...) flattened: (B * A * H * W, 2)."""
+    """Return the anchor (w, h) of each row of the flattened `head` (B, A, H, W, ...): (B * A * H * W, 2)."""
     batch, num_anchors, height, width = head.shape[:4]
     return anchors.view(1, num_anchors, 1, 1, 2).expand(batch, -1, height, width, -1).reshape(-1, 2)
 
 
 def _confident(own: Tensor, taught: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted sums over the cells where the teacher is confident: 1 - CIoU, class divergence, and the weights.
+    """Sum 1 - CIoU, class divergence and weights over the cells where the teacher is confident.
 
     Args:
-        own: (N, 5 + nc) raw outputs of the student.
-        taught: (N, 5 + nc) raw outputs of the teacher.
-        anchors: (N, 2) in cells.
+        own: Raw outputs of the student (N, 5 + nc).
+        taught: Raw outputs of the teacher (N, 5 + nc).
+        anchors: Anchor of each row (N, 2) in cells.
+
+    Returns:
+        The weighted sum of 1 - CIoU, the weighted sum of the mean class divergence, and the sum of the weights.
     """
     confidence = taught[:, 4].float().sigmoid()
     place = (confidence >= CONFIDENT).nonzero().squeeze(1)  # (M,)
     weights, sizes = confidence[place], anchors[place]
-    # An embedding adds up its gradient in a fixed order; plain indexing, by whichever thread is first.
+    # An embedding accumulates its gradient in a fixed order; plain indexing does so in the order of the threads.
     own, taught = F.embedding(place, own).float(), taught[place].float()
     iou = complete_iou(_boxes(own, sizes), _boxes(taught, sizes))
     box = (weights * (1 - iou)).sum()
-    if own.shape[1] == 6:  # a single class needs no telling apart
+    if own.shape[1] == 6:  # a single class has no class loss
         return box, own[:, 5:].sum() * 0, weights.sum()
     return box, (weights * divergence(own[:, 5:], taught[:, 5:]).mean(1)).sum(), weights.sum()
 
 
 def _boxes(rows: Tensor, anchors: Tensor) -> Tensor:
-    """(M, 4) cx, cy relative to the cell, w, h, all in cells, of raw outputs (M, 5 + nc)."""
+    """Decode raw outputs (M, 5 + nc) to boxes (M, 4): cx, cy relative to the cell, w, h, all in cells."""
     values = rows[:, :4].sigmoid() * 2
     return torch.cat((values[:, :2] - 0.5, values[:, 2:] ** 2 * anchors), 1)
 
@@ -153,19 +156,19 @@ def _boxes(rows: Tensor, anchors: Tensor) -> Tensor:
 class DistillationHook(Hook):
     """Adds `strength` times the distillation loss to the loss of every step.
 
-    The teacher sees the very pictures the student saw, in the same precision. It has no state to resume, draws no
-    random numbers and is no part of the student, whose batch norms, averages and checkpoints never see it. Each
-    process of a distributed run has a teacher of its own.
+    The teacher runs on the same images as the student, in the same precision. It has no state to resume, draws no
+    random numbers and is not part of the student: batch norms, averages and checkpoints do not include it. Each
+    process of a distributed run has its own teacher.
     """
 
     def __init__(self, teacher: Detector, *, strength: float) -> None:
-        """Args: `teacher` is as `load_teacher` gives it; `strength` is positive."""
+        """Take a teacher from `load_teacher` and a positive strength."""
         self.teacher, self.strength = teacher, strength
-        # Summed on the device: reading a number every step would make the host wait for it.
+        # Summed on the device: reading a value every step would make the host wait for it.
         self._sums, self._steps = torch.zeros(len(_PARTS)), 0
 
     def before_training(self, trainer: Trainer) -> None:
-        """Bring the teacher to the student's device."""
+        """Move the teacher to the student's device."""
         device = trainer.settings.device
         self.teacher = self.teacher.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         assert isinstance(trainer.loss, DetectionLoss)
@@ -173,11 +176,11 @@ class DistillationHook(Hook):
         self._sums = self._sums.to(device)
         sizes = [count_parameters(model) / 1e6 for model in (self.teacher, trainer.model)]
         LOGGER.info(
-            "distillation: teacher of %.2f M parameters, student of %.2f M, strength %g", *sizes, self.strength
+            "distillation: teacher with %.2f M parameters, student with %.2f M, strength %g", *sizes, self.strength
         )
 
     def after_loss(self, trainer: Trainer, step: Step) -> Tensor:
-        """The step's loss with the distillation loss added."""
+        """Return the loss of the step with the distillation loss added."""
         kind = trainer.settings.autocast
         with torch.no_grad(), torch.autocast(step.images.device.type, dtype=kind, enabled=kind is not None):
             answers = self.teacher(step.images)
@@ -186,7 +189,7 @@ class DistillationHook(Hook):
         return step.loss + self.strength * result.total
 
     def epoch_end(self, trainer: Trainer) -> None:
-        """Report the epoch's mean parts, before strength: to the log, results.csv and TensorBoard."""
+        """Report the epoch's mean loss parts, before strength, to the log, results.csv and TensorBoard."""
         means = mean_over_ranks(self._sums / self._steps).tolist()
         trainer.state.extra |= {f"distill/{name}_loss": value for name, value in zip(_PARTS, means, strict=True)}
         LOGGER.info("distillation: box %.4f obj %.4f cls %.4f", *means)

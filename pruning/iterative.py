@@ -1,11 +1,12 @@
-"""Prune a little, train a little, again and again: Molchanov et al., ICLR 2017 (arXiv 1611.06440).
+"""Prune a little and train a little in rounds: Molchanov et al., ICLR 2017 (arXiv 1611.06440).
 
-Each round ranks all channels anew by Taylor expansion, removes the lowest of the whole network, and makes a few
-updates. At the end comes a longer training at a smaller rate. The network is cut in every round, so rounds get
-cheaper; nothing is masked.
+Each round ranks all channels anew by Taylor expansion, removes the least important ones of the whole network, and
+makes a few updates. A longer training at a smaller rate follows at the end. The network is cut in every round, so
+rounds get cheaper; nothing is masked.
 
-Widths are rounded in every round: a layer keeps its width until enough of its channels rank low, and then goes to the
-next allowed one. Rounding at the end alone could only go down, since channels that were cut do not come back.
+Widths are rounded in every round: a layer keeps its width until enough of its channels rank low, and then drops to
+the next allowed one. If widths were rounded only at the end, they could only be rounded down, since channels that
+were cut do not come back.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
-from pruning.allocation import Allocator, ranks_among
-from pruning.channel_ids import FloatArray, IntArray
-from pruning.cost import ChannelCost, CostQuantity, per_cost
-from pruning.criteria import num_ids
-from pruning.graph import ChannelGraph
-from pruning.planning import free_ids
-from pruning.rounding import Rounding
-from pruning.shortcuts import Shortcuts
-from pruning.surgery import cut
-from pruning.taylor import taylor_importance
-from pruning.training_task import BatchT, TrainingTask
+from engine.training.task import BatchT, TrainingTask
+from pruning.channels.graph import ChannelGraph
+from pruning.channels.ids import FloatArray, IntArray
+from pruning.choices import CostQuantity, Shortcuts
+from pruning.importance.cost import ChannelCost, per_cost
+from pruning.importance.criteria import num_ids
+from pruning.importance.taylor import taylor_importance
+from pruning.selection.allocation import Allocator, ranks_among
+from pruning.selection.planner import free_ids
+from pruning.selection.rounding import Rounding
+from pruning.surgery.cut import cut
 from utils.errors import ConfigError
 
 LOGGER = logging.getLogger(__name__)
@@ -47,18 +48,18 @@ class IterativeSettings:
 
     Attributes:
         ratio: Share of `quantity` to remove, in (0, 1).
-        quantity: What is counted: prunable channels, multiply-adds or parameters.
+        quantity: Quantity that is counted: prunable channels, multiply-adds or parameters.
         step: Channels removed per round, at least 1; the well-known figure for a large network is 512.
-        rank_batches: Batches each ranking sees.
+        rank_batches: Batches that each ranking is measured on.
         updates: Optimiser steps after each round.
-        lr: Their learning rate.
+        lr: Learning rate of the steps after each round.
         final_updates: Optimiser steps at the end.
-        final_lr: Their learning rate, usually 10 to 100 times smaller.
-        shortcuts: "tied" prunes channels that additions join together, "skip" leaves them.
-        min_channels: Fewest that stay of the channels that the same layers make.
-        rounding: Of their number.
-        protect: Patterns of paths of layers that stay whole.
-        cost_power: Importance is divided by what a channel costs in `quantity`, to this power.
+        final_lr: Learning rate of the steps at the end, usually 10 to 100 times smaller.
+        shortcuts: "tied" prunes channels that additions join together, "skip" keeps them.
+        min_channels: Fewest channels to keep of those that the same layers produce.
+        rounding: Rounding of the number of channels that the same layers produce.
+        protect: Patterns of paths of layers that are not pruned.
+        cost_power: Power of a channel's cost in `quantity` by which its importance is divided.
     """
 
     ratio: float
@@ -85,14 +86,15 @@ class IterativeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """What a round left behind; with the network, all that going on needs.
+    """State after a round; together with the network, all that is needed to continue.
 
     Attributes:
         number: Rounds so far; 0 before the first.
         now: Prunable channels, multiply-adds and parameters of the network.
-        dense: The same before the first round.
-        loss: Mean over the updates of the round.
-        kept: By path of each convolution and linear layer, which outputs of the network before the first round stay.
+        dense: Prunable channels, multiply-adds and parameters before the first round.
+        loss: Mean loss over the updates of the round.
+        kept: Indices of the kept output channels, counted in the network before the first round, by path of each
+            convolution and linear layer.
     """
 
     number: int
@@ -103,21 +105,26 @@ class Round:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Round:
-        """Rebuild from the fields as plain data; KeyError or TypeError where they are others."""
+        """Rebuild from the fields as plain data.
+
+        Raises:
+            KeyError: The field `kept` is missing.
+            TypeError: Other fields are missing, or there are unknown ones.
+        """
         return cls(**{**values, "kept": {name: tuple(indices) for name, indices in values["kept"].items()}})
 
     def as_text(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
         shares = ", ".join(
             f"{100 * self.now[name] / whole:.1f} % of {_WORDS[name]}" for name, whole in self.dense.items()
         )
         return f"round {self.number}: {shares} left, loss {self.loss:.4f}"
 
 
-# What is left of a network without some channels.
+# Returns the amounts that remain of a network without some channels.
 AmountsFn = Callable[[IntArray], Mapping[Quantity, float]]
 
-# Told of each round and the network it left, for instance to write a checkpoint.
+# Called with each round and the network after it, for instance to write a checkpoint.
 RoundCallback = Callable[[Round, nn.Module], None]
 
 
@@ -130,22 +137,22 @@ def prune_iteratively(
     start: Round | None = None,
     on_round: RoundCallback | None = None,
 ) -> tuple[nn.Module, Round]:
-    """Rank, remove, fine-tune until the network is small enough, then fine-tune for longer.
+    """Rank, remove and fine-tune until the network is small enough, then fine-tune for longer.
 
     Args:
-        model: Untouched.
-        task: What it is trained for.
-        settings: How far, in which steps.
-        image_chw: An image the network takes; multiply-adds are counted on it.
-        start: The round that left `model`, to go on after it with the same result as without the break.
-        on_round: Called after every round.
+        model: Network; it is not changed.
+        task: Task that the network is trained for.
+        settings: How far to prune, and in which steps.
+        image_chw: Channels, height and width of an image that the network accepts; multiply-adds are counted for it.
+        start: Round that produced `model`, to continue after it with the same result as without an interruption.
+        on_round: Callback after every round.
 
     Returns:
-        The pruned, trained network, and its last round.
+        The pruned, trained network, and the state after the last round.
 
     Raises:
         PruningError: The network cannot become so small; the message says how small it can.
-        TrainingError: The loss is no number any more.
+        TrainingError: The loss is NaN or infinite.
     """
     state = start or before_rounds(model, settings=settings, image_chw=image_chw)
     pruned = model
@@ -157,16 +164,16 @@ def prune_iteratively(
         LOGGER.info("%s, %.1f min left", state.as_text(), minutes)
         if on_round is not None:
             on_round(state, pruned)
-    # The network of the last round may be in the hands of the caller.
+    # The callback may have kept the network of the last round.
     pruned = copy.deepcopy(pruned)
     if settings.final_updates:
         loss = task.train_(pruned, updates=settings.final_updates, lr=settings.final_lr, number=state.number + 1)
-        LOGGER.info("last %d updates at rate %g: loss %.4f", settings.final_updates, settings.final_lr, loss)
+        LOGGER.info("last %d updates at learning rate %g: loss %.4f", settings.final_updates, settings.final_lr, loss)
     return pruned, state
 
 
 def before_rounds(model: nn.Module, *, settings: IterativeSettings, image_chw: tuple[int, int, int]) -> Round:
-    """The state to start from, once it is known that the rounds can reach their goal.
+    """Return the state before the first round, after a check that the rounds can reach their goal.
 
     Raises:
         PruningError: The network cannot become so small; the message says how small it can.
@@ -183,7 +190,7 @@ def before_rounds(model: nn.Module, *, settings: IterativeSettings, image_chw: t
 
 
 def _goal(state: Round, settings: IterativeSettings) -> float:
-    """The largest whole amount that is small enough; a share such as 113 / 226 may be off by a rounding error."""
+    """Return the largest whole amount that is small enough, allowing for rounding of a share such as 113 / 226."""
     return math.floor(state.dense[settings.quantity] * (1 - settings.ratio) + 1e-6)
 
 
@@ -195,7 +202,7 @@ def _next_round(
     settings: IterativeSettings,
     image_chw: tuple[int, int, int],
 ) -> tuple[nn.Module, Round]:
-    """A smaller network, trained a little, and what is left of it."""
+    """Prune one step and train a little; return the smaller network and the state after the round."""
     number = state.number + 1
     graph = ChannelGraph.of(model, image_chw=image_chw)
     cost = ChannelCost.of(model, graph, image_chw)
@@ -222,7 +229,7 @@ def _allocator(
     candidates = free_ids(model, graph, shortcuts=settings.shortcuts, protect=settings.protect)
     return Allocator(
         graph=graph,
-        # Channels that never fire are all 0, and a step takes some of them.
+        # Channels that never fire all have importance 0; ranks let a step take only some of them.
         importance=ranks_among(candidates, importance),
         candidates=candidates,
         rounding=settings.rounding,
@@ -231,7 +238,7 @@ def _allocator(
 
 
 def _lowest(allocator: Allocator, amounts: AmountsFn, *, settings: IterativeSettings, goal: float) -> IntArray:
-    """The channels of a round: a step, or as many more as rounding asks; fewer where those reach the goal already."""
+    """Choose the channels to drop in a round: one step, more if rounding needs it, fewer if they reach the goal."""
     most = allocator.at(float("inf")).dropped
     step = min(settings.step, len(most))
     dropped = allocator.at_cost(lambda ids: -len(ids), -step, what="channels").dropped
@@ -249,7 +256,7 @@ def _fewest_for_goal(allocator: Allocator, amounts: AmountsFn, settings: Iterati
 def _still_kept(
     kept: Mapping[str, tuple[int, ...]], graph: ChannelGraph, dropped: IntArray
 ) -> dict[str, tuple[int, ...]]:
-    """Of the outputs that were kept so far, those that are after this cut too, by layer."""
+    """Return the outputs of each layer that were kept so far and are kept by this cut."""
     return {
         name: tuple(np.array(indices)[~np.isin(graph.layers[name].output_ids, dropped)].tolist())
         for name, indices in kept.items()

@@ -1,1 +1,1 @@
-"""Arbitrary-bit quantisation: observers, a quantised network in three modes, integer-only inference, storage."""
+"""Quantisation to any number of bits: observers, a network in three modes, integer-only inference, storage."""

@@ -1,4 +1,4 @@
-"""From a calibrated graph to the integers of an `IntegerProgram`."""
+"""Convert a calibrated graph to the integer operations of an `IntegerProgram`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quantization.affine import Grid, quantise, weight_integers
-from quantization.fixed_point import common_fixed_point, fixed_point
-from quantization.graph import Graph, Node
-from quantization.program import Affine, FloatArray, IntArray, Operation
+from quantization.lowering.graph import Graph, Node
+from quantization.program.program import Affine, FloatArray, IntArray, Operation
+from quantization.ranges.affine import Grid, common_fixed_point, fixed_point, quantise, weight_integers
 from utils.errors import QuantizationError
 
 _INT32 = 2**31 - 1
@@ -20,13 +19,13 @@ _INT32 = 2**31 - 1
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layer:
-    """What a node with weights is made of.
+    """Weights of a node and their quantisation.
 
     Attributes:
-        weight: (O, ...) real numbers.
-        bias: (O,) real numbers.
-        grid: How the weight becomes integers.
-        bits: Of the weight.
+        weight: Real weights (O, ...).
+        bias: Real biases (O,).
+        grid: Scales and zero points of the weight.
+        bits: Number of bits of the weight.
     """
 
     weight: Tensor
@@ -39,16 +38,16 @@ class Layer:
 def operations_of(
     graph: Graph, *, affines: Mapping[str, Affine], layers: Mapping[str, Layer], dtype: torch.dtype
 ) -> tuple[Operation, ...]:
-    """Every node as an operation on integers.
+    """Convert every node to an operation on integers.
 
     Args:
-        graph: The network.
-        affines: Of the results of nodes with a scale of their own, by name.
-        layers: Of nodes with weights, by name.
-        dtype: In which tables are computed.
+        graph: Network to convert.
+        affines: Scale and zero point of each node that has its own, by name.
+        layers: Weights of each node that has some, by name.
+        dtype: Type in which lookup tables are computed.
 
     Raises:
-        QuantizationError: A function gives NaN for a number that it may be given.
+        QuantizationError: A function returns NaN for an input within its range.
     """
     operations = []
     for node in graph.nodes.values():
@@ -80,7 +79,7 @@ def operations_of(
 
 
 def reach(affine: Affine) -> int:
-    """Largest magnitude of an integer less its zero point."""
+    """Return the largest magnitude of an integer minus the zero point."""
     return max(affine.high - affine.zero_point, affine.zero_point - affine.low)
 
 
@@ -111,8 +110,9 @@ def _table(node: Node, source: Affine, output: Affine, dtype: torch.dtype) -> In
     values = node.function((integers - source.zero_point).to(dtype) * source.scale).clamp(*node.clamp)
     if values.isnan().any():
         raise QuantizationError(
-            f"{node.name}: its function gives NaN for a number between {source.low} and {source.high} times "
-            f"{source.scale:.3g}; use a function that is defined there"
+            f"{node.name}: its function returns NaN for an input between "
+            f"{(source.low - source.zero_point) * source.scale:.3g} and "
+            f"{(source.high - source.zero_point) * source.scale:.3g}; use a function that is defined there"
         )
     table: IntArray = quantise(values, output).numpy()
     return table
@@ -141,7 +141,7 @@ def _mean_factors(node: Node, inputs: Inputs, output: Affine) -> dict[str, IntAr
 
 
 def _multipliers(wanted: list[tuple[float, int]]) -> dict[str, IntArray]:
-    """Integer factors from pairs of a real one and the bound of what it multiplies."""
+    """Convert pairs of a real factor and the bound of its operand to integer multipliers and shifts."""
     pairs = [fixed_point(real, bound=bound) for real, bound in wanted]
     return {
         "multiplier": np.array([multiplier for multiplier, _ in pairs], dtype=np.int64),

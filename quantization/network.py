@@ -1,4 +1,4 @@
-"""`QuantizedNetwork`: one network in real numbers, in rounded ones, and in integers alone."""
+"""`QuantizedNetwork`: one network in floating point, with simulated rounding, and in integers only."""
 
 from __future__ import annotations
 
@@ -10,34 +10,33 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from quantization.affine import Grid, dequantise, fake_bias, fake_quantise, fake_weight, quantise
+from models.fingerprint import network_fingerprint
 from quantization.assembly import Layer, operations_of
-from quantization.bits import BitPlan, planned_bits
-from quantization.calibration import Calibration
-from quantization.config import QuantConfig
-from quantization.executor import Executor
-from quantization.float_ops import computed
-from quantization.graph import MOVERS, Graph, Node
-from quantization.lowering import lower
-from quantization.program import Affine, IntegerProgram
-from quantization.weights import weight_grid
+from quantization.execution.executor import Executor
+from quantization.lowering.float_ops import computed
+from quantization.lowering.graph import MOVERS, Graph, Node
+from quantization.lowering.lower import lower
+from quantization.program.program import Affine, IntegerProgram
+from quantization.ranges.affine import Grid, dequantise, fake_bias, fake_quantise, fake_weight, quantise, weight_grid
+from quantization.ranges.bits import BitPlan, planned_bits
+from quantization.ranges.config import QuantConfig
+from quantization.ranges.observers import Calibration
 from utils.errors import DataError, QuantizationError
-from utils.fingerprint import network_fingerprint
 
 Mode: TypeAlias = Literal["float", "fake", "integer"]
-# One tensor, or several where the network gives several.
+# One tensor, or several if the network returns several.
 Outputs: TypeAlias = Tensor | tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Prepared:
-    """A network in integers.
+    """An integer program and the weights that it was made from.
 
     Attributes:
-        state: Address and count of changes of each of its weights.
-        weights: Kept, so that no later tensor gets the address of one of them.
-        program: Made of them.
-        executor: Of the program.
+        state: Address and version of each weight.
+        weights: The weights, kept so that no later tensor reuses the address of one of them.
+        program: Program made from the weights.
+        executor: Executor of the program.
     """
 
     state: tuple[tuple[int, int], ...]
@@ -50,13 +49,13 @@ class QuantizedNetwork(nn.Module):
     """A network whose parameters are real weights with batch norms folded in, under their old paths in `layers`.
 
     Attributes:
-        graph: Its operations.
-        mode: What `forward` does. float: real numbers. fake: real numbers rounded where integers would be, with
-            gradients that pass through the rounding. integer: integers between input and output, on the CPU.
-        config: The settings it is quantised by.
-        bits: Of each weight and value; those of `config` until `set_bits_`.
-        fingerprint: Of the network it was made from.
-        image_shape: (C, H, W) it was made for.
+        graph: Operations of the network.
+        mode: Arithmetic of `forward`. float: floating point. fake: floating point, rounded wherever integers would
+            be, with gradients that pass through the rounding. integer: integers between input and output, on the CPU.
+        config: Settings of the quantisation.
+        bits: Number of bits of each weight and value; those of `config` until `set_bits_`.
+        fingerprint: Fingerprint of the network that it was made from.
+        image_shape: Shape (C, H, W) of the images that it was made for.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class QuantizedNetwork(nn.Module):
         self._prepared: _Prepared | None = None
 
     def _without_weights(self, node: Node) -> Node:
-        """Make the weights of a node parameters; the node is told without them."""
+        """Register the weights of a node as parameters; return the node without them."""
         if node.weight is None or node.bias is None:
             return node
         place = self.layers
@@ -89,19 +88,19 @@ class QuantizedNetwork(nn.Module):
         return replace(node, weight=None, bias=None)
 
     def weights(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
-        """Weight and bias of a node that has some."""
+        """Return the weight and bias of a node that has some."""
         place = self.layers.get_submodule(name)
         return place.get_parameter("weight"), place.get_parameter("bias")
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor]) -> None:
-        """Learn the range of every value from images; what was learnt before is forgotten.
+        """Measure the range of every value on images; earlier calibration is discarded.
 
         Args:
-            batches: Each (B, C, H, W), as the network takes them.
+            batches: Images (B, C, H, W), preprocessed for the network.
 
         Raises:
-            DataError: There are none, or NaN or infinite numbers come out somewhere.
+            DataError: There are no images, or a value becomes NaN or infinite.
         """
         calibration = Calibration(self.graph, self.config)
         for images in batches:
@@ -111,11 +110,11 @@ class QuantizedNetwork(nn.Module):
         self.set_bits_(self.bits)
 
     def set_config_(self, config: QuantConfig) -> None:
-        """Quantise by other settings, with the ranges that were learnt from the same images.
+        """Change the settings without calibrating anew.
 
         Raises:
-            ConfigError: A pattern of `config.layers` fits no layer.
-            DataError: It is not calibrated.
+            ConfigError: A pattern of `config.layers` matches no layer.
+            DataError: The network is not calibrated.
         """
         bits = planned_bits(self.graph, config)
         self.config = config
@@ -123,14 +122,14 @@ class QuantizedNetwork(nn.Module):
         self.set_bits_(bits)
 
     def set_bits_(self, bits: BitPlan, *, grids: Mapping[str, Grid] | None = None) -> None:
-        """Give each weight and value so many bits; None leaves it a real number, in fake mode.
+        """Set the number of bits of each weight and value; with None it is not quantised in fake mode.
 
         Args:
-            bits: By name of the node.
-            grids: Scales of weights to keep as they are; see `hold_grid_`.
+            bits: Bits by name of the node.
+            grids: Fixed scales of weights; see `hold_grid_`.
 
         Raises:
-            DataError: It is not calibrated.
+            DataError: The network is not calibrated.
         """
         self._affines = {
             name: self._calibration.affine(name, number) for name, number in bits.values.items() if number is not None
@@ -140,10 +139,10 @@ class QuantizedNetwork(nn.Module):
         self._prepared = None
 
     def forward(self, images: Tensor) -> Outputs:
-        """Images (B, C, H, W) to what the network gives, in every mode as real numbers.
+        """Compute the outputs for images (B, C, H, W), as floating point in every mode.
 
         Raises:
-            QuantizationError: It is to compute in integers and some numbers have none.
+            QuantizationError: The mode is "integer" and the network is not calibrated, or has values without bits.
         """
         if self.mode == "integer":
             outputs = self._in_integers(images)
@@ -155,11 +154,11 @@ class QuantizedNetwork(nn.Module):
         return outputs[0] if self.graph.is_single else tuple(outputs)
 
     def rounded(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
-        """The result of a node in fake mode; the input is given the images."""
+        """Compute the result of a node in fake mode; the input node reads the images."""
         return self._result(node, inputs, is_rounded=True)
 
     def _values(self, images: Tensor, *, is_rounded: bool) -> Iterator[tuple[str, Tensor]]:
-        """The result of every node by name, held no longer than it is read."""
+        """Yield the name and result of every node, keeping each result only until its last use."""
         return self.graph.results(images, partial(self._result, is_rounded=is_rounded))
 
     def _result(self, node: Node, inputs: Sequence[Tensor], *, is_rounded: bool) -> Tensor:
@@ -171,7 +170,7 @@ class QuantizedNetwork(nn.Module):
         return fake_quantise(result, affine) if affine else result
 
     def rounded_weights(self, node: Node) -> tuple[Tensor, Tensor]:
-        """Weight and bias of a node in fake mode."""
+        """Return the weight and bias of a node in fake mode."""
         weight, bias = self.weights(node.name)
         grid, source = self.grid(node), self.affine_of(node.inputs[0])
         if grid is None:
@@ -180,7 +179,7 @@ class QuantizedNetwork(nn.Module):
         return fake_weight(weight, grid), rounded
 
     def grid(self, node: Node) -> Grid | None:
-        """How the weight of a node becomes integers; None where it stays in real numbers."""
+        """Return the scales and zero points of a node's weight; None if it is not quantised."""
         bits, source = self.bits.weights[node.name], self.affine_of(node.inputs[0])
         if bits is None or node.name in self._held_grids:
             return self._held_grids.get(node.name)
@@ -189,24 +188,24 @@ class QuantizedNetwork(nn.Module):
         return weight_grid(weight, bias, bits=bits, config=self.config, input_scale=scale)
 
     def hold_grid_(self, name: str, grid: Grid) -> None:
-        """Keep the scale of a weight as it is, until bits or settings change; without this it follows the weight."""
+        """Fix the scale of a weight until bits or settings change; otherwise it follows the weight."""
         self._held_grids[name] = grid
         self._prepared = None
 
     @property
     def held_grids(self) -> Mapping[str, Grid]:
-        """Scales that are kept as they are, by name of the node."""
+        """Fixed scales, by name of the node."""
         return dict(self._held_grids)
 
     def affine_of(self, name: str) -> Affine | None:
-        """How the integers of a node's result stand for numbers; None where it stays in real numbers."""
+        """Return the scale and zero point of a node's result; None if it is not quantised."""
         return self._affines.get(self.graph.scale_of(name))
 
     def to_program(self) -> IntegerProgram:
-        """The network in integers, as its weights are now.
+        """Build the integer program of the network with its current weights.
 
         Raises:
-            QuantizationError: It is not calibrated, or some of it is to stay in real numbers.
+            QuantizationError: The network is not calibrated, or some weight or value has no bits.
         """
         layers = {}
         for name in self.graph.weighted:
@@ -218,7 +217,7 @@ class QuantizedNetwork(nn.Module):
         missing += [name for name in self.graph.weighted if name not in layers]
         if missing:
             raise QuantizationError(
-                f"{missing[0]}: has no integers yet; calibrate the network first, and give all of it bits"
+                f"{missing[0]}: is not quantised; calibrate the network, and set bits for every weight and value"
             )
         dtype = next(self.parameters()).dtype if layers else torch.float32
         return IntegerProgram(
@@ -230,8 +229,8 @@ class QuantizedNetwork(nn.Module):
 
     @torch.no_grad()
     def _in_integers(self, images: Tensor) -> list[Tensor]:
-        # Integers of older weights are no longer those of the network: torch counts the changes of a tensor, and
-        # another tensor lies elsewhere.
+        # Rebuild the program if a weight has changed: torch counts changes of a tensor in place, and another tensor
+        # has another address.
         state = tuple((parameter.data_ptr(), parameter._version) for parameter in self.parameters())
         if self._prepared is None or self._prepared.state != state:
             program, weights = self.to_program(), tuple(parameter.detach() for parameter in self.parameters())
@@ -240,12 +239,12 @@ class QuantizedNetwork(nn.Module):
 
 
 def run_program(program: IntegerProgram, executor: Executor, images: Tensor) -> list[Tensor]:
-    """Real numbers in and out, integers between.
+    """Quantise images, run a program on the integers, and dequantise its outputs.
 
     Args:
-        program: What is run.
-        executor: Of this program.
-        images: (B, C, H, W).
+        program: Program to run.
+        executor: Executor of this program.
+        images: Images (B, C, H, W), floating point.
 
     Returns:
         Each output, float32, on the device of the images.
@@ -254,7 +253,7 @@ def run_program(program: IntegerProgram, executor: Executor, images: Tensor) -> 
         DataError: The images do not fit the network, or are not finite.
     """
     if not images.isfinite().all():
-        raise DataError("images hold NaN or infinity; mend them, or what reads them")
+        raise DataError("images contain NaN or infinity; fix them, or the code that reads them")
     integers = executor(quantise(images.cpu(), program.operations[0].output))
     affines = {operation.name: operation.output for operation in program.operations}
     pairs = zip(integers, program.outputs, strict=True)
@@ -264,18 +263,18 @@ def run_program(program: IntegerProgram, executor: Executor, images: Tensor) -> 
 def quantize(
     model: nn.Module, batches: Iterable[Tensor], *, config: QuantConfig, image_shape: tuple[int, int, int]
 ) -> QuantizedNetwork:
-    """A quantised copy of a network, calibrated and in fake mode.
+    """Build a quantised copy of a network, calibrated and in fake mode.
 
     Args:
-        model: Not touched; see `lowering.lower`.
-        batches: Images (B, C, H, W) to learn ranges from, as the network takes them.
+        model: Network; it is not changed, see `lowering.lower`.
+        batches: Calibration images (B, C, H, W), preprocessed for the network.
         config: Bits and kinds of ranges.
-        image_shape: (C, H, W).
+        image_shape: Shape of an image (C, H, W).
 
     Raises:
-        QuantizationError: The network cannot be traced, or has an operator that integers cannot do here.
-        DataError: There are no images, or they give NaN or infinite numbers.
-        ConfigError: A pattern of `config.layers` fits no layer.
+        QuantizationError: The network cannot be traced, or has an operator without an integer form.
+        DataError: There are no images, or a value becomes NaN or infinite.
+        ConfigError: A pattern of `config.layers` matches no layer.
     """
     graph = lower(model, image_shape=image_shape)
     network = QuantizedNetwork(

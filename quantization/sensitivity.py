@@ -1,35 +1,35 @@
-"""What each layer costs when it alone is quantised, and bits for each layer from that."""
+"""Measure the loss when one layer alone is quantised, and choose bits for each layer from it."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from torch import nn
 
-from quantization.bits import BitPlan
-from quantization.config import LayerBits, QuantConfig, check_bits
+from quantization.choices import Part
 from quantization.network import QuantizedNetwork
+from quantization.ranges.bits import BitPlan
+from quantization.ranges.config import LayerBits, QuantConfig, check_bits
 from utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 # Higher is better: accuracy or mAP.
 Metric: TypeAlias = Callable[[nn.Module], float]
-Part: TypeAlias = Literal["both", "weights", "activations"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity:
-    """One row of the table.
+    """The effect of quantising one layer.
 
     Attributes:
         layer: Name of a node with weights.
-        bits: Of its weights, of the values it reads, or both; all else was a real number.
-        metric: Of the network.
-        loss: By how much that is worse than with real numbers.
+        bits: Bits of its weights, of the values it reads, or both; the rest was not quantised.
+        metric: Metric of the network.
+        loss: Difference by which the metric is worse than without quantisation.
     """
 
     layer: str
@@ -44,16 +44,16 @@ def sensitivities(
     """Measure a network with one layer at a time quantised.
 
     Args:
-        network: Calibrated; its mode, bits and scales are as before in the end.
-        metric: Measures it, with whatever data.
-        bits: To try for each layer.
-        part: What of the layer is quantised: its weights, the values it reads, or both.
+        network: Calibrated network; its mode, bits and scales are restored at the end.
+        metric: Function that measures the network on data.
+        bits: Numbers of bits to try for each layer.
+        part: Part of the layer to quantise: its weights, the values it reads, or both.
 
     Returns:
         One row for each layer and number of bits, in the order of the network.
 
     Raises:
-        ConfigError: `bits` holds none, or one outside 2 to 16.
+        ConfigError: `bits` is empty, or contains a number outside 2 to 16.
     """
     if not bits:
         raise ConfigError("sensitivity: no numbers of bits are given; give some from 2 to 16")
@@ -78,7 +78,7 @@ def sensitivities(
 
 
 def only_layer(network: QuantizedNetwork, layer: str, *, bits: int, part: Part = "both") -> BitPlan:
-    """The plan under which one layer alone is quantised."""
+    """Build the plan that quantises one layer alone."""
     graph = network.graph
     source = graph.scale_of(graph.nodes[layer].inputs[0])
     of_weights = {name: bits if name == layer and part != "activations" else None for name in graph.weighted}
@@ -87,26 +87,26 @@ def only_layer(network: QuantizedNetwork, layer: str, *, bits: int, part: Part =
 
 
 def weight_bytes(network: QuantizedNetwork, bits: Mapping[str, int]) -> float:
-    """Bytes of all weights with so many bits for each layer, biases and scales not counted."""
+    """Return the bytes of all weights with these bits for each layer, without biases and scales."""
     return sum(network.weights(name)[0].numel() * number / 8 for name, number in bits.items())
 
 
 def mixed_precision(network: QuantizedNetwork, table: Sequence[Sensitivity], *, budget_bytes: float) -> QuantConfig:
-    """Bits of each layer's weights such that all fit in a budget, and the least of the metric is lost.
+    """Choose bits for each layer's weights so that all fit in a budget with the least loss of the metric.
 
-    Greedy: from the most bits of the table on, the layer that loses least for each byte it saves gets fewer, until
-    they fit. Losses are taken to add up.
+    The search is greedy: starting from the most bits in the table, the layer that loses least per byte saved gets
+    fewer bits, until the weights fit. Losses are assumed to add up.
 
     Args:
-        network: The table's.
-        table: Of `sensitivities` of weights, with the same numbers of bits for every layer.
-        budget_bytes: Of all weights together, see `weight_bytes`.
+        network: Network that the table was measured on.
+        table: Result of `sensitivities` for weights, with the same numbers of bits for every layer.
+        budget_bytes: Largest size of all weights together, see `weight_bytes`.
 
     Returns:
-        The network's settings with an exception for each layer.
+        Settings of the network with an exception for each layer.
 
     Raises:
-        ConfigError: Not even the fewest bits fit.
+        ConfigError: The weights exceed the budget even with the fewest bits.
     """
     losses: dict[str, dict[int, float]] = {}
     for row in table:
@@ -135,6 +135,6 @@ def _exceptions(bits: Mapping[str, int]) -> dict[str, LayerBits]:
 
 
 def _price(network: QuantizedNetwork, layer: str, losses: Mapping[int, float], now: int, fewer: int) -> float:
-    """Metric lost for each byte saved."""
+    """Return the loss of the metric per byte saved."""
     saved = network.weights(layer)[0].numel() * (now - fewer) / 8
     return (losses[fewer] - losses[now]) / saved

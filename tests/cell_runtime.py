@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deploy.runtime import RuntimeOptions
+from deploy.settings import RuntimeOptions
 
 
 class CellRuntime:
@@ -40,7 +40,7 @@ class CellRuntime:
 
 
 def load_cells(path: Path, *, device: torch.device, options: RuntimeOptions) -> CellRuntime:
-    """The loader as `deploy.registry.RUNTIMES` wants it."""
+    """The loader as `deploy.formats.FORMATS` wants it."""
     return CellRuntime()
 
 

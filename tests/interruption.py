@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from engine.hooks import Hook
-from engine.trainer import Trainer
-from utils.checkpoint import load_checkpoint
+from engine.training.hooks import Hook
+from engine.training.trainer import Trainer
+from utils.storage.checkpoint import load_checkpoint
 
 
 class Killed(BaseException):

@@ -8,19 +8,17 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from deploy.export_config import ExportConfig
-from deploy.integer.quantize_config import QuantizeConfig
-from detect import DetectConfig
-from engine.config import RESUME_LATEST
-from engine.evolve import DEFAULT_TRIALS
-from pruning.finetune import FinetuneConfig
-from pruning.prune_config import PruneConfig
-from pruning.slim_config import SlimConfig
-from pruning.sparse_training import SparsityConfig
-from train import TrainConfig
-from utils.cli import parse, run_script
+from commands.detect_config import DetectConfig
+from commands.export_config import ExportConfig
+from commands.finetune_config import FinetuneConfig
+from commands.prune_config import PruneConfig
+from commands.quantize_config import QuantizeConfig
+from commands.slim_config import SlimConfig
+from commands.train_config import DEFAULT_TRIALS, TrainConfig
+from commands.train_sparsity_config import SparsityConfig
+from commands.val_config import ValConfig
+from utils.config.cli import RESUME_LATEST, parse, run_script
 from utils.errors import ConfigError
-from val import ValConfig
 
 BARE = {"--resume": RESUME_LATEST, "--evolve": str(DEFAULT_TRIALS)}
 

@@ -13,19 +13,20 @@ import numpy as np
 import pytest
 from cell_runtime import load_cells, picture
 
-from deploy import RUNTIMES
-from detect import DetectConfig, detect
-from utils.cli import run_script
-from utils.datasets.config import load_data_config
-from utils.datasets.images import read_image
-from utils.datasets.index import build_label_index
+from commands.detect import detect
+from commands.detect_config import DetectConfig
+from deploy import FORMATS, Format
+from utils.config.cli import run_script
+from utils.datasets.indexing.config import load_data_config
+from utils.datasets.indexing.index import build_label_index
+from utils.datasets.reading.images import read_image
 from utils.errors import ConfigError, DataError
 from utils.sources import FileSource, Frame, LiveSource
 
 
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str]:
-    monkeypatch.setitem(RUNTIMES, ".cells", load_cells)
+    monkeypatch.setitem(FORMATS, "cells", Format(suffix=".cells", load=load_cells))
     path = tmp_path / "best.cells"
     path.touch()
     return (str(path),)
@@ -250,7 +251,7 @@ def interrupted(kind: type) -> Any:
 
 
 def test_interrupting_a_camera_ends_the_run_with_its_results(config: DetectConfig, monkeypatch) -> None:
-    monkeypatch.setattr("detect.open_source", lambda text: interrupted(LiveSource))
+    monkeypatch.setattr("commands.detect.open_source", lambda text: interrupted(LiveSource))
     result = detect(config)
     assert (result.images, result.detections) == (1, {"red": 1})
     assert (result.folder / "result.json").exists()
@@ -258,7 +259,7 @@ def test_interrupting_a_camera_ends_the_run_with_its_results(config: DetectConfi
 
 
 def test_interrupting_a_folder_is_an_interruption(config: DetectConfig, monkeypatch) -> None:
-    monkeypatch.setattr("detect.open_source", lambda text: interrupted(FileSource))
+    monkeypatch.setattr("commands.detect.open_source", lambda text: interrupted(FileSource))
     with pytest.raises(KeyboardInterrupt):
         detect(config)
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-import val as script
+from commands import val as script
+from commands.val import val
+from commands.val_config import ValConfig
 from utils.errors import CheckpointError, ConfigError
 from utils.metrics.coco import TWELVE
-from val import ValConfig, val
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -81,7 +82,7 @@ def test_second_run_gets_a_folder_of_its_own(data_yaml):
 
 def test_img_size_is_rounded_up_to_the_stride_with_a_note(data_yaml, caplog):
     evaluation = val(_config(data_yaml, img_size=50))
-    assert "image size 50 is no multiple of the stride 32; using 64" in caplog.text
+    assert "image size 50 is not a multiple of the stride 32; using 64" in caplog.text
     assert evaluation.metrics.twelve()["AP50"] == pytest.approx(1)
 
 
@@ -155,7 +156,7 @@ def test_study_writes_its_table(data_yaml):
 
 def test_weights_of_another_number_of_classes_are_refused(data_yaml):
     data_yaml.write_text("val: images\nnames: [cat, dog, cow]\n")
-    with pytest.raises(ConfigError, match=r"fake.pt knows 2 classes but .*data.yaml has 3"):
+    with pytest.raises(ConfigError, match=r"fake.pt has 2 classes but .*data.yaml has 3"):
         val(_config(data_yaml))
     assert not (data_yaml.parent / "runs").exists()
 
@@ -175,7 +176,7 @@ def test_other_class_names_are_refused_by_name(data_yaml):
 def test_names_that_say_nothing_are_paired_by_position(data_yaml, caplog):
     data_yaml.write_text("val: images\nnames: [class0, class1]\n")
     val(_config(data_yaml))
-    assert "call their classes differently; they are paired by position" in caplog.text
+    assert "have different class names; classes are paired by position" in caplog.text
 
 
 def test_classes_in_another_order_are_matched_by_name(data_yaml):

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from engine.config import TrainConfig
-from utils.boxes import cxcywh_to_xyxy, xyxy_to_ltwh
-from utils.datasets.annotations import Annotations
-from utils.datasets.index import LabelIndex
-from utils.datasets.index_summary import IndexSummary
+from commands.train_config import TrainConfig
+from utils.boxes.boxes import cxcywh_to_xyxy, xyxy_to_ltwh
+from utils.datasets.indexing.index import LabelIndex
+from utils.datasets.indexing.summary import IndexSummary
+from utils.datasets.reading.annotations import Annotations
 
 ROOT = Path(__file__).parents[1]
 TINY_CFG = str(Path(__file__).with_name("tiny.yaml"))

@@ -1,29 +1,27 @@
-"""Devices, precision of autocast, seeds, and what to say when memory runs out."""
+"""Devices, autocast precision, seeds, and advice when memory runs out."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from utils.config.choices import Amp
 from utils.errors import ConfigError
 
-Amp = Literal["auto", "bf16", "fp16", "off"]
-
-# How torch's CPU allocator and OpenCV word it.
+# Texts of torch's CPU allocator and of OpenCV.
 _EXHAUSTED = ("allocate memory", "Insufficient memory")
 
 
 def select_device(text: str = "", *, local_rank: int = 0) -> torch.device:
-    """The device that `--device` names: "" (a GPU if there is one), "cpu", "0", "0,1", "cuda:0".
+    """Return the device that `--device` names: "" (a GPU if there is one), "cpu", "0", "0,1", "cuda:0".
 
-    Several GPUs are used under torchrun, one per process: the process takes the entry of its local rank.
+    Several GPUs are used under torchrun, one per process; each process takes the entry of its local rank.
 
     Raises:
         ConfigError: The device does not exist.
@@ -36,7 +34,7 @@ def select_device(text: str = "", *, local_rank: int = 0) -> torch.device:
     try:
         numbers = [int(part) for part in places.split(",")] if places else list(range(max(available, 1)))
     except ValueError:
-        raise ConfigError(f"--device {text!r}: expected cpu, or GPU numbers such as 0 or 0,1") from None
+        raise ConfigError(f"--device {text!r}: expected cpu, or GPU indices such as 0 or 0,1") from None
     number = numbers[local_rank % len(numbers)]
     if not 0 <= number < available:
         raise ConfigError(f"--device {text}: this machine has {available} usable GPUs; use --device cpu")
@@ -44,10 +42,10 @@ def select_device(text: str = "", *, local_rank: int = 0) -> torch.device:
 
 
 def amp_dtype(device: torch.device, amp: Amp = "auto") -> torch.dtype | None:
-    """The autocast type, or None for plain float32.
+    """Return the autocast type, or None for plain float32.
 
-    `auto` takes bfloat16 where the hardware computes in it, else float16 on GPUs, else nothing: emulated
-    bfloat16 on a CPU is slower than float32.
+    `auto` is bfloat16 if the hardware computes in it, else float16 on GPUs and float32 on CPUs, where emulated
+    bfloat16 is slower.
     """
     if amp == "off":
         return None
@@ -83,10 +81,10 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def memory_advice(advice: str) -> Iterator[None]:
-    """Turn a failed allocation into a ConfigError that says what to lower.
+    """Turn a failed allocation into a ConfigError that names the settings to lower.
 
     Args:
-        advice: Such as "lower --batch-size (now 64) or --img-size (now 640)".
+        advice: Remedy, such as "lower --batch-size (now 64) or --img-size (now 640)".
     """
     try:
         yield

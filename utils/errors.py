@@ -1,33 +1,33 @@
-"""What a user can cause. Scripts show these as one line, without a traceback, and exit with code 2."""
+"""Errors that a user can cause. Scripts report them in one line, without a traceback, and exit with code 2."""
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: says what, where, got, expected, remedy, in one line."""
+    """A mistake in the input; the message names what, where, got, expected and remedy, in one line."""
 
 
 class ConfigError(UserError):
-    """A flag, a configuration file or a combination of settings."""
+    """A wrong flag, configuration file or combination of settings."""
 
 
 class DataError(UserError):
-    """A data set, a label file or an image."""
+    """A missing or faulty data set, label file or image."""
 
 
 class CheckpointError(UserError):
-    """A file of weights."""
+    """A missing or faulty weights file."""
 
 
 class WorkerError(UserError):
-    """A loading process that died, or could not be started."""
+    """A loading process that died or could not be started."""
 
 
 class TrainingError(UserError):
-    """A run that cannot go on, such as a loss that is not finite."""
+    """A training run that cannot continue, such as one with a loss that is not finite."""
 
 
 class PruningError(UserError):
-    """A network, a plan or settings that allow no pruning as asked."""
+    """A network, a plan or settings with which the requested pruning is impossible."""
 
 
 class QuantizationError(UserError):
-    """A network, or numbers seen while calibrating, that allow no quantisation as asked."""
+    """A network, or values observed in calibration, with which the requested quantisation is impossible."""

@@ -1,4 +1,4 @@
-"""One progress bar on a terminal, plain lines elsewhere."""
+"""Progress as one bar on a terminal, and as plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Item = TypeVar("Item", covariant=True)
 
 
 class SizedIterable(Protocol[Item]):
-    """What can be gone through and counted, such as a loader."""
+    """An iterable with a length, such as a loader."""
 
     def __iter__(self) -> Iterator[Item]: ...
 
@@ -29,12 +29,12 @@ class SizedIterable(Protocol[Item]):
 def progress(
     items: SizedIterable[Item], *, description: str, state: Callable[[], str] | None = None
 ) -> Iterator[Item]:
-    """Go through `items`, showing how many are done and the time left.
+    """Yield `items` while showing how many are done and the time left.
 
     Args:
-        items: What to go through.
-        description: A word or two, shown before the numbers.
-        state: Asked once a second or less often for words to show behind the numbers.
+        items: Items to yield.
+        description: Word or two to show before the numbers.
+        state: Function, called at most once a second, that returns text to show after the numbers.
     """
     if sys.stderr.isatty():
         yield from _bar(items, description, state)

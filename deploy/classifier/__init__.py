@@ -1,1 +1,1 @@
-"""Classifiers: the same formats for networks that give logits."""
+"""Classifiers: export, runtimes and verification of networks that return logits."""

@@ -1,6 +1,6 @@
-"""Classifiers, dense or pruned, as ONNX, TorchScript or ncnn; each file is run and compared before it is kept.
+"""Export of classifiers, dense or pruned, to ONNX, TorchScript or ncnn; each file is run and compared before use.
 
-A classifier is any network from images (B, C, H, W) to logits (B, classes). OpenVINO reads the ONNX file as it is.
+A classifier is any network from images (B, C, H, W) to logits (B, classes). OpenVINO reads the ONNX file unchanged.
 """
 
 from __future__ import annotations
@@ -8,42 +8,40 @@ from __future__ import annotations
 import copy
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from deploy.artefact_folder import replaced_folder
-from deploy.checksums import write_checksums
+from deploy.artefact.checksums import write_checksums
+from deploy.artefact.folder import replaced_folder
+from deploy.artefact.metadata import METADATA_NAME
+from deploy.artefact.packages import optional_package
+from deploy.choices import Precision
 from deploy.classifier.metadata import ClassifierMetadata, ClassifierSettings
 from deploy.classifier.readme import classifier_readme
-from deploy.classifier.runtime import ClassifierRuntime, load_classifier
-from deploy.metadata import METADATA_NAME
+from deploy.classifier.runtime import ClassifierRuntime
+from deploy.formats import FORMATS, Format, load_classifier, resolve, suffixes
 from deploy.ncnn.pnnx import convert_to_ncnn
 from deploy.ncnn.runtime import BIN_NAME, PARAM_NAME
-from deploy.ncnn.runtime import FORMAT as NCNN_FORMAT
-from deploy.onnx.detector import FORMAT as ONNX_FORMAT
 from deploy.onnx.detector import INPUT_NAME
 from deploy.onnx.graph import GraphSettings, save_onnx, trace_onnx
 from deploy.onnx.int8 import as_int8
-from deploy.packages import optional_package
-from deploy.runtime import Precision
-from deploy.torchscript import FORMAT as TORCHSCRIPT_FORMAT
-from deploy.torchscript import write_torchscript
+from deploy.torchscript import write_torchscript as write_traced
 from models.prepare import HalfNetwork
 from utils.errors import ConfigError
-from utils.files import atomic_write
+from utils.storage.files import atomic_write
 
-# Largest difference of logits over the largest logit.
+# Largest allowed difference of logits, relative to the largest logit.
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.25}
 OUTPUT_NAME = "logits"
 _NUM_RANDOM = 2
 
 
 class Logits(nn.Module):
-    """A classifier as exporters want it: a frozen float32 copy in evaluation mode that gives a tuple."""
+    """A classifier in the form for exporters: a frozen float32 copy in evaluation mode that returns a tuple."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -51,7 +49,7 @@ class Logits(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
-        """Images (B, C, H, W) to a tuple of the logits (B, classes)."""
+        """Compute the logits (B, classes) of images (B, C, H, W), as a tuple of one."""
         return (self.model(images),)
 
 
@@ -63,62 +61,64 @@ def export_classifier(
     images: Tensor | None = None,
     calibration: Sequence[Tensor] = (),
 ) -> ClassifierMetadata:
-    """Write a classifier in the format that the name asks for, with its metadata, and compare it with the network.
+    """Write a classifier with its metadata in the format that the name implies, and compare it with the network.
 
     Args:
-        model: Dense or pruned; not touched.
-        path: Ends in .onnx, .torchscript or _ncnn_model.
-        settings: What its images are like, and the precision.
-        images: (N, C, H, W) normalised, to compare on besides random ones.
-        calibration: Images (1, C, H, W), normalised, for int8 (ONNX only).
+        model: Classifier, dense or pruned; not changed.
+        path: Path that ends in .onnx, .torchscript or _ncnn_model.
+        settings: Size and normalisation of its images, and the precision.
+        images: Normalised images (N, C, H, W) to compare on in addition to random ones.
+        calibration: Normalised images (1, C, H, W), for int8 (ONNX only).
 
     Raises:
-        ConfigError: A format, precision or network that cannot be had, a missing package, an unwritable folder, or
-            logits that are not those of the network: then nothing is written.
+        ConfigError: Unsupported format, precision or network, a missing package, an unwritable folder, or logits that
+            differ from the network's; then nothing is written.
     """
     path = Path(path)
-    ending = check_format(path, settings.precision)
-    kind = _FORMATS[ending]
+    form = check_format(path, settings.precision)
     network = Logits(model)
     metadata = ClassifierMetadata.of(
         model,
-        format=ending,
+        format=form.suffix,
         num_classes=_num_classes(network, settings),
         settings=settings,
-        versions={name: str(optional_package(name, purpose="this export").__version__) for name in kind.packages},
+        versions={name: str(optional_package(name, purpose="this export").__version__) for name in form.packages},
     )
     with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch, path.name)
-        kind.write(_Job(network=network, metadata=metadata, opset=settings.opset, calibration=calibration), written)
+        resolve(form.write_logits)(
+            LogitsJob(network=network, metadata=metadata, opset=settings.opset, calibration=calibration), written
+        )
         _compare(load_classifier(written), network, images, path=path)
         _put(written, path)
     return metadata
 
 
-def check_format(path: Path, precision: Precision) -> str:
-    """The end of a name that says which format is asked for, where that can be had in the precision.
+def check_format(path: Path, precision: Precision) -> Format:
+    """Find the format that the suffix of a path names.
 
     Raises:
-        ConfigError: It is none of ours, or not in this precision.
+        ConfigError: Classifiers are not written in it, or not in this precision.
     """
-    ending = next((ending for ending in _FORMATS if path.name.endswith(ending)), None)
-    if ending is None:
+    known = [form for form in FORMATS.values() if form.write_logits]
+    form = next((form for form in known if path.name.endswith(form.suffix)), None)
+    if form is None:
         raise ConfigError(
-            f"classifier {path}: unsupported format; known: {', '.join(_FORMATS)} (OpenVINO and TensorRT read .onnx)"
+            f"classifier {path}: unsupported format; known: {suffixes(known)} (OpenVINO and TensorRT read .onnx)"
         )
-    known = _FORMATS[ending].precisions
-    if precision not in known:
-        raise ConfigError(f"{ending} classifier in {precision} is not supported; expected {', '.join(known)}")
-    return ending
+    if precision not in form.logits_precisions:
+        expected = ", ".join(form.logits_precisions)
+        raise ConfigError(f"{form.suffix} classifier in {precision} is not supported; expected {expected}")
+    return form
 
 
 def logits_error(runtime: ClassifierRuntime, network: Logits, images: Tensor) -> float:
-    """Largest difference of logits over the largest logit of the network.
+    """Compute the largest difference of logits, relative to the largest logit of the network.
 
     Args:
-        runtime: What was exported.
-        network: What it was exported from.
-        images: (N, C, H, W), normalised.
+        runtime: Exported classifier.
+        network: Network that it was exported from.
+        images: Normalised images (N, C, H, W).
     """
     with torch.inference_mode():
         expected = network(images.float().cpu())[0]
@@ -126,8 +126,8 @@ def logits_error(runtime: ClassifierRuntime, network: Logits, images: Tensor) ->
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Job:
-    """What is written: the network, what will be said of it, and what only ONNX needs."""
+class LogitsJob:
+    """A classifier to write, its metadata, and settings that only ONNX needs."""
 
     network: Logits
     metadata: ClassifierMetadata
@@ -136,12 +136,12 @@ class _Job:
 
     @property
     def example(self) -> Tensor:
-        """One black image (1, C, H, W)."""
+        """Black image (1, C, H, W) for tracing."""
         return torch.zeros(1, *self.metadata.image_chw)
 
 
-def _write_onnx(job: _Job, path: Path) -> None:
-    """Input `images` with any batch, output `logits`."""
+def write_onnx(job: LogitsJob, path: Path) -> None:
+    """Write ONNX with input `images`, of any batch size, and output `logits`."""
     network = HalfNetwork(job.network) if job.metadata.precision == "fp16" else job.network
     settings = GraphSettings(
         inputs=[INPUT_NAME],
@@ -155,12 +155,13 @@ def _write_onnx(job: _Job, path: Path) -> None:
     save_onnx(graph, path, properties={METADATA_NAME: job.metadata.to_json()})
 
 
-def _write_torchscript(job: _Job, path: Path) -> None:
-    write_torchscript(job.network, job.example, path, metadata=job.metadata.to_json())
+def write_torchscript(job: LogitsJob, path: Path) -> None:
+    """Write the traced network as TorchScript."""
+    write_traced(job.network, job.example, path, metadata=job.metadata.to_json())
 
 
-def _write_ncnn(job: _Job, folder: Path) -> None:
-    """A folder with param, bin, metadata and a README."""
+def write_ncnn(job: LogitsJob, folder: Path) -> None:
+    """Write a folder for ncnn with param, bin, metadata, checksums and a README."""
     channels, *input_hw = job.metadata.image_chw
     folder.mkdir()
     with tempfile.TemporaryDirectory() as scratch:
@@ -175,27 +176,11 @@ def _write_ncnn(job: _Job, folder: Path) -> None:
     (folder / "README.md").write_text(page, encoding="utf-8")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Format:
-    """One format: who writes it, in which precisions, with which packages."""
-
-    write: Callable[[_Job, Path], None]
-    precisions: tuple[Precision, ...]
-    packages: tuple[str, ...] = ()
-
-
-_FORMATS: dict[str, _Format] = {
-    ONNX_FORMAT: _Format(write=_write_onnx, precisions=("fp32", "fp16", "int8"), packages=("onnx",)),
-    TORCHSCRIPT_FORMAT: _Format(write=_write_torchscript, precisions=("fp32",)),
-    NCNN_FORMAT: _Format(write=_write_ncnn, precisions=("fp32", "fp16"), packages=("pnnx",)),
-}
-
-
 def _num_classes(network: Logits, settings: ClassifierSettings) -> int:
-    """Length of the logits.
+    """Run the network and return the length of its logits.
 
     Raises:
-        ConfigError: The network does not take such images, or gives something else.
+        ConfigError: The network does not take such images, or does not return logits.
     """
     try:
         with torch.inference_mode():
@@ -208,15 +193,15 @@ def _num_classes(network: Logits, settings: ClassifierSettings) -> int:
         ) from error
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != _NUM_RANDOM:
-        raise ConfigError(f"the network gives {shape}, expected logits (batch, classes)")
+        raise ConfigError(f"the network returns {shape}, expected logits (batch, classes)")
     return logits.shape[1]
 
 
 def _compare(runtime: ClassifierRuntime, network: Logits, images: Tensor | None, *, path: Path) -> None:
-    """Run what was written on random images and on the given ones.
+    """Run the written artefact on random images and on the given ones.
 
     Raises:
-        ConfigError: The logits are not those of the network.
+        ConfigError: Its logits differ from the network's.
     """
     generator = torch.Generator().manual_seed(0)
     sets = [torch.randn(_NUM_RANDOM, *runtime.metadata.image_chw, generator=generator)]
@@ -224,16 +209,16 @@ def _compare(runtime: ClassifierRuntime, network: Logits, images: Tensor | None,
     allowed = TOLERANCES[runtime.metadata.precision]
     for some in sets:
         error = logits_error(runtime, network, some)
-        # Written so that NaN fails, too.
+        # `not <=` instead of `>`, so that NaN fails.
         if not error <= allowed:
             raise ConfigError(
-                f"{path}: logits differ from the network's by {error:.2g} of the largest, allowed are {allowed:g}; "
-                "choose another format or precision"
+                f"{path}: logits differ from the network's by {error:.2g} of the largest, at most {allowed:g} "
+                "allowed; choose another format or precision"
             )
 
 
 def _put(written: Path, path: Path) -> None:
-    """Move an artefact to its place, whole or not at all."""
+    """Copy an artefact to its final path atomically."""
     if written.is_dir():
         with replaced_folder(path, marker=PARAM_NAME) as new:
             shutil.copytree(written, new, dirs_exist_ok=True)

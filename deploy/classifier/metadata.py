@@ -1,4 +1,4 @@
-"""What an exported classifier says of itself: enough to feed it, and to tell which network it is."""
+"""Metadata of an exported classifier: all that is needed to run it and to identify its network."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import get_args
 import torch
 from torch import nn
 
-from deploy.metadata import read_metadata
-from deploy.runtime import Precision
+from deploy.artefact.metadata import read_metadata
+from deploy.choices import Precision
 from utils.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierSettings:
-    """How a classifier is exported.
+    """Settings for exporting a classifier.
 
     Attributes:
         image_chw: Channels, height and width of its images.
-        names: Class names by id; none where nobody knows them.
-        mean: Subtracted from each channel of an image in [0, 1] before the network; none for nothing.
-        std: What each channel is divided by after that; none for nothing.
-        precision: fp32 or fp16, for ONNX also int8.
-        opset: Of ONNX; other formats ignore it.
+        names: Class names by id; empty if unknown.
+        mean: Mean to subtract from each channel of an image in [0, 1]; empty for none.
+        std: Standard deviation to divide each channel by after that; empty for none.
+        precision: Precision fp32 or fp16, for ONNX also int8.
+        opset: Version of the ONNX operators; other formats ignore it.
     """
 
     image_chw: tuple[int, int, int]
@@ -40,18 +40,18 @@ class ClassifierSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierMetadata:
-    """Stored as JSON with every exported classifier.
+    """Metadata of an exported classifier, stored as JSON with the artefact.
 
     Attributes:
-        format: Ending of the artefact's name, such as ".onnx".
-        precision: Of weights and arithmetic.
-        names: As in the settings.
+        format: Suffix of its format in `deploy.formats.FORMATS`, such as ".onnx".
+        precision: Precision of weights and arithmetic.
+        names: Class names by id; empty if unknown.
         num_classes: Length of the logits.
-        image_chw: As in the settings, and so `mean` and `std`: the network takes normalised images.
-        mean: See there.
-        std: See there.
-        fingerprint: `weights_fingerprint` of the network.
-        versions: By package that had a part in it.
+        image_chw: Channels, height and width of the images, which the network takes normalised.
+        mean: Mean to subtract from each channel of an image in [0, 1]; empty for none.
+        std: Standard deviation to divide each channel by after that; empty for none.
+        fingerprint: Value of `weights_fingerprint` of the network.
+        versions: Versions of the packages used for the export, by name.
     """
 
     format: str
@@ -89,7 +89,7 @@ class ClassifierMetadata:
         settings: ClassifierSettings,
         versions: Mapping[str, str],
     ) -> ClassifierMetadata:
-        """Of an export that is about to be made.
+        """Build the metadata of an export that is about to be written.
 
         Raises:
             ConfigError: Names, size or normalisation do not fit the network.
@@ -108,12 +108,12 @@ class ClassifierMetadata:
 
     @property
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel; 0 and 1 where there are none."""
+        """Mean and standard deviation of each channel; 0 and 1 if there are none."""
         channels = self.image_chw[0]
         return self.mean or (0.0,) * channels, self.std or (1.0,) * channels
 
     def to_json(self) -> str:
-        """Indented JSON that `from_json` reads back."""
+        """Return indented JSON that `from_json` reads back."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
     @classmethod
@@ -121,13 +121,13 @@ class ClassifierMetadata:
         """Read what `to_json` wrote; `where` names the artefact in messages.
 
         Raises:
-            CheckpointError: The text is empty, cut off, or of something else, such as a detector.
+            CheckpointError: The text is empty, truncated, or describes something else, such as a detector.
         """
         return read_metadata(cls, text, where=where)
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names, types, shapes and numbers of a network's weights."""
+    """Compute the SHA-256 of the names, dtypes, shapes and values of a network's weights."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())

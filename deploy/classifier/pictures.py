@@ -1,4 +1,4 @@
-"""Pictures of classifiers to calibrate and compare on."""
+"""Images on which classifiers are calibrated and compared."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from dataclasses import replace
 from torch import Tensor
 
 from deploy.calibration import spread
-from engine.classifier_scores import picture_batches
+from engine.evaluation.classification_scores import picture_batches
 from models.classifiers import ClassifierSpec
-from utils.datasets.classification import PictureData, PictureSet
+from utils.datasets.classes.pictures import PictureData, PictureSet
 from utils.errors import DataError
 
 
 def spread_pictures(pictures: PictureSet, count: int) -> PictureSet:
-    """So many of a split, evenly spread; all where there are fewer."""
+    """Pick `count` images spread evenly over a split, or all if there are fewer."""
     chosen = spread(range(len(pictures)), min(count, len(pictures)))
     return replace(pictures, images=pictures.images[chosen], labels=pictures.labels[chosen])
 
 
 def normalised(pictures: PictureSet, spec: ClassifierSpec) -> list[Tensor]:
-    """Batches (B, C, H, W) float32, as a classifier takes them."""
+    """Return the images as normalised batches (B, C, H, W) float32."""
     return [batch.normalised() for batch in picture_batches(pictures, spec)]
 
 
 def calibration_pictures(data: PictureData, spec: ClassifierSpec, *, count: int, name: str) -> list[Tensor]:
-    """Training pictures that integers learn their ranges from: normalised batches of `count` in all.
+    """Pick the training images for calibration: normalised batches of `count` images in all.
 
     Args:
-        data: The pictures.
-        spec: Of the classifier.
-        count: How many.
-        name: What the user calls the data.
+        data: Data set.
+        spec: Specification of the classifier.
+        count: Number of images.
+        name: Name of the data, for messages.
 
     Raises:
-        DataError: There are not so many.
+        DataError: There are fewer than `count` training images.
     """
     if len(data.train) < count:
         raise DataError(
-            f"{name}: train has {len(data.train)} pictures, fewer than the {count} asked for calibration; "
-            f"lower --calib-images to {len(data.train)} or add pictures"
+            f"{name}: train has {len(data.train)} images, fewer than the {count} asked for calibration; "
+            f"lower --calib-images to {len(data.train)} or add images"
         )
     return normalised(spread_pictures(data.train, count), spec)

@@ -1,21 +1,21 @@
-"""The page beside an ncnn export of a classifier: what goes in, what comes out, and the lines that run it."""
+"""README of a classifier exported to ncnn: input, output, and code to run it."""
 
 from __future__ import annotations
 
+from deploy.artefact.metadata import METADATA_NAME
 from deploy.classifier.metadata import ClassifierMetadata
-from deploy.metadata import METADATA_NAME
 from deploy.ncnn.readme import ARITHMETIC
 
 _PAGE = """\
 # {folder_name}
 
-A classifier for [ncnn](https://github.com/Tencent/ncnn), {precision} weights, {num_classes} classes{names}.
-The same facts for programs: `{metadata_name}`.
+A classifier for [ncnn](https://github.com/Tencent/ncnn), with {precision} weights and {num_classes} classes{names}.
+`{metadata_name}` contains the same facts for programs.
 
-## In and out
+## Input and output
 
-* Blob `in0`: ({channels}, {height}, {width}) float32{order}, no other size: each value divided by 255{normalised}.
-* Blob `out0`: {num_classes} logits, float32. The largest tells the class; softmax makes them shares.
+* Blob `in0`: ({channels}, {height}, {width}) float32{order}, this size only; each value divided by 255{normalised}.
+* Blob `out0`: {num_classes} logits, float32. The largest one is the predicted class; softmax gives probabilities.
 
 ## C++
 
@@ -26,7 +26,7 @@ The same facts for programs: `{metadata_name}`.
     net.load_model("{folder_name}/model.ncnn.bin");
     // pixels: {width} x {height} x {channels} bytes
     ncnn::Mat in = ncnn::Mat::from_pixels(pixels, ncnn::Mat::{pixel_kind}, {width}, {height});
-    // ncnn computes (value - mean) * norm on bytes: mean is 255 mean, norm is 1 / (255 std)
+    // ncnn computes (byte - mean) * norm, so mean is 255 * the mean above, and norm is 1 / (255 * std)
     const float mean[{channels}] = {{{means}}}, norm[{channels}] = {{{norms}}};
     in.substract_mean_normalize(mean, norm);
     ncnn::Extractor extractor = net.create_extractor();
@@ -36,9 +36,9 @@ The same facts for programs: `{metadata_name}`.
 
 ## Python
 
-In a clone of this project, images (B, C, H, W) already normalised:
+In a clone of this project, with images (B, C, H, W) already normalised:
 
-    from deploy.classifier.runtime import load_classifier
+    from deploy import load_classifier
     logits = load_classifier("{folder_name}")(images)
 
 With the ncnn package alone:
@@ -58,7 +58,7 @@ _PIXELS = {1: ("", "PIXEL_GRAY"), 3: (", RGB", "PIXEL_RGB")}
 
 
 def classifier_readme(metadata: ClassifierMetadata, *, folder_name: str) -> str:
-    """Markdown for the folder of that name."""
+    """Format the README of the folder `folder_name`, as Markdown."""
     channels, height, width = metadata.image_chw
     order, pixel_kind = _PIXELS.get(channels, ("", "PIXEL_..."))
     mean, std = metadata.normalisation

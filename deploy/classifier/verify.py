@@ -1,4 +1,4 @@
-"""Is an exported classifier the network it came from? Its logits, its accuracy, its size and its speed."""
+"""Compares an exported classifier with its network: logits, accuracy, size and speed."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deploy.choices import Precision
 from deploy.classifier.export import TOLERANCES, Logits, logits_error
 from deploy.classifier.metadata import weights_fingerprint
 from deploy.classifier.runtime import ClassifierRuntime
-from deploy.runtime import Precision
 from deploy.verification.artefact import ArtefactReport, beyond, megabytes_of
 from deploy.verification.latency import time_in_turns
 from deploy.verification.report import aligned
 from deploy.verification.verify import TOLERANCES as DETECTOR_TOLERANCES
-from engine.classifier_scores import picture_batches, score, score_classifier
+from engine.evaluation.classification_scores import picture_batches, score, score_classifier
 from models.classifiers import ClassifierSpec
-from utils.datasets.classification import PictureSet
+from utils.datasets.classes.pictures import PictureSet
 from utils.errors import CheckpointError
 
 _HEADER = (
@@ -32,11 +32,11 @@ _RUNS = 50
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierReport(ArtefactReport):
-    """What was compared, for one artefact of a classifier.
+    """Comparison of one artefact of a classifier with its network.
 
     Attributes:
-        logits_error: Largest difference over the largest logit.
-        accuracy: Of the network and of the artefact on the test pictures, where data is given.
+        logits_error: Largest difference of logits, relative to the largest logit.
+        accuracy: Accuracies of the network and of the artefact on the test images; None without data.
     """
 
     logits_error: float
@@ -45,15 +45,15 @@ class ClassifierReport(ArtefactReport):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClassifierReference:
-    """The network an artefact is compared with.
+    """The classifier that artefacts are compared with.
 
     Attributes:
-        path: The weights file.
-        network: Of it, float32, on the CPU.
-        spec: How pictures are normalised.
-        images: (N, C, H, W), normalised.
-        test: The test pictures, where data is given.
-        threads: For times.
+        path: Path of the weights file.
+        network: Network of that file, float32, on the CPU.
+        spec: Specification of the classifier; says how images are normalised.
+        images: Normalised images (N, C, H, W).
+        test: Test images; None without data.
+        threads: Number of threads, reported with the times.
     """
 
     path: Path
@@ -65,7 +65,7 @@ class ClassifierReference:
 
     @cached_property
     def accuracy(self) -> float | None:
-        """On the test pictures, measured once for all formats; None without."""
+        """Accuracy on the test images, measured once for all formats; None without data."""
         return score_classifier(self.network.model, self.test, spec=self.spec).accuracy if self.test else None
 
 
@@ -73,12 +73,12 @@ def verify_classifier(artefact: ClassifierRuntime, reference: ClassifierReferenc
     """Compare an artefact with its network.
 
     Args:
-        artefact: Loaded from `path`.
-        reference: The network, and the pictures to compare on.
-        path: Of the artefact, for its size.
+        artefact: Artefact loaded from `path`.
+        reference: Network and the images to compare on.
+        path: Path of the artefact, for its size.
 
     Raises:
-        CheckpointError: It is of another network.
+        CheckpointError: The artefact was exported from other weights.
     """
     if artefact.metadata.fingerprint != weights_fingerprint(reference.network.model):
         raise CheckpointError(f"{path} was exported from other weights; export it again from these")
@@ -104,7 +104,7 @@ def verify_classifier(artefact: ClassifierRuntime, reference: ClassifierReferenc
 
 
 def _failures(precision: Precision, *, error: float, accuracy: tuple[float, float] | None) -> tuple[str, ...]:
-    """One line per number that is beyond its tolerance; accuracy may fall as far as mAP may."""
+    """Format one line for each value that exceeds its tolerance; that of accuracy equals that of mAP."""
     checks = [("error of logits", error, TOLERANCES[precision])]
     if accuracy is not None:
         checks.append(("accuracy lost", accuracy[0] - accuracy[1], DETECTOR_TOLERANCES[precision].ap_loss))
@@ -112,11 +112,11 @@ def _failures(precision: Precision, *, error: float, accuracy: tuple[float, floa
 
 
 def report_table(reports: Sequence[ClassifierReport]) -> str:
-    """One line per artefact under a heading, columns aligned; then what failed."""
+    """Format an aligned table with one line per artefact, then what failed."""
     lines = aligned([_HEADER, *(_row(report) for report in reports)])
     lines.append(
-        f"ms: fastest call with one picture, threads: {reports[0].latency[0].threads}; "
-        "accuracy: on the test pictures, - where no --data was given"
+        f"ms: fastest call with one image, threads: {reports[0].latency[0].threads}; "
+        "accuracy: on the test images, - without --data"
     )
     lines += [f"{report.path.name}: {failure}" for report in reports for failure in report.failures]
     return "\n".join(lines)

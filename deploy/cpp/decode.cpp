@@ -13,7 +13,7 @@ float square(float value) {
     return value * value;
 }
 
-// The channels of one anchor, read cell by cell.
+// The channels of one anchor.
 class AnchorMap {
   public:
     AnchorMap(const ncnn::Mat& map, int first_channel) : map_(map), first_(first_channel) {}
@@ -35,7 +35,7 @@ class AnchorMap {
     int first_;
 };
 
-// The box of one cell without score and class.
+// Decodes the box of one cell, without score and class.
 Detection box_of(const AnchorMap& raw, const Head::Anchor& anchor, int stride, int row, int column) {
     const auto value = [&](int output) { return sigmoid(raw.at(output, row, column)); };
     const float step = static_cast<float>(stride);

@@ -1,4 +1,4 @@
-// From the raw maps of the network to boxes (the arithmetic of YOLOv5 v5.0, as in utils/decode.py).
+// Decodes the network's raw maps to boxes (the arithmetic of YOLOv5 v5.0, as in utils/boxes/decode.py).
 #pragma once
 
 #include <mat.h>
@@ -12,8 +12,9 @@ namespace small_detector {
 
 // Appends the boxes of one map, in pixels of the network's input, whose objectness and score exceed `conf`.
 //
-// map: channels A * (5 + classes), rows and columns of cells, before the sigmoid. For anchor a, channel
-// a * (5 + classes) + i holds x, y, w, h, objectness, then the classes; a box gets its best class only.
+// map: A * (5 + classes) channels of rows and columns of cells, before the sigmoid. For anchor a and
+// i = 0, 1, ..., channel a * (5 + classes) + i contains x, y, w, h, objectness, then the classes. A box
+// gets only its best class.
 void decode_head(const ncnn::Mat& map, const Head& head, int num_classes, float conf,
                  std::vector<Detection>& found);
 

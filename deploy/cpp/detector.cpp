@@ -47,7 +47,7 @@ void set_arithmetic(ncnn::Option& option, const DetectorOptions& options) {
         option.num_threads = options.threads;
     }
     option.use_vulkan_compute = false;
-    // ncnn turns 16 bits on by itself where the processor has them; what was not asked for stays off.
+    // ncnn turns 16-bit arithmetic on by itself where the CPU has it, so it is turned off unless requested.
     const bool has_fp16 = ncnn::cpu_support_arm_asimdhp() != 0;
     option.use_fp16_packed = option.use_fp16_storage = option.use_fp16_arithmetic = options.half && has_fp16;
     option.use_bf16_packed = option.use_bf16_storage = options.half && !has_fp16;
@@ -72,7 +72,7 @@ void load(ncnn::Net& net, const std::string& folder) {
     }
 }
 
-// Refuses a network with other inputs and outputs than the metadata describe.
+// Refuses a network whose inputs and outputs differ from those in the metadata.
 void check_ends(const ncnn::Net& net, std::size_t num_heads, const std::string& folder) {
     std::vector<std::string> expected;
     for (std::size_t level = 0; level < num_heads; ++level) {
@@ -89,7 +89,7 @@ void check_ends(const ncnn::Net& net, std::size_t num_heads, const std::string& 
     }
 }
 
-// Refuses a map that is not the one which the metadata describe; `where` begins the message.
+// Refuses a map whose shape differs from that in the metadata; `where` begins the message.
 void check_map(const ncnn::Mat& map, const Head& head, int num_classes, const Image& frame,
                const std::string& where) {
     const int channels = static_cast<int>(head.anchors.size()) * (5 + num_classes);
@@ -101,7 +101,7 @@ void check_map(const ncnn::Mat& map, const Head& head, int num_classes, const Im
     }
 }
 
-// From pixels of the frame to pixels of the picture, clipped to it.
+// Converts pixels of the frame to pixels of the image, and clips the box to the image.
 void to_picture(Detection& box, const Letterboxed& boxed, const ImageView& image) {
     const float scale = static_cast<float>(boxed.scale);
     const auto moved = [scale](float value, int border, int side) {
@@ -125,7 +125,7 @@ Detector::Detector(const std::string& folder, const DetectorOptions& options)
         options_.img_size = std::max(metadata_.width, metadata_.height);
     }
     if (options_.powersave > 0) {
-        ncnn::set_cpu_powersave(options_.powersave);  // counts for the whole process, as ncnn has it
+        ncnn::set_cpu_powersave(options_.powersave);  // applies to the whole process
     }
     set_arithmetic(net_->opt, options_);
     load(*net_, folder_);
@@ -137,7 +137,7 @@ Detector::Detector(Detector&&) noexcept = default;
 Detector& Detector::operator=(Detector&&) noexcept = default;
 
 std::vector<Detection> Detector::operator()(const ImageView& image) const {
-    // The bilinear filter reads a neighbour of every pixel.
+    // The bilinear filter reads a neighbour of every pixel, so each side needs at least two.
     if (image.rgb == nullptr || image.width < 2 || image.height < 2 || image.stride < 3 * image.width) {
         throw Error("picture of " + std::to_string(image.width) + "x" + std::to_string(image.height) +
                     " pixels: expected at least 2x2, and rows of 3 bytes per pixel");

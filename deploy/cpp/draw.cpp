@@ -11,7 +11,7 @@
 namespace small_detector {
 namespace {
 
-// Easy to tell apart, dark enough for white letters.
+// Easy to distinguish, and dark enough for white letters.
 constexpr std::array<std::array<unsigned, 3>, 8> kColours{{{200, 40, 40},
                                                            {30, 110, 200},
                                                            {30, 140, 60},
@@ -21,7 +21,7 @@ constexpr std::array<std::array<unsigned, 3>, 8> kColours{{{200, 40, 40},
                                                            {200, 50, 130},
                                                            {100, 100, 100}}};
 
-// ncnn takes the first byte in memory as the first of the pixel.
+// ncnn draws with the bytes of a colour in memory order, lowest byte first.
 unsigned pen(const std::array<unsigned, 3>& colour) {
     return colour[0] | colour[1] << 8U | colour[2] << 16U;
 }

@@ -1,4 +1,4 @@
-// Boxes on a picture.
+// Drawing of boxes on an image.
 #pragma once
 
 #include <string>

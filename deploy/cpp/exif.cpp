@@ -12,7 +12,7 @@ constexpr unsigned kApp1 = 0xE1;
 constexpr unsigned kOrientation = 0x0112;
 const std::string kExifMark("Exif\0\0", 6);
 
-// Part of a file, read in either order of bytes; what lies beyond its end is 0.
+// Part of a file, read in either byte order; bytes beyond its end are 0.
 class Bytes {
   public:
     Bytes(const unsigned char* data, std::size_t size, bool is_little)
@@ -34,7 +34,7 @@ class Bytes {
     bool is_little_;
 };
 
-// The orientation in the first directory of a TIFF block, the content of an EXIF segment.
+// Reads the orientation from the first directory of a TIFF block, the content of an EXIF segment.
 int tiff_orientation(const unsigned char* data, std::size_t size) {
     const Bytes tiff(data, size, size > 0 && data[0] == 'I');
     const std::size_t directory = tiff.four(4);

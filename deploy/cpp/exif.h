@@ -1,11 +1,11 @@
-// How a JPEG must be turned: phones store pictures as the sensor lies and say so in EXIF.
+// Orientation of a JPEG: phones store pixels as the sensor reads them, and the orientation in EXIF.
 #pragma once
 
 #include <vector>
 
 namespace small_detector {
 
-// The EXIF orientation of a JPEG file's bytes, 1 (upright) to 8; 1 when there is none.
+// Returns the EXIF orientation of a JPEG file's bytes, 1 (upright) to 8; 1 if there is none.
 int exif_orientation(const std::vector<unsigned char>& jpeg);
 
 }  // namespace small_detector

@@ -1,4 +1,4 @@
-// Pictures in memory.
+// Images in memory.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +7,7 @@
 
 namespace small_detector {
 
-// RGB bytes that belong to someone else, such as a camera frame.
+// RGB bytes owned by the caller, such as a camera frame.
 struct ImageView {
     const std::uint8_t* rgb = nullptr;
     int width = 0;

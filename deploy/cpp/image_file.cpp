@@ -18,7 +18,7 @@
 namespace small_detector {
 namespace {
 
-// How far from the end of a file its end marker may lie; some writers pad.
+// Largest distance of the end marker from the end of the file; some writers pad.
 constexpr std::size_t kTailBytes = 64;
 
 std::vector<unsigned char> read_bytes(const std::string& path) {
@@ -33,7 +33,7 @@ bool is_jpeg(const std::vector<unsigned char>& bytes) {
     return bytes.size() > 2 && bytes[0] == 0xFF && bytes[1] == 0xD8;
 }
 
-// A decoder shows a file that was cut off as half a picture; only its missing end marker tells.
+// A decoder shows half the image of a truncated file; only the missing end marker reveals it.
 bool is_cut_off(const std::vector<unsigned char>& bytes) {
     std::string marker;
     if (is_jpeg(bytes)) {
@@ -45,17 +45,17 @@ bool is_cut_off(const std::vector<unsigned char>& bytes) {
     return tail.find(marker) == std::string::npos;
 }
 
-// OpenCV's order of colours to ours, or back.
+// Converts between OpenCV's BGR and our RGB.
 void swap_red_and_blue(std::vector<std::uint8_t>& pixels) {
     for (std::size_t index = 0; index + 2 < pixels.size(); index += 3) {
         std::swap(pixels[index], pixels[index + 2]);
     }
 }
 
-// The picture as it lies in the file; an empty one when no decoder can read it.
+// Decodes the image without rotating it; returns an empty one if no decoder can read it.
 Image decode(const std::vector<unsigned char>& bytes) {
 #ifdef SMALL_DETECTOR_LIBJPEG
-    // ncnn's own reader gives JPEG pixels that differ from OpenCV's by up to three grey levels.
+    // ncnn's own reader decodes JPEG to pixels that differ from OpenCV's by up to three grey levels.
     if (Image image = is_jpeg(bytes) ? decode_jpeg(bytes) : Image(); !image.rgb.empty()) {
         return image;
     }
@@ -67,7 +67,7 @@ Image decode(const std::vector<unsigned char>& bytes) {
     return image;
 }
 
-// Undoes an EXIF orientation; 5 and more also swap width and height.
+// Rotates an image upright by its EXIF orientation; values from 5 on also swap width and height.
 Image upright(const Image& lying, int orientation) {
     Image image = orientation >= 5 ? Image(lying.height, lying.width) : Image(lying.width, lying.height);
     ncnn::kanna_rotate_c3(lying.rgb.data(), lying.width, lying.height, image.rgb.data(), image.width,

@@ -1,5 +1,5 @@
-// Picture files, by way of ncnn's small OpenCV substitute. An app that gets its pixels elsewhere needs none
-// of this.
+// Image files, read and written with ncnn's small OpenCV substitute. An app that gets its pixels elsewhere
+// does not need this file.
 #pragma once
 
 #include <string>
@@ -8,11 +8,11 @@
 
 namespace small_detector {
 
-// Reads JPEG, PNG or BMP as people see it: RGB, turned as the EXIF data of a JPEG say; transparency is
-// ignored. Error when the file is missing, no picture, or cut off.
+// Reads JPEG, PNG or BMP as RGB, rotated upright by the EXIF data of a JPEG; transparency is ignored. Throws
+// Error if the file is missing, truncated, or not an image.
 Image read_image(const std::string& path);
 
-// Writes .jpg, .png or .bmp; Error when that cannot be done.
+// Writes .jpg, .png or .bmp; throws Error if it cannot.
 void write_image(const std::string& path, const Image& image);
 
 }  // namespace small_detector

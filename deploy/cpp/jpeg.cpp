@@ -1,16 +1,16 @@
 #include "jpeg.h"
 
 #include <csetjmp>
-#include <cstdio>  // jpeglib.h wants it first
+#include <cstdio>  // jpeglib.h needs it before itself
 
 #include <jpeglib.h>
 
 namespace small_detector {
 namespace {
 
-// libjpeg reports an error by a call that must not come back.
+// libjpeg reports an error by calling a function that must not return.
 struct ErrorExit {
-    jpeg_error_mgr manager;  // first, so that a pointer to it is one to the whole
+    jpeg_error_mgr manager;  // first, so that a pointer to it points to the whole struct
     std::jmp_buf target;
 };
 
@@ -20,7 +20,7 @@ void leave(j_common_ptr state) {
 
 void say_nothing(j_common_ptr) {}
 
-// Frees what libjpeg holds.
+// Frees libjpeg's memory.
 struct Decompressor {
     Decompressor() { jpeg_create_decompress(&state); }
     ~Decompressor() { jpeg_destroy_decompress(&state); }
@@ -30,7 +30,7 @@ struct Decompressor {
     jpeg_decompress_struct state{};
 };
 
-// Between setjmp and its last row nothing is created that would have to be destroyed by a jump.
+// After setjmp no object is created that a jump would have to destroy.
 bool read_rows(jpeg_decompress_struct& state, ErrorExit& error, const std::vector<unsigned char>& bytes,
                Image& image) {
     if (setjmp(error.target) != 0) {

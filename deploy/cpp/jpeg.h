@@ -1,4 +1,4 @@
-// JPEG by libjpeg, the decoder that OpenCV has too; built only where libjpeg is found.
+// JPEG decoding by libjpeg, which OpenCV uses; built only if libjpeg is found.
 #pragma once
 
 #include <vector>
@@ -7,7 +7,7 @@
 
 namespace small_detector {
 
-// The picture as it lies in the file; an empty one when libjpeg cannot read it.
+// Decodes the image without rotating it; returns an empty one if libjpeg cannot read it.
 Image decode_jpeg(const std::vector<unsigned char>& bytes);
 
 }  // namespace small_detector

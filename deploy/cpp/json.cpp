@@ -12,7 +12,7 @@
 namespace small_detector {
 namespace {
 
-// Deeper nesting than any of ours; damaged files must not exhaust the stack.
+// Limit of nesting, above that of our files, so that damaged ones do not exhaust the stack.
 constexpr int kMaxDepth = 32;
 
 // Appends a code point as UTF-8.
@@ -36,7 +36,7 @@ void append_utf8(std::string& text, std::uint32_t code) {
     }
 }
 
-// Recursive descent, one function per kind of value.
+// A recursive-descent parser with one function per type of value.
 class Parser {
   public:
     explicit Parser(const std::string& text) : text_(text) {}
@@ -55,7 +55,7 @@ class Parser {
         throw Error("no JSON: " + finding + " at byte " + std::to_string(position_));
     }
 
-    // The character here, 0 at the end.
+    // Returns the current character, 0 at the end.
     char peek() const { return position_ < text_.size() ? text_[position_] : '\0'; }
 
     void skip_blanks() {
@@ -140,7 +140,7 @@ class Parser {
     JsonValue parse_number() {
         const std::size_t end = text_.find_first_not_of("+-.0123456789eE", position_);
         std::istringstream digits(text_.substr(position_, end - position_));
-        digits.imbue(std::locale::classic());  // a point is a point in every country
+        digits.imbue(std::locale::classic());  // a decimal point in every locale
         double value = 0;
         if (!(digits >> value) || digits.peek() != std::istringstream::traits_type::eof()) {
             fail("no value");
@@ -183,7 +183,7 @@ class Parser {
         content.push_back(meanings[index]);
     }
 
-    // \uXXXX, or two of them for what lies beyond 16 bits.
+    // Parses \uXXXX, or two of them for a code point beyond 16 bits.
     std::uint32_t parse_code_point() {
         const std::uint32_t first = parse_hex();
         const bool is_first_half = first >= 0xD800U && first < 0xDC00U;

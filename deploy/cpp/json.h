@@ -1,4 +1,4 @@
-// Just enough JSON (RFC 8259) to read metadata.json and to write detections.
+// The part of JSON (RFC 8259) that is needed to read metadata.json and to write detections.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@
 
 namespace small_detector {
 
-// A value as it was read. Every accessor throws Error when the value is of another kind.
+// A parsed value. Every accessor throws Error if the value has another type.
 class JsonValue {
   public:
     using Array = std::vector<JsonValue>;
@@ -18,7 +18,7 @@ class JsonValue {
 
     explicit JsonValue(Content content = nullptr) : content_(std::move(content)) {}
 
-    // The member of that name; Error if there is none.
+    // Returns the member of that name; throws Error if there is none.
     const JsonValue& at(const std::string& name) const;
     const Array& as_array() const;
     const std::string& as_string() const;
@@ -30,10 +30,10 @@ class JsonValue {
     Content content_;
 };
 
-// Reads one JSON text; Error says at which byte it is damaged.
+// Parses a JSON text; throws Error that names the byte where the text is damaged.
 JsonValue parse_json(const std::string& text);
 
-// The text in quotes, with everything escaped that JSON wants escaped. UTF-8 stays as it is.
+// Returns the text in quotes, escaped as JSON requires; UTF-8 is not escaped.
 std::string json_quoted(const std::string& text);
 
 }  // namespace small_detector

@@ -10,7 +10,7 @@ namespace {
 
 constexpr std::uint8_t kGrey = 114;
 
-// Half to even, as Python rounds; at least 1.
+// Rounds half to even, as Python does; at least 1.
 int rounded(double value) {
     return std::max(1, static_cast<int>(std::nearbyint(value)));
 }
@@ -31,7 +31,7 @@ Letterboxed letterbox(const ImageView& image, Size frame) {
     const double scale = std::min(static_cast<double>(frame.height) / image.height,
                                   static_cast<double>(frame.width) / image.width);
     const Size inner{rounded(image.width * scale), rounded(image.height * scale)};
-    // An odd pixel goes right and below.
+    // An odd pixel of border is added at the right and at the bottom.
     const int left = (frame.width - inner.width) / 2;
     const int top = (frame.height - inner.height) / 2;
     Letterboxed result{Image(frame.width, frame.height, kGrey), scale, left, top};

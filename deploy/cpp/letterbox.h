@@ -1,4 +1,4 @@
-// Fit a picture into a frame: scale it evenly, centre it, fill the border with grey.
+// Letterboxing: scale an image to fit a frame, keep its aspect ratio, centre it, fill the border with grey.
 #pragma once
 
 #include "image.h"
@@ -10,7 +10,7 @@ struct Size {
     int height;
 };
 
-// A picture in its frame: x in the frame = x in the picture * scale + left.
+// An image in its frame: x in the frame = x in the image * scale + left.
 struct Letterboxed {
     Image frame;
     double scale;
@@ -18,10 +18,11 @@ struct Letterboxed {
     int top;
 };
 
-// The least frame of multiples of `stride` that holds a picture whose longer side is `img_size`.
+// Returns the smallest frame, with sides that are multiples of `stride`, for an image scaled to a longer side
+// of `img_size`.
 Size letterbox_size(Size original, int img_size, int stride);
 
-// Scales with the bilinear filter of ncnn, which differs from OpenCV's by one grey level at most.
+// Scales with ncnn's bilinear filter, which differs from OpenCV's by at most one grey level.
 Letterboxed letterbox(const ImageView& image, Size frame);
 
 }  // namespace small_detector

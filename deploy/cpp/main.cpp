@@ -1,4 +1,4 @@
-// detect FOLDER IMAGE...: one line of JSON per picture, and pictures with boxes where asked for.
+// detect FOLDER IMAGE...: prints one line of JSON per image, and with --draw writes images with boxes.
 
 #include <cstdlib>
 #include <functional>
@@ -33,7 +33,7 @@ constexpr char kUsage[] =
 struct Arguments {
     DetectorOptions options;
     std::string draw_folder;
-    std::vector<std::string> paths;  // the network's folder, then pictures
+    std::vector<std::string> paths;  // the network's folder, then the images
 };
 
 template <typename Number>
@@ -83,7 +83,7 @@ Arguments parse(const std::vector<std::string>& words) {
     return parsed;
 }
 
-// As Detections.to_dict() of the Python side has it: pixels to two places, scores to five.
+// Formats like Detections.to_dict() in Python: pixels to two decimals, scores to five.
 std::string json_of(const Detection& box, const std::vector<std::string>& names) {
     std::ostringstream text;
     text.imbue(std::locale::classic());
@@ -115,7 +115,7 @@ void run(const Arguments& arguments) {
         const std::string& path = arguments.paths[index];
         Image image = small_detector::read_image(path);
         const std::vector<Detection> found = detector(image.view());
-        std::cout << json_of(path, found, names) << std::endl;  // at once, for whoever reads along
+        std::cout << json_of(path, found, names) << std::endl;  // flushed, for readers that follow the output
         if (!arguments.draw_folder.empty()) {
             small_detector::draw_detections(image, found, names);
             small_detector::write_image(arguments.draw_folder + "/boxes_" + file_name(path), image);

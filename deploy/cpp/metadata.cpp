@@ -21,7 +21,7 @@ std::string read_text(const std::string& path) {
     return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
 }
 
-// What `read` makes of one member, which an error names.
+// Reads one member with `read`; an error names the member.
 template <typename Read>
 auto field(const JsonValue& document, const std::string& name, Read read) {
     try {

@@ -1,4 +1,4 @@
-// What an exported folder says of its network (metadata.json, written by deploy/metadata.py).
+// Metadata of an exported network (metadata.json, written by deploy/artefact/metadata.py).
 #pragma once
 
 #include <string>
@@ -6,7 +6,7 @@
 
 namespace small_detector {
 
-// One map of raw outputs.
+// Stride and anchors of one map of raw outputs.
 struct Head {
     struct Anchor {
         float width;   // in pixels
@@ -21,15 +21,15 @@ struct Metadata {
     int num_classes() const { return static_cast<int>(names.size()); }
     int max_stride() const;
 
-    std::vector<std::string> names;  // by class id, UTF-8
+    std::vector<std::string> names;  // class names by id, UTF-8
     std::vector<Head> heads;
-    int width = 0;   // of the input, in pixels
-    int height = 0;  // of the input, in pixels
+    int width = 0;   // width of the input, in pixels
+    int height = 0;  // height of the input, in pixels
     bool is_dynamic =
-        false;  // any multiple of the largest stride will do; the size above is that of the export
+        false;  // true if any multiple of the largest stride works; the size above is then the traced one
 };
 
-// Reads the file; Error when it cannot be opened, is cut off, or lacks or contradicts something.
+// Reads the file; throws Error if it cannot be opened, is truncated, incomplete or inconsistent.
 Metadata read_metadata(const std::string& path);
 
 }  // namespace small_detector

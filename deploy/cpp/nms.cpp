@@ -6,7 +6,7 @@
 namespace small_detector {
 namespace {
 
-// Candidates that are looked at, best first; bounds the time when `conf` is near zero.
+// Maximum number of candidates, best first; bounds the time when `conf` is near zero.
 constexpr std::size_t kMaxCandidates = 30000;
 
 float area(const Detection& box) {

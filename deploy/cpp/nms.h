@@ -1,4 +1,4 @@
-// Non-maximum suppression within each class (utils/nms.py).
+// Non-maximum suppression within each class (as in utils/boxes/nms.py).
 #pragma once
 
 #include <vector>
@@ -7,8 +7,8 @@
 
 namespace small_detector {
 
-// The boxes kept, best score first: one goes when its overlap (intersection over union) with a better box of
-// its class exceeds `iou`. At most `max_det` are kept.
+// Returns the boxes kept, at most `max_det`, best score first. A box is dropped if its IoU with a better box
+// of its class exceeds `iou`.
 std::vector<Detection> non_max_suppression(std::vector<Detection> candidates, float iou, int max_det);
 
 }  // namespace small_detector

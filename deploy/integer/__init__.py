@@ -1,1 +1,1 @@
-"""Quantised networks as artefacts: integers between image and output, run by torch on CPUs."""
+"""Quantised networks as artefacts: integer arithmetic from image to output, run by torch on CPUs."""

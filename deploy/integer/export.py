@@ -1,4 +1,4 @@
-"""Folders that hold a network in integers and what is needed to use it."""
+"""Export of integer networks: folders that contain the network and all that is needed to run it."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from deploy.artefact_folder import replaced_folder
-from deploy.checksums import write_checksums
+from deploy.artefact.checksums import write_checksums
+from deploy.artefact.folder import replaced_folder
+from deploy.artefact.metadata import METADATA_NAME, ExportMetadata
 from deploy.classifier.metadata import ClassifierMetadata, ClassifierSettings
 from deploy.integer.runtime import FORMAT, NETWORK_NAME, ProgramFacts
-from deploy.metadata import METADATA_NAME, ExportMetadata, ExportSettings
+from deploy.settings import ExportSettings
 from models.classifiers import ClassifierSpec
 from models.detector import Detector
-from quantization.program import IntegerProgram
-from quantization.program_shapes import result_shapes
+from quantization.choices import Layout
+from quantization.program.program import IntegerProgram
+from quantization.program.shapes import result_shapes
 from quantization.storage.binary import save_program
-from quantization.storage.sparse import Layout
 from quantization.storage.text import save_yaml
 from utils.errors import CheckpointError
-from utils.files import write_text
+from utils.storage.files import write_text
 
 YAML_NAME = "network.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forms:
-    """In which forms a network is written.
+    """Forms in which a network is written.
 
     Attributes:
-        layout: Of its weights.
-        with_yaml: Also as YAML, beside the compact file that the runtime reads.
+        layout: Layout of the weights.
+        with_yaml: Whether to write YAML in addition to the compact file that the runtime reads.
     """
 
     layout: Layout = "dense"
@@ -50,18 +51,18 @@ def write_detector(
     source_sha256: str,
     forms: Forms,
 ) -> ExportMetadata:
-    """Write a detector that the runtimes of `deploy.registry` take.
+    """Write a detector that `deploy.load_runtime` loads.
 
     Args:
-        program: From images in [0, 1] to head maps.
-        folder: Ends in `_integer_model`; replaced where it is one already.
-        model: What the program was made from.
-        names: Of its classes.
-        source_sha256: Of its weights file.
-        forms: How the program is stored.
+        program: Program from images in [0, 1] to head maps.
+        folder: Folder whose name ends in `_integer_model`; an earlier export there is replaced.
+        model: Network that the program was made from.
+        names: Class names by id.
+        source_sha256: SHA-256 of the weights file.
+        forms: Forms in which the program is stored.
 
     Raises:
-        ConfigError: The folder cannot be written, or is none of this kind.
+        ConfigError: The folder cannot be written, or contains something else.
     """
     _, height, width = program.image_shape
     settings = ExportSettings(
@@ -88,18 +89,18 @@ def write_classifier(
     names: Sequence[str],
     forms: Forms,
 ) -> ClassifierMetadata:
-    """Write a classifier that `deploy.classifier.runtime.load_classifier` takes.
+    """Write a classifier that `deploy.load_classifier` loads.
 
     Args:
-        program: From normalised images to logits.
-        folder: As of `write_detector`.
-        model: What the program was made from.
-        spec: How its images are normalised.
-        names: Of its classes.
-        forms: How the program is stored.
+        program: Program from normalised images to logits.
+        folder: Folder whose name ends in `_integer_model`; an earlier export there is replaced.
+        model: Network that the program was made from.
+        spec: Specification of the network; says how images are normalised.
+        names: Class names by id.
+        forms: Forms in which the program is stored.
 
     Raises:
-        ConfigError: The folder cannot be written, or is none of this kind.
+        ConfigError: The folder cannot be written, or contains something else.
     """
     settings = ClassifierSettings(
         image_chw=program.image_shape, names=tuple(names), mean=spec.mean, std=spec.std, precision="integer"
@@ -116,7 +117,7 @@ def write_classifier(
 
 
 def takes_any_size(program: IntegerProgram, stride: int) -> bool:
-    """Whether images of another height and width go through a program; means over whole maps forbid it."""
+    """Check whether a program takes images of another height and width; a mean over whole maps prevents it."""
     channels, height, width = program.image_shape
     try:
         result_shapes(program, (channels, height + stride, width + stride))
@@ -126,7 +127,7 @@ def takes_any_size(program: IntegerProgram, stride: int) -> bool:
 
 
 def bits_text(program: IntegerProgram) -> str:
-    """How wide the integers of a program are, such as "weights in 8 bits, values in 8 to 10"."""
+    """Describe the width of a program's integers, such as "weights in 8 bits, values in 8 to 10"."""
     weights = _span(operation.weight_bits for operation in program.operations if operation.weight_bits)
     values = _span((step.output.high - step.output.low).bit_length() for step in program.operations)
     return f"weights in {weights} bits, values in {values}"

@@ -1,4 +1,4 @@
-"""Networks in integers as a runtime: what quantize.py wrote, computed exactly, on the processors of this machine."""
+"""Runtime for the integer networks that quantize.py writes: exact arithmetic on this machine's CPU."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from pathlib import Path
 
 import torch
 
-from deploy.artefact import ArtefactRuntime, RunGraph
-from deploy.checksums import check_checksums
-from deploy.metadata import METADATA_NAME, ExportMetadata, metadata_text, read_metadata
-from deploy.runtime import RuntimeOptions
-from quantization.executor import Executor
+from deploy.artefact.artefact import ArtefactRuntime, RunGraph
+from deploy.artefact.checksums import check_checksums
+from deploy.artefact.metadata import METADATA_NAME, ExportMetadata, metadata_text, read_metadata
+from deploy.formats import FORMATS
+from deploy.settings import RuntimeOptions
+from quantization.execution.executor import Executor
 from quantization.network import run_program
-from quantization.program import IntegerProgram
-from quantization.program_shapes import result_shapes
+from quantization.program.program import IntegerProgram
+from quantization.program.shapes import result_shapes
 from quantization.storage.binary import load_program
 from utils.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-# How names of folders end, and the file of the network in them.
-FORMAT = "_integer_model"
-NETWORK_NAME = "network.npz"
+# Suffix of the folders, and name of the network's file in them.
+FORMAT = FORMATS["integer"].suffix
+NETWORK_NAME = FORMATS["integer"].marker
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramFacts:
-    """What the metadata of every such folder say of its program, beside what those of all artefacts do.
+    """Facts about the program that the metadata of these folders contain in addition to those of all artefacts.
 
     Attributes:
-        network_fingerprint: `IntegerProgram.fingerprint`.
-        bits: For people: how wide its integers are.
+        network_fingerprint: Value of `IntegerProgram.fingerprint`.
+        bits: Description of the width of its integers, for people.
     """
 
     network_fingerprint: str
@@ -42,20 +43,20 @@ class ProgramFacts:
 
 
 def load_integer(path: Path, *, device: torch.device, options: RuntimeOptions) -> ArtefactRuntime:
-    """Load a detector that `deploy.integer.export.write_detector` wrote; it computes on the CPU.
+    """Load a detector that `deploy.integer.export.write_detector` wrote; it runs on the CPU.
 
     Args:
-        path: The folder.
-        device: Anything but a CPU is a warning.
-        options: `half` is a warning: nothing but integers is computed with.
+        path: Folder of the artefact.
+        device: Requested device; any but the CPU gives a warning.
+        options: Number of threads; `half` gives a warning, since all arithmetic is in integers.
 
     Raises:
-        CheckpointError: A file is missing, damaged, or of another model.
+        CheckpointError: A file is missing, damaged, or from another model.
     """
     if device.type != "cpu":
-        logger.warning("%s: integers are computed on the CPU, not on %s", path, device)
+        logger.warning("%s: integer networks run on the CPU, not on %s", path, device)
     if options.half:
-        logger.warning("%s: it computes in integers; half changes nothing", path)
+        logger.warning("half: %s computes in integers; the option is ignored", path)
     metadata = ExportMetadata.from_folder(path)
     height, width = metadata.image_hw
     channels = len(metadata.anchors[0]) // 2 * (5 + metadata.num_classes)
@@ -67,20 +68,20 @@ def load_integer(path: Path, *, device: torch.device, options: RuntimeOptions) -
 def open_network(
     path: Path, *, image_chw: tuple[int, int, int], output_shapes: Sequence[tuple[int, ...]], threads: int | None
 ) -> RunGraph:
-    """The network of a folder, ready to run.
+    """Load the network of a folder, ready to run.
 
     Args:
-        path: The folder.
-        image_chw: Channels, height and width of the images that its metadata tell of.
-        output_shapes: Of what it gives for one of them.
-        threads: Of torch, for the whole process; None leaves them.
+        path: Folder of the artefact.
+        image_chw: Channels, height and width of the images, as in the metadata.
+        output_shapes: Expected shapes of the outputs for one image.
+        threads: Number of torch's threads, for the whole process; None keeps the present one.
 
     Raises:
         CheckpointError: The network is missing, damaged, or not the one that the metadata describe.
     """
     facts = read_metadata(ProgramFacts, metadata_text(path), where=path)
     program = load_program(path / NETWORK_NAME, fingerprint=facts.network_fingerprint)
-    check_checksums(path)  # one of another training has the same fingerprint
+    check_checksums(path)  # a network of another training run has the same fingerprint
     _check_ends(program, path=path, image_chw=image_chw, output_shapes=output_shapes)
     if threads:
         torch.set_num_threads(threads)
@@ -94,7 +95,7 @@ def _check_ends(
     image_chw: tuple[int, int, int],
     output_shapes: Sequence[tuple[int, ...]],
 ) -> None:
-    """Refuse a network that takes other images, or gives something else."""
+    """Refuse a network whose input or outputs have other shapes."""
     try:
         shapes = result_shapes(program, image_chw)
     except CheckpointError as error:
@@ -102,6 +103,6 @@ def _check_ends(
     found = [shapes[name] for name in program.outputs]
     if found != list(output_shapes):
         raise CheckpointError(
-            f"{path / NETWORK_NAME} gives {found} for one image, expected {list(output_shapes)} "
+            f"{path / NETWORK_NAME} returns {found} for one image, expected {list(output_shapes)} "
             f"from {METADATA_NAME}; quantise the network again"
         )

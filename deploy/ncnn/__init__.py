@@ -1,1 +1,1 @@
-"""ncnn: export, int8, and the runtime."""
+"""ncnn: export, int8 quantisation, and the runtime."""

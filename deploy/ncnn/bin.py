@@ -1,7 +1,8 @@
-"""ncnn's `.bin`: the numbers of every layer in the order of the `.param`, without names or sizes.
+"""ncnn's `.bin`: the arrays of every layer in the order of the `.param`, without names or sizes.
 
-Weights begin with four bytes that tell how they are stored, so a file may mix widths; biases, norms and int8 scales
-have no such tag and are always float32. All numbers are little-endian, all arrays fill whole groups of four bytes.
+Weights begin with a tag of four bytes that says how they are stored, so a file may mix widths; biases, norms and int8
+scales have no tag and are always float32. All numbers are little-endian, and arrays are padded to multiples of four
+bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from utils.errors import CheckpointError, ConfigError
 FLOAT32_TAG, FLOAT16_TAG, INT8_TAG = 0, 0x01306B47, 0x000D4B38
 
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
-# Of each array of a layer: how many numbers, and whether a tag comes first.
+# Length of each array of a layer, and whether a tag comes first.
 Layout: TypeAlias = tuple[tuple[int, bool], ...]
 
 
@@ -30,8 +31,8 @@ class Stored:
     """One array of a layer.
 
     Attributes:
-        values: Flat, float32.
-        has_tag: Whether its storage can be chosen.
+        values: Values (n,) float32.
+        has_tag: True if a tag says how the array is stored, so that its width can be chosen.
     """
 
     values: Floats
@@ -39,7 +40,7 @@ class Stored:
 
     @cached_property
     def as_bytes(self) -> bytes:
-        """In 16 bits where the format and the range of the numbers allow it, else in 32."""
+        """Bytes of the array, in 16 bits if the format and the range of the values allow it, else in 32."""
         if not self.has_tag:
             return float_bytes(self.values)
         if np.abs(self.values).max(initial=0) > np.finfo(np.float16).max:
@@ -48,12 +49,12 @@ class Stored:
 
 
 def float_bytes(values: Floats) -> bytes:
-    """Numbers without a tag: biases, norms, scales."""
+    """Convert values to bytes without a tag, as for biases, norms and scales."""
     return values.astype("<f4").tobytes()
 
 
 def int8_bytes(weights: np.ndarray[Any, np.dtype[np.int8]]) -> bytes:
-    """Quantised weights with their tag."""
+    """Convert quantised weights to bytes with their tag."""
     return struct.pack("<I", INT8_TAG) + _padded(weights.tobytes())
 
 
@@ -62,15 +63,15 @@ def _padded(data: bytes) -> bytes:
 
 
 def read_bin(path: Path, layers: tuple[ParamLayer, ...]) -> dict[str, tuple[Stored, ...]]:
-    """The arrays of each layer by its name; layers without any are left out.
+    """Read the arrays of each layer, by its name; layers without arrays are left out.
 
     Args:
-        path: A file of an fp32 export.
-        layers: Of the `.param` beside it.
+        path: Path of the `.bin` of an fp32 export.
+        layers: Layers of the `.param` beside it.
 
     Raises:
-        CheckpointError: The file ends too early, or is no fp32 one.
-        ConfigError: It holds numbers of layers that are not known here.
+        CheckpointError: The file ends too early, or is not stored in fp32.
+        ConfigError: It contains arrays of layers whose storage is not known.
     """
     try:
         data = path.read_bytes()
@@ -86,7 +87,7 @@ def read_bin(path: Path, layers: tuple[ParamLayer, ...]) -> dict[str, tuple[Stor
                 raise CheckpointError(f"{path}: layer {layer.name} is not stored in fp32; export the model in fp32")
             position = start + 4 * count
             if position > len(data):
-                raise CheckpointError(f"{path} is cut off at layer {layer.name}; export the model again")
+                raise CheckpointError(f"{path} is truncated at layer {layer.name}; export the model again")
             values = np.frombuffer(data, dtype="<f4", count=count, offset=start).astype(np.float32)
             arrays.append(Stored(values=values, has_tag=has_tag))
         found[layer.name] = tuple(arrays)
@@ -100,7 +101,7 @@ def read_bin(path: Path, layers: tuple[ParamLayer, ...]) -> dict[str, tuple[Stor
 
 
 def write_bin(path: Path, layers: tuple[ParamLayer, ...], chunks: Mapping[str, bytes]) -> None:
-    """Write the bytes of each layer that has some, in the order of the `.param`."""
+    """Write the bytes of all layers that have any, in the order of the `.param`."""
     path.write_bytes(b"".join(chunks.get(layer.name, b"") for layer in layers))
 
 
@@ -121,7 +122,7 @@ def _batch_norm(layer: ParamLayer) -> Layout:
 
 
 def _attention(layer: ParamLayer) -> Layout:
-    """Query, key, value and output, each with its bias."""
+    """Return the layout of query, key, value and output, each with its bias."""
     inner = layer.number(0)
     outer = layer.number(2) // inner
     widths = (outer, layer.number(3, inner), layer.number(4, inner))
@@ -130,14 +131,14 @@ def _attention(layer: ParamLayer) -> Layout:
 
 
 def _matrix_product(layer: ParamLayer) -> Layout:
-    """Those of A, B and C that are constant; the numbers of C follow from how it is broadcast."""
+    """Return the layout of those of A, B and C that are constant; the length of C depends on how it is broadcast."""
     rows, columns, inner = (layer.number(key) for key in (7, 8, 9))
     sizes_of_c = {-1: 0, 0: 1, 1: rows, 2: rows, 3: rows * columns, 4: columns}
     sizes = {4: rows * inner, 5: columns * inner, 6: sizes_of_c[layer.number(10)]}
     return tuple((size, True) for key, size in sizes.items() if layer.number(key) and size)
 
 
-# What the networks of this project become; anything else shows as bytes left over.
+# The layers that this project's networks convert to; other layers with arrays show up as bytes left over.
 LAYOUTS: dict[str, Callable[[ParamLayer], Layout]] = {
     "BatchNorm": _batch_norm,
     "Convolution": _convolution,

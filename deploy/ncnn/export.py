@@ -1,4 +1,4 @@
-"""Export to ncnn: a folder with the network, what it says of itself, and how to run it."""
+"""Export to ncnn: a folder with the network, its metadata, and a README on how to run it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deploy.artefact_folder import replaced_folder
-from deploy.checksums import write_checksums
-from deploy.metadata import METADATA_NAME, ExportMetadata, ExportSettings
+from deploy.artefact.checksums import write_checksums
+from deploy.artefact.folder import replaced_folder
+from deploy.artefact.metadata import METADATA_NAME, ExportMetadata
+from deploy.artefact.packages import optional_package
 from deploy.ncnn.int8 import Int8Settings, calibrate, write_int8
 from deploy.ncnn.names import named_by_module
 from deploy.ncnn.param import ParamLayer, read_param, write_param
 from deploy.ncnn.pnnx import convert_to_ncnn
 from deploy.ncnn.readme import ncnn_readme
 from deploy.ncnn.runtime import BIN_NAME, FORMAT, PARAM_NAME, load_ncnn
-from deploy.packages import optional_package
-from deploy.runtime import RuntimeOptions
+from deploy.settings import ExportSettings, RuntimeOptions
 from models.detector import Detector
 from models.prepare import ready_for_export
 from utils.errors import ConfigError
 
-# Attention is written with the number of cells of the traced image; every other layer follows its input.
+# pnnx fixes attention to the number of cells of the traced image; every other layer adapts to its input.
 _BOUND_TO_SIZE = "Reshape"
 
 
@@ -40,23 +40,24 @@ def export_ncnn(
     calibration: Sequence[Tensor] = (),
     int8: Int8Settings | None = None,
 ) -> ExportMetadata:
-    """Write a network as a folder for ncnn: param, bin, their checksums, metadata and a README.
+    """Write a detector as a folder for ncnn: param, bin, their checksums, metadata and a README.
 
-    ncnn computes one image at a time, and a network without attention takes any multiple of the stride; the
-    metadata say so whatever batch size was asked for. Convolutions have their module paths as names.
+    ncnn computes one image at a time, and a network without attention takes any multiple of the stride; the metadata
+    say so whatever batch size the settings have. Convolutions are named by their module paths.
 
     Args:
-        model: Dense or pruned; not touched.
-        path: The folder, its name ending in `_ncnn_model`; an earlier export there is replaced.
+        model: Detector, dense or pruned; not changed.
+        path: Folder whose name ends in `_ncnn_model`; an earlier export there is replaced.
         names: Class names by id.
-        source_sha256: Of the weights file.
-        settings: Precision fp32, fp16 or int8; fp16 halves the file, the arithmetic is chosen where it runs.
-        calibration: For int8: images (1, 3, H, W) float32, RGB in [0, 1], letterboxed.
-        int8: How convolutions become int8; everything else is stored in fp16.
+        source_sha256: SHA-256 of the weights file.
+        settings: Image size, and precision fp32, fp16 or int8. fp16 halves the file; the arithmetic is chosen when
+            loading.
+        calibration: Letterboxed images (1, 3, H, W) float32, RGB in [0, 1], for int8.
+        int8: Settings for int8 convolutions; everything else is stored in fp16.
 
     Raises:
-        ConfigError: A precision, size or name that cannot be had, int8 without images, a pattern that fits no
-            layer, a missing package, a network that pnnx cannot convert, or an unwritable folder.
+        ConfigError: Unsupported precision, size or name, int8 without images, a pattern that matches no layer, a
+            missing package, a network that pnnx cannot convert, or an unwritable folder.
     """
     folder = Path(path)
     if not folder.name.endswith(FORMAT):
@@ -90,7 +91,7 @@ def export_ncnn(
 
 
 def _write_converted(model: Detector, folder: Path, *, metadata: ExportMetadata, settings: ExportSettings) -> None:
-    """Param, bin and metadata in floating point."""
+    """Write param, bin and metadata in floating point."""
     with tempfile.TemporaryDirectory() as scratch:
         param = convert_to_ncnn(
             ready_for_export(model), Path(scratch), input_hw=metadata.image_hw, half=metadata.precision == "fp16"
@@ -103,7 +104,7 @@ def _write_converted(model: Detector, folder: Path, *, metadata: ExportMetadata,
 
 
 def _write_int8(plain: Path, folder: Path, *, calibration: Sequence[Tensor], int8: Int8Settings) -> None:
-    """Param, bin and metadata in int8, of an fp32 export."""
+    """Write param, bin and metadata in int8, from an fp32 export."""
     skip = int8.skipped(read_param(plain / PARAM_NAME))
     write_int8(calibrate(plain, images=calibration, method=int8.method), folder, skip=skip)
 
@@ -116,10 +117,19 @@ def _takes_any_size(layers: tuple[ParamLayer, ...], settings: ExportSettings) ->
 
 
 def _run_once(folder: Path, metadata: ExportMetadata, *, name: str) -> None:
-    """Load and run what was written, which will have this name: pnnx's own word proves nothing."""
+    """Load and run the written export, since pnnx may report success for a broken one.
+
+    Args:
+        folder: Folder of the export.
+        metadata: Metadata of the export.
+        name: Final name of the folder, for messages.
+
+    Raises:
+        ConfigError: The heads contain values that are not finite.
+    """
     runtime = load_ncnn(folder, device=torch.device("cpu"), options=RuntimeOptions())
     heads = runtime(torch.zeros(1, 3, *metadata.image_hw))
     if not all(bool(head.isfinite().all()) for head in heads):
         raise ConfigError(
-            f"{name}: ncnn gives values that are not finite; look for them in the weights, or export in fp32"
+            f"{name}: ncnn returns values that are not finite; check the weights for such values, or export in fp32"
         )

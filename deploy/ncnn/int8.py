@@ -1,12 +1,12 @@
-"""int8 for ncnn: calibrated on real pictures and written here, since no package has ncnn's own table tools.
+"""int8 for ncnn, calibrated on real images and written here, since no package contains ncnn's own table tools.
 
 ncnn computes an int8 convolution as follows (its `Convolution`, checked against torch in tests/deploy):
 
     q_in = clamp(round(input * input_scale), -127, 127)          halves away from zero
     output = sum(q_in * q_weight) / (input_scale * weight_scale) + bias
 
-with one scale per layer for inputs and one per output channel for weights. What follows, activations included, is
-in floating point again.
+with one scale per layer for inputs and one per output channel for weights. The operations after it, activations
+included, are in floating point again.
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ from typing import Any, get_args
 import numpy as np
 from torch import Tensor
 
-from deploy.metadata import METADATA_NAME, ExportMetadata
+from deploy.artefact.metadata import METADATA_NAME, ExportMetadata
+from deploy.choices import Int8Method
 from deploy.ncnn.bin import Floats, Stored, float_bytes, int8_bytes, read_bin, write_bin
 from deploy.ncnn.names import CONVOLUTIONS, matching_convolutions
 from deploy.ncnn.param import ParamLayer, output_blobs, read_param, write_param
-from deploy.ncnn.ranges import Int8Method, input_ranges
+from deploy.ncnn.ranges import input_ranges
 from deploy.ncnn.runtime import BIN_NAME, PARAM_NAME
 from utils.errors import ConfigError
 
 _LARGEST = 127
-# The id of the setting that makes a layer int8, and what it is for one scale per output channel.
+# The setting that makes a layer int8 with one scale per output channel, as `id=value`.
 _INT8_SETTINGS = {"Convolution": "8=2", "ConvolutionDepthWise": "8=1"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Settings:
-    """How a network becomes int8.
+    """Settings for converting a network to int8.
 
     Attributes:
-        method: How the range of activations is chosen, see `deploy.ncnn.ranges.input_ranges`.
-        skip: Patterns of convolutions that stay in floating point, such as "model.2.*".
-        head: Whether the last convolutions, whose outputs are the heads, become int8 too. They are a few thousandths
-            of the weights, and nothing behind them evens out their rounding: boxes lose the last pixel.
+        method: Method that chooses the ranges of activations, see `deploy.ncnn.ranges.input_ranges`.
+        skip: Patterns of convolutions to keep in floating point, such as "model.2.*".
+        head: Whether to convert also the last convolutions, whose outputs are the heads. They have a few thousandths
+            of the weights, and no later layer evens out their rounding: boxes lose their last pixel of accuracy.
     """
 
     method: Int8Method = "minmax"
@@ -52,10 +53,10 @@ class Int8Settings:
             raise ConfigError(f"--calib-method {self.method}: expected one of {', '.join(get_args(Int8Method))}")
 
     def skipped(self, layers: tuple[ParamLayer, ...]) -> frozenset[str]:
-        """Names of the convolutions that stay in floating point.
+        """Return the names of the convolutions to keep in floating point.
 
         Raises:
-            ConfigError: A pattern fits none.
+            ConfigError: A pattern matches no convolution.
         """
         heads = output_blobs(layers)
         last = {layer.name for layer in layers if layer.kind in CONVOLUTIONS and layer.outputs[0] in heads}
@@ -64,13 +65,13 @@ class Int8Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """An fp32 export and what int8 needs to know of it.
+    """An fp32 export with the ranges that int8 needs.
 
     Attributes:
-        folder: The export.
-        layers: Of its `.param`.
-        arrays: Of its `.bin`, by name of the layer.
-        ranges: Of the input of each convolution, by name: the magnitude that 127 stands for.
+        folder: Folder of the export.
+        layers: Layers of its `.param`.
+        arrays: Arrays of its `.bin`, by name of the layer.
+        ranges: Magnitude that 127 represents at the input of each convolution, by name.
     """
 
     folder: Path
@@ -80,20 +81,20 @@ class Calibrated:
 
     @property
     def convolutions(self) -> tuple[str, ...]:
-        """Names of the layers that can be int8, in the order they run."""
+        """Names of the layers that can be int8, in execution order."""
         return tuple(self.ranges)
 
 
 def calibrate(folder: Path, *, images: Sequence[Tensor], method: Int8Method) -> Calibrated:
-    """Run an fp32 export on real pictures and note how large the inputs of its convolutions become.
+    """Run an fp32 export on real images and measure the ranges of its convolutions' inputs.
 
     Args:
-        folder: The export.
-        images: Each (1, 3, H, W) float32, RGB in [0, 1], letterboxed.
-        method: See `deploy.ncnn.ranges.input_ranges`.
+        folder: Folder of the export.
+        images: Letterboxed images, each (1, 3, H, W) float32, RGB in [0, 1].
+        method: Method that chooses the ranges, see `deploy.ncnn.ranges.input_ranges`.
 
     Raises:
-        ConfigError: There are no images, or a layer whose storage is not known.
+        ConfigError: There are no images, or the storage of a layer is not known.
         CheckpointError: A file is missing or damaged.
     """
     if not images:
@@ -109,9 +110,9 @@ def write_int8(source: Calibrated, folder: Path, *, skip: Collection[str] = ()) 
     """Write param, bin and metadata of a network whose convolutions are int8.
 
     Args:
-        source: The fp32 network.
-        folder: An existing one; files there are replaced.
-        skip: Names of convolutions that stay in floating point. They and all other layers are stored in 16 bits.
+        source: Calibrated fp32 network.
+        folder: Existing folder; files there are replaced.
+        skip: Names of convolutions to keep in floating point. They and all other layers are stored in 16 bits.
     """
     chosen = {name for name in source.convolutions if name not in skip}
     layers = tuple(_as_int8(layer) if layer.name in chosen else layer for layer in source.layers)
@@ -132,7 +133,7 @@ def _as_int8(layer: ParamLayer) -> ParamLayer:
 
 
 def _int8_chunk(layer: ParamLayer, arrays: tuple[Stored, ...], input_range: float) -> bytes:
-    """Weights, bias if there is one, weight scales, input scale."""
+    """Return the bytes of the weights, the bias if there is one, the weight scales and the input scale."""
     weights, *bias = arrays
     num_scales = layer.number(7) if layer.kind == "ConvolutionDepthWise" else layer.number(0)
     quantized, scales = quantized_weights(weights.values.reshape(num_scales, -1))
@@ -142,9 +143,9 @@ def _int8_chunk(layer: ParamLayer, arrays: tuple[Stored, ...], input_range: floa
 
 
 def quantized_weights(weights: Floats) -> tuple[np.ndarray[Any, np.dtype[np.int8]], Floats]:
-    """Weights (channels, n) in int8, and (channels,) what each channel was multiplied by.
+    """Quantise weights (channels, n) to int8, and return them with the factor of each channel, (channels,).
 
-    The largest magnitude of a channel becomes 127. A channel of zeros gets the scale 1: ncnn divides by it.
+    The largest magnitude of a channel becomes 127. A channel of zeros gets the factor 1, since ncnn divides by it.
     """
     largest = np.abs(weights).max(axis=1)
     scales = _LARGEST / np.where(largest > 0, largest, _LARGEST)

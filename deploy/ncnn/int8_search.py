@@ -1,4 +1,4 @@
-"""Which few convolutions to leave in floating point so that int8 costs little mAP."""
+"""Search for the few convolutions to keep in floating point so that int8 costs little mAP."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from deploy.ncnn.int8 import Calibrated, Int8Settings, calibrate, write_int8
 from deploy.ncnn.param import read_param
 from deploy.ncnn.runtime import FORMAT, PARAM_NAME, load_ncnn
-from deploy.runtime import RuntimeOptions
+from deploy.settings import RuntimeOptions
 from utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Int8SearchSettings:
-    """When the search ends.
+    """Settings that end the search.
 
     Attributes:
-        tolerance: mAP that int8 may cost.
-        max_skips: Most convolutions that may stay in floating point.
-        num_images: Calibration images on which layers are compared.
+        tolerance: Loss of mAP that int8 may cost.
+        max_skips: Maximum number of convolutions to keep in floating point.
+        num_images: Number of calibration images on which layers are compared.
     """
 
     tolerance: float = 0.01
@@ -43,12 +43,12 @@ class Int8SearchSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Trial:
-    """One int8 network that was measured.
+    """An int8 network that the search measured.
 
     Attributes:
-        skip: Names of the convolutions left in floating point beside those that the settings already leave.
-        map: Its mAP.
-        drop: What it lost against fp32; negative where it gained.
+        skip: Names of the convolutions kept in floating point in addition to those of the settings.
+        map: mAP of the network.
+        drop: Loss of mAP against fp32; negative for a gain.
     """
 
     skip: tuple[str, ...]
@@ -58,15 +58,15 @@ class Int8Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Search:
-    """What the search found.
+    """Result of the search.
 
     Attributes:
-        settings: Those given, with the layers that were found: `export_ncnn` takes them.
-        best: The network of the least drop; the last one if that is within the tolerance.
-        is_within: Whether it is within the tolerance.
+        settings: Settings for `export_ncnn`: those given, with the layers found.
+        best: Network with the smallest drop; the last one if its drop is within the tolerance.
+        is_within: True if the drop of `best` is within the tolerance.
         trials: All networks measured, in order.
-        errors: Of each convolution that could be int8, the worst first, see `int8_errors`; empty if int8 cost so
-            little that nothing was searched.
+        errors: Errors of each convolution that could be int8, worst first, see `int8_errors`; empty if int8 cost so
+            little that no search was needed.
     """
 
     settings: Int8Settings
@@ -84,21 +84,23 @@ def search_int8_skips(
     int8: Int8Settings | None = None,
     search: Int8SearchSettings | None = None,
 ) -> Int8Search:
-    """Leave the worst convolutions in floating point, one more at a time, until the mAP is good enough.
+    """Keep the worst convolutions in floating point, one more at a time, until the mAP is good enough.
+
+    The search is deterministic.
 
     Args:
-        folder: An fp32 ncnn export.
-        images: For calibration, as `deploy.ncnn.int8.calibrate` takes them.
-        map_of: From an exported folder to its mAP.
-        int8: What is settled: how ranges are chosen, and what stays in floating point in any case.
-        search: When to end.
+        folder: Folder of an fp32 ncnn export.
+        images: Calibration images, as for `deploy.ncnn.int8.calibrate`.
+        map_of: Function from an exported folder to its mAP.
+        int8: Fixed settings: how ranges are chosen, and layers to keep in floating point in any case.
+        search: Settings that end the search.
 
     Returns:
-        The same for the same arguments.
+        Networks measured, and the best of them.
 
     Raises:
-        ConfigError: There are no images, or a pattern that fits no layer.
-        CheckpointError: The folder is no fp32 export.
+        ConfigError: There are no images, or a pattern matches no layer.
+        CheckpointError: The folder is not an fp32 export.
     """
     int8, search = int8 or Int8Settings(), search or Int8SearchSettings()
     settled = int8.skipped(read_param(folder / PARAM_NAME))
@@ -106,7 +108,7 @@ def search_int8_skips(
     measured = partial(_measured, source, settled=settled, map_of=map_of, reference=map_of(folder))
     trials, errors = [measured(())], dict[str, float]()
     if trials[0].drop > search.tolerance:
-        # Ranking takes a while, and most networks need none.
+        # Ranking takes a while, and most networks do not need it.
         errors = int8_errors(source, images=images[: search.num_images], settled=settled)
     for count in range(1, min(search.max_skips, len(errors)) + 1):
         trials.append(measured(tuple(errors)[:count]))
@@ -114,7 +116,7 @@ def search_int8_skips(
             break
     best = min(trials, key=lambda trial: trial.drop)
     if best.drop > search.tolerance:
-        logger.warning("int8 costs %.4f mAP with %d layers skipped, more than asked", best.drop, len(best.skip))
+        logger.warning("int8 loses %.4f mAP with %d layers skipped, more than allowed", best.drop, len(best.skip))
     return Int8Search(
         settings=replace(int8, skip=(*int8.skip, *best.skip)),
         best=best,
@@ -132,7 +134,7 @@ def _measured(
     map_of: Callable[[Path], float],
     reference: float,
 ) -> Int8Trial:
-    """The mAP with all convolutions but these and the settled ones in int8."""
+    """Measure the mAP with all convolutions in int8 except `skip` and `settled`."""
     with tempfile.TemporaryDirectory(suffix=FORMAT) as scratch:
         write_int8(source, Path(scratch), skip={*settled, *skip})
         found = map_of(Path(scratch))
@@ -141,15 +143,15 @@ def _measured(
 
 
 def int8_errors(source: Calibrated, *, images: Sequence[Tensor], settled: Collection[str] = ()) -> dict[str, float]:
-    """What each convolution alone in int8, all else in floating point, changes at the heads.
+    """Measure how the heads change when a single convolution is in int8 and all else in floating point.
 
     Args:
-        source: The fp32 network.
-        images: Each (1, 3, H, W) float32, RGB in [0, 1].
-        settled: Names of convolutions that are not asked about.
+        source: Calibrated fp32 network.
+        images: Images, each (1, 3, H, W) float32, RGB in [0, 1].
+        settled: Names of convolutions to leave out.
 
     Returns:
-        By name, the worst first: `head_change`, averaged over the heads.
+        `head_change` averaged over the heads, by name of the convolution, worst first.
     """
     batch = torch.cat(list(images))
     expected = _heads(source.folder, batch)
@@ -164,14 +166,14 @@ def int8_errors(source: Calibrated, *, images: Sequence[Tensor], settled: Collec
 
 
 def head_change(head: Tensor, exact: Tensor) -> float:
-    """How much a raw head differs where there are objects.
+    """Measure how much a raw head differs where there are objects.
 
-    Nearly all cells are background, with large negative numbers that mean nothing but no. So numbers are compared
-    behind the sigmoid, and each cell counts as much as its exact objectness.
+    Nearly all cells are background, with large negative values whose exact size is irrelevant. So values are compared
+    after the sigmoid, and each cell is weighted by its exact objectness.
 
     Args:
-        head: (B, A, H, W, 5 + nc), before the sigmoid.
-        exact: The same from the fp32 network.
+        head: Raw head (B, A, H, W, 5 + nc), before the sigmoid.
+        exact: Raw head of the fp32 network, of the same shape.
 
     Returns:
         Mean absolute difference over all outputs, in [0, 1].

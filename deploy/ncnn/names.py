@@ -1,4 +1,4 @@
-"""Convolutions of a `.param` under the names they have in the network, so that people can point at them."""
+"""Module paths as names of the layers of a `.param`, so that users can select them."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from deploy.ncnn.param import ParamLayer
 logger = logging.getLogger(__name__)
 
 CONVOLUTIONS = ("Convolution", "ConvolutionDepthWise")
-# ncnn computes a convolution of a single pixel as a linear layer, and a linear one over rows as a matrix product.
+# pnnx converts a convolution of a single pixel to a linear layer, and a linear layer over rows to a matrix product.
 _WITH_WEIGHTS = (*CONVOLUTIONS, "InnerProduct", "Gemm")
 _OF_TORCH = ("nn.Conv2d", "nn.Linear")
-# What `models.prepare.ExportNetwork` puts before the paths of a detector.
+# Prefix that `models.prepare.ExportNetwork` adds to the module paths of a detector.
 _PREFIX = "detector."
 _WEIGHT_SHAPE = re.compile(r"@weight=\(([\d,]+)\)")
 
 
 def named_by_module(layers: tuple[ParamLayer, ...], pnnx_param: Path) -> tuple[ParamLayer, ...]:
-    """The same layers, convolutions and linear ones called by their module paths, such as `model.2.cv1.conv`.
+    """Rename convolutions and linear layers to their module paths, such as `model.2.cv1.conv`.
 
-    pnnx numbers them instead ("conv_2"), but keeps the paths in the file of its own format, in the same order.
+    pnnx numbers them instead ("conv_2"), but keeps the paths in the file of its own format, in the same order. If the
+    two files do not match, all names are kept, with a warning.
 
     Args:
-        layers: Of ncnn's `.param`.
-        pnnx_param: The `.pnnx.param` of the same conversion.
+        layers: Layers of ncnn's `.param`.
+        pnnx_param: Path of the `.pnnx.param` of the same conversion.
     """
     wanted = [layer for layer in layers if layer.kind in _WITH_WEIGHTS]
     modules = _torch_modules(pnnx_param)
     paths = [path for path, _ in modules]
     if [count for _, count in modules] != [_num_weights(layer) for layer in wanted] or len(set(paths)) < len(paths):
-        logger.warning("layers keep the names that pnnx gave them: it split, joined or reordered some")
+        logger.warning("layers keep pnnx's names, since it split, joined or reordered some of them")
         return layers
     names = {layer.name: path for layer, path in zip(wanted, paths, strict=True)}
     return tuple(replace(layer, name=names.get(layer.name, layer.name)) for layer in layers)
@@ -49,7 +50,7 @@ def _num_weights(layer: ParamLayer) -> int:
 
 
 def _torch_modules(pnnx_param: Path) -> list[tuple[str, int]]:
-    """Path and number of weights of each convolution and linear layer, in the order they run."""
+    """Read the path and number of weights of each convolution and linear layer, in execution order."""
     modules = []
     for line in pnnx_param.read_text(encoding="utf-8").splitlines():
         shape = _WEIGHT_SHAPE.search(line)
@@ -60,9 +61,9 @@ def _torch_modules(pnnx_param: Path) -> list[tuple[str, int]]:
 
 
 def matching_convolutions(layers: Sequence[ParamLayer], patterns: Sequence[str]) -> frozenset[str]:
-    """Names of the convolutions that any of the patterns fits; `*` stands for any part.
+    """Return the names of the convolutions that match a pattern, in which `*` matches any part.
 
     Raises:
-        ConfigError: A pattern fits none.
+        ConfigError: A pattern matches no convolution.
     """
     return skipped_layers([layer.name for layer in layers if layer.kind in CONVOLUTIONS], patterns)

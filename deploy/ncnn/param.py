@@ -1,7 +1,7 @@
-"""ncnn's `.param`: a text with one line per layer, checked before the runtime sees it.
+"""ncnn's `.param`, a text with one line per layer, checked before the runtime loads it.
 
-The runtime makes up blobs that no layer produces and then reads beyond its table, so a hand-edited
-file can crash the process instead of failing.
+The runtime invents blobs that no layer produces and then reads beyond its table, so a hand-edited file can crash the
+process instead of failing with an error.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class ParamLayer:
 
     Attributes:
         kind: Type of the layer, such as "Convolution".
-        name: Its name, unique in the file.
+        name: Name of the layer, unique in the file.
         inputs: Names of the blobs it reads.
-        outputs: Names of the blobs it makes.
-        settings: What follows, each `id=value`.
+        outputs: Names of the blobs it produces.
+        settings: Settings of the layer, each as `id=value`.
     """
 
     kind: str
@@ -33,23 +33,23 @@ class ParamLayer:
     settings: tuple[str, ...] = ()
 
     def number(self, key: int, default: int = 0) -> int:
-        """The whole number of that id, as ncnn reads it where the line has none."""
+        """Return the integer setting with id `key`; `default` is ncnn's value if the line has none."""
         prefix = f"{key}="
         found = next((item for item in self.settings if item.startswith(prefix)), None)
         return default if found is None else int(found.removeprefix(prefix))
 
     def as_line(self) -> str:
-        """The line that reads back as this layer."""
+        """Format the layer as a line that reads back as the same layer."""
         rest = (f"{len(self.inputs)} {len(self.outputs)}", *self.inputs, *self.outputs, *self.settings)
         return f"{self.kind:<24} {self.name:<24} {' '.join(rest)}"
 
 
 def read_param(path: Path) -> tuple[ParamLayer, ...]:
-    """The layers of a `.param`, in the order they run.
+    """Read the layers of a `.param`, in execution order.
 
     Raises:
-        CheckpointError: There is no such file, it is no ncnn param file, lines are missing, or a layer reads
-            a blob that no layer before it makes.
+        CheckpointError: There is no such file, it is not an ncnn param file, lines are missing, or a layer reads a
+            blob that no earlier layer produces.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -58,7 +58,9 @@ def read_param(path: Path) -> tuple[ParamLayer, ...]:
         raise CheckpointError(f"{path} cannot be read: {reason}; export the model again") from error
     rows = [line.split() for line in lines if line.strip()]
     if not rows or rows[0] != [MAGIC]:
-        raise CheckpointError(f"{path} is no ncnn param file: its first line, expected to be {MAGIC}, is another")
+        raise CheckpointError(
+            f"{path} is not an ncnn param file: expected {MAGIC} as its first line; export it again"
+        )
     layers = tuple(_layer(path, row) for row in rows[2:])
     _check_counts(path, rows[1] if len(rows) > 1 else [], layers)
     _check_blobs(path, layers)
@@ -73,20 +75,20 @@ def write_param(path: Path, layers: tuple[ParamLayer, ...]) -> None:
 
 
 def output_blobs(layers: tuple[ParamLayer, ...]) -> tuple[str, ...]:
-    """Blobs that no layer reads: what the network gives."""
+    """Return the outputs of the network: the blobs that no layer reads."""
     read = {blob for layer in layers for blob in layer.inputs}
     return tuple(blob for layer in layers for blob in layer.outputs if blob not in read)
 
 
 def input_blobs(layers: tuple[ParamLayer, ...]) -> tuple[str, ...]:
-    """Blobs that the caller fills."""
+    """Return the inputs of the network: the blobs that the caller fills."""
     return tuple(blob for layer in layers if layer.kind == "Input" for blob in layer.outputs)
 
 
 def _layer(path: Path, row: list[str]) -> ParamLayer:
     counts = row[2:4]
     if len(counts) < 2 or not all(count.isdecimal() for count in counts):
-        raise CheckpointError(f"{path}: line {' '.join(row)!r} is no layer; export the model again")
+        raise CheckpointError(f"{path}: line {' '.join(row)!r} is not a layer; export the model again")
     num_inputs, num_outputs = map(int, counts)
     num_blobs = num_inputs + num_outputs
     blobs, settings = row[4 : 4 + num_blobs], row[4 + num_blobs :]
@@ -105,8 +107,8 @@ def _check_counts(path: Path, row: list[str], layers: tuple[ParamLayer, ...]) ->
     found = [str(len(layers)), str(sum(len(layer.outputs) for layer in layers))]
     if row != found:
         raise CheckpointError(
-            f"{path} announces {'/'.join(row) or 'no'} layers and blobs and has {'/'.join(found)}; "
-            "it was cut off or edited, export the model again"
+            f"{path} declares {'/'.join(row) or 'no'} layers and blobs but has {'/'.join(found)}; "
+            "it was truncated or edited, export the model again"
         )
 
 
@@ -116,7 +118,7 @@ def _check_blobs(path: Path, layers: tuple[ParamLayer, ...]) -> None:
         for blob in layer.inputs:
             if blob not in made:
                 raise CheckpointError(
-                    f"{path}: layer {layer.name} reads blob {blob}, which no layer before it makes; "
+                    f"{path}: layer {layer.name} reads blob {blob}, which no earlier layer produces; "
                     "export the model again"
                 )
         made.update(layer.outputs)

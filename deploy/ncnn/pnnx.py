@@ -1,7 +1,7 @@
-"""pnnx as a child process: a traced network in, ncnn's two files out, its log read for what it left out.
+"""Conversion of a traced network to ncnn's two files by pnnx, in a child process, with a check of its log.
 
-pnnx ends with code 0 when it could not convert an operator; the file then fails to load, or computes
-something else.
+pnnx exits with code 0 even if it could not convert an operator; the file then fails to load, or computes something
+else.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from deploy.artefact.packages import optional_package
 from deploy.ncnn.param import read_param
-from deploy.packages import optional_package
 from utils.errors import ConfigError
 
 PNNX_SECONDS = 600
 _COMPLAINT = re.compile(r"not supported|^unsupported|^ignore |failed|error|fatal|unknown|no such file", re.IGNORECASE)
-# Settings and names of modules, which may hold any word.
+# Lines with settings and module names, which may contain any word.
 _HARMLESS = re.compile(r"inline module = |\w+ = ")
 
 
 def convert_to_ncnn(
     network: nn.Module, folder: Path, *, input_hw: tuple[int, int], channels: int = 3, half: bool = False
 ) -> Path:
-    """Write `model.ncnn.param` and `model.ncnn.bin` (and files of pnnx's own) into `folder`.
+    """Write `model.ncnn.param` and `model.ncnn.bin` (and pnnx's own files) to `folder`.
 
     Args:
-        network: In evaluation mode on the CPU; takes (1, C, H, W), gives a tuple of tensors.
-        folder: An empty scratch folder.
+        network: Network in evaluation mode on the CPU; takes (1, C, H, W) and returns a tuple of tensors.
+        folder: Empty scratch folder.
         input_hw: Height and width of the traced image, in pixels.
-        channels: C, of the image.
-        half: Store weights in 16 bits.
+        channels: Number of channels of the image, C.
+        half: Whether to store weights in 16 bits.
 
     Returns:
-        The param file.
+        Path of the param file.
 
     Raises:
-        ConfigError: pnnx is missing, ended early, or left out a part of the network.
+        ConfigError: pnnx is missing, failed, or left out a part of the network.
     """
     executable = optional_package("pnnx", purpose="export to ncnn").EXEC_PATH
     shape = (1, channels, *input_hw)
     with torch.inference_mode(), warnings.catch_warnings():
-        # That tracing is deprecated and shapes become constants: pnnx reads nothing else, and the sizes are fixed.
+        # Torch warns that tracing is deprecated and fixes shapes; pnnx reads nothing else, and shapes may be fixed.
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(network, torch.zeros(shape), check_trace=False)  # type: ignore[no-untyped-call]
         traced.save(str(folder / "model.pt"))
@@ -60,7 +60,11 @@ def convert_to_ncnn(
 
 
 def _run(command: list[str], folder: Path) -> str:
-    """What the child process said, on both of its streams."""
+    """Run the child process and return its output, from both of its streams.
+
+    Raises:
+        ConfigError: It does not start, fails, or takes too long.
+    """
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
     try:
         child = subprocess.run(
@@ -76,13 +80,13 @@ def _run(command: list[str], folder: Path) -> str:
         raise ConfigError(f"pnnx does not start: {error}; run: pip install --force-reinstall pnnx") from error
     except subprocess.TimeoutExpired as error:
         raise ConfigError(
-            f"pnnx was not done after {PNNX_SECONDS} s; free memory and processors, or lower --img-size"
+            f"pnnx did not finish within {PNNX_SECONDS} s; free memory and CPU cores, or lower --img-size"
         ) from error
     log = child.stdout.decode("utf-8", errors="replace")
     if child.returncode != 0:
         last = log.strip().splitlines()[-1:] or ["no output"]
         raise ConfigError(
-            f"pnnx ended with code {child.returncode} ({last[0].strip()}); "
+            f"pnnx exited with code {child.returncode} ({last[0].strip()}); "
             "free memory, or reinstall it: pip install --force-reinstall pnnx"
         )
     return log
@@ -97,7 +101,7 @@ def _check_log(log: str) -> None:
 
 
 def _check_operators(param: Path) -> None:
-    """What pnnx does not know it copies under torch's name, which has a dot or colons; ncnn's names never do."""
+    """Refuse operators that pnnx could not convert: it keeps torch's name, with a dot or colon, unlike ncnn's."""
     for layer in read_param(param):
         if "." in layer.kind or ":" in layer.kind:
             raise ConfigError(

@@ -1,27 +1,27 @@
-"""How large the inputs of an ncnn network's layers become on real pictures: what int8 calibration measures."""
+"""Ranges of the inputs of an ncnn network's layers on real images, for int8 calibration."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from torch import Tensor
 
+from deploy.artefact.packages import optional_package
+from deploy.choices import Int8Method
 from deploy.ncnn.bin import Floats
 from deploy.ncnn.param import ParamLayer
 from deploy.ncnn.runtime import INPUT_BLOB, open_network
-from deploy.packages import optional_package
-from deploy.runtime import RuntimeOptions
+from deploy.settings import RuntimeOptions
 
-Int8Method: TypeAlias = Literal["kl", "minmax"]
 Histogram: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 NUM_BINS, NUM_LEVELS = 2048, 128
-# Candidates for a range lie so many bins apart; finer ones move it by less than half a percent.
+# Distance between candidates for a range, in bins; finer steps change it by less than half a percent.
 _BINS_APART = 8
-# Stands for a chance of zero, whose logarithm is none.
+# Replaces a probability of zero, which has no logarithm.
 _LEAST_CHANCE = 1e-9
 
 
@@ -33,17 +33,17 @@ def input_ranges(
     images: Sequence[Tensor],
     method: Int8Method,
 ) -> dict[str, float]:
-    """The magnitude that the largest int8 number shall stand for, at the input of each layer.
+    """Measure the magnitude that the largest int8 value represents, at the input of each layer.
 
     Args:
-        folder: An fp32 export.
-        layers: Of its `.param`.
-        wanted: Names of layers.
-        images: Each (1, 3, H, W) float32, RGB in [0, 1].
+        folder: Folder of an fp32 export.
+        layers: Layers of its `.param`.
+        wanted: Names of the layers to measure.
+        images: Images, each (1, 3, H, W) float32, RGB in [0, 1].
         method: "minmax" takes the largest magnitude seen; "kl" cuts off rare large ones, see `kl_range`.
 
     Returns:
-        By name of the layer; positive.
+        Positive magnitudes, by name of the layer.
     """
     sources = _sources(layers)
     blob_of = {layer.name: sources.get(layer.inputs[0], layer.inputs[0]) for layer in layers if layer.name in wanted}
@@ -52,12 +52,12 @@ def input_ranges(
     if method == "kl":
         histograms = _histograms(read, images, largest)
         largest = {blob: kl_range(histograms[blob], largest[blob]) for blob in largest}
-    # A blob that is zero on all pictures may have any range.
+    # A blob that is zero on all images may have any range.
     return {name: largest[blob] or 1.0 for name, blob in blob_of.items()}
 
 
 def _sources(layers: tuple[ParamLayer, ...]) -> dict[str, str]:
-    """Of each blob that is only a copy: the blob it is a copy of."""
+    """Map each blob that is only a copy to the blob it is a copy of."""
     copies: dict[str, str] = {}
     for layer in layers:
         if layer.kind == "Split":
@@ -69,7 +69,7 @@ _Read: TypeAlias = Callable[[Tensor], Iterator[tuple[str, Floats]]]
 
 
 def _reader(folder: Path, blobs: list[str]) -> _Read:
-    """From an image to its blobs, in one forward pass."""
+    """Build a function that yields the named blobs of an image, in one forward pass."""
     ncnn = optional_package("ncnn", purpose="int8 calibration")
     net = open_network(ncnn, folder, options=RuntimeOptions(), keeps_blobs=True)
 
@@ -78,7 +78,7 @@ def _reader(folder: Path, blobs: list[str]) -> _Read:
             extractor.input(INPUT_BLOB, ncnn.Mat(image[0].contiguous().numpy()))
             for blob in blobs:
                 _, values = extractor.extract(blob)
-                yield blob, np.array(values)  # a copy: the blob goes with its extractor
+                yield blob, np.array(values)  # a copy: the extractor frees the blob
 
     return read
 
@@ -92,9 +92,9 @@ def _largest(read: _Read, images: Sequence[Tensor]) -> dict[str, float]:
 
 
 def _histograms(read: _Read, images: Sequence[Tensor], largest: dict[str, float]) -> dict[str, Histogram]:
-    """Of each blob's magnitudes: how many lie in each of 2048 equal parts of its range, zeros left out.
+    """Count the magnitudes of each blob in 2048 equal bins of its range, zeros left out.
 
-    A zero is exact in any range, and after a ReLU zeros drown the rest.
+    A zero is exact in any range, and after a ReLU zeros would outnumber the rest.
     """
     found = {blob: np.zeros(NUM_BINS) for blob in largest}
     for image in images:
@@ -103,21 +103,21 @@ def _histograms(read: _Read, images: Sequence[Tensor], largest: dict[str, float]
             parts = (np.abs(values) * bins_per_unit).astype(np.intp).ravel()
             counts = np.bincount(parts, minlength=NUM_BINS + 1)
             counts[0] -= np.count_nonzero(values == 0)
-            counts[NUM_BINS - 1] += counts[NUM_BINS]  # the largest itself
+            counts[NUM_BINS - 1] += counts[NUM_BINS]  # the largest magnitude itself
             found[blob] += counts[:NUM_BINS]
     return found
 
 
 def kl_range(histogram: Histogram, largest: float) -> float:
-    """The range whose 128 levels tell most about the magnitudes.
+    """Choose the range whose 128 levels keep most information about the magnitudes.
 
-    Of each candidate, the magnitudes as they are, larger ones counted at its end, are compared with what is left of
-    them in 128 levels; the one of the least Kullback-Leibler divergence is taken. Migacz, "8-bit inference with
-    TensorRT", GTC 2017.
+    For each candidate range, the distribution of magnitudes, with larger ones counted in its last bin, is compared
+    with the same distribution at 128 levels; the range with the smallest Kullback-Leibler divergence is taken.
+    Migacz, "8-bit inference with TensorRT", GTC 2017.
 
     Args:
-        histogram: (2048,) counts of magnitudes in equal parts of [0, largest].
-        largest: Upper end of the last part.
+        histogram: Counts (2048,) of magnitudes in equal bins of [0, largest].
+        largest: Upper end of the last bin.
     """
     ends = range(NUM_LEVELS, NUM_BINS + 1, _BINS_APART)
     best = min(ends, key=lambda end: _divergence(histogram, end))
@@ -125,14 +125,14 @@ def kl_range(histogram: Histogram, largest: float) -> float:
 
 
 def _divergence(histogram: Histogram, end: int) -> float:
-    """Of the first `end` parts from what 128 levels keep of them; infinite where there is nothing to compare."""
+    """Compute the divergence of the first `end` bins from their form at 128 levels; infinite if they are empty."""
     inside = histogram[:end]
     total = inside.sum()
     if total == 0:
         return np.inf
     starts = np.arange(NUM_LEVELS) * end // NUM_LEVELS
     is_filled = inside > 0
-    # A level's count is shared by those of its parts that hold anything.
+    # The count of a level is shared by those of its bins that are not empty.
     counts, num_filled = np.add.reduceat(inside, starts), np.add.reduceat(is_filled.astype(np.int64), starts)
     shares = counts / np.maximum(num_filled, 1)
     kept = np.repeat(shares, np.diff(starts, append=end)) * is_filled / total

@@ -1,42 +1,42 @@
-"""The page beside an ncnn export: what goes in, what comes out, and the lines that run it."""
+"""README of a detector exported to ncnn: input, outputs, and code to run it."""
 
 from __future__ import annotations
 
-from deploy.metadata import METADATA_NAME, ExportMetadata
+from deploy.artefact.metadata import METADATA_NAME, ExportMetadata
 
-ARITHMETIC = "Computes in fp32; without this line ncnn takes 16 bits where the processor has them."
+ARITHMETIC = "Computes in fp32; without this line ncnn uses 16-bit arithmetic where the CPU has it."
 
 _PAGE = """\
 # {folder_name}
 
-A detector for [ncnn](https://github.com/Tencent/ncnn), {precision} weights, {num_classes} classes: {names}.
-The same facts for programs: `{metadata_name}`.
+A detector for [ncnn](https://github.com/Tencent/ncnn), with {precision} weights and {num_classes} classes: {names}.
+`{metadata_name}` contains the same facts for programs.
 
-## In and out
+## Input and outputs
 
 * Blob `in0`: (3, H, W) float32, RGB, each value divided by 255. {sizes}
-  Pictures are scaled to fit with their aspect ratio kept, the rest filled with 114/255.
-* Blobs below: before the sigmoid, (A * (5 + classes), H / stride, W / stride), float32. Channel
-  a * {num_outputs} + i holds, for anchor a: x, y, w, h, objectness, then the classes.
+  Scale the image to fit, keep its aspect ratio, centre it, and fill the rest with 114/255.
+* Blobs in the table: (A * (5 + classes), H / stride, W / stride) float32, before the sigmoid. Channel
+  a * {num_outputs} + i contains, for anchor a and i = 0, 1, ...: x, y, w, h, objectness, then the classes.
 
 | blob | stride | anchors w x h in pixels |
 |---|---|---|
 {heads}
 
-With s the sigmoid, the cell at column cx and row cy, and anchor (aw, ah), in pixels of the input:
+With the sigmoid s, the cell at column cx and row cy, and the anchor (aw, ah), in pixels of the input:
 
     centre x = (2 s(x) - 0.5 + cx) * stride      width  = (2 s(w))^2 * aw
     centre y = (2 s(y) - 0.5 + cy) * stride      height = (2 s(h))^2 * ah
     score of class k = s(objectness) * s(class k)
 
-Then non-maximum suppression per class, at an IoU of 0.45 for instance.
+Then apply non-maximum suppression per class, for example at an IoU of 0.45.
 
 ## C++
 
-In an app with the library of this project's deploy/cpp, decoding and suppression included:
+In an app with this project's C++ library (deploy/cpp), which includes decoding and suppression:
 
     small_detector::Detector detector("{folder_name}");
-    // pixels: RGB bytes of a picture of any size, w x h
+    // pixels: RGB bytes of an image of any size, w x h
     std::vector<small_detector::Detection> found = detector({{pixels, w, h, 3 * w}});
 
 With ncnn alone:
@@ -58,7 +58,7 @@ With ncnn alone:
 
 ## Python
 
-In a clone of this project, decoding and suppression included:
+In a clone of this project, which includes decoding and suppression:
 
     from deploy import load
     detections = load("{folder_name}")("picture.jpg")
@@ -79,14 +79,14 @@ With the ncnn package alone:
 
 
 def ncnn_readme(metadata: ExportMetadata, *, folder_name: str) -> str:
-    """Markdown for the folder of that name."""
+    """Format the README of the folder `folder_name`, as Markdown."""
     height, width = metadata.image_hw
     blobs = [f"out{level}" for level in range(len(metadata.strides))]
     rows = [
         f"| `{blob}` | {stride} | {_anchors(anchors)} |"
         for blob, stride, anchors in zip(blobs, metadata.strides, metadata.anchors, strict=True)
     ]
-    multiple = f"H and W are multiples of {max(metadata.strides)}; it was exported with {height} x {width}."
+    multiple = f"H and W are multiples of {max(metadata.strides)}; the export was traced at {height} x {width}."
     return _PAGE.format(
         folder_name=folder_name,
         precision=metadata.precision,
@@ -94,7 +94,7 @@ def ncnn_readme(metadata: ExportMetadata, *, folder_name: str) -> str:
         names=", ".join(metadata.names),
         metadata_name=METADATA_NAME,
         arithmetic=ARITHMETIC,
-        sizes=multiple if metadata.dynamic else f"H is {height} and W is {width}, no other size.",
+        sizes=multiple if metadata.dynamic else f"H is {height} and W is {width}; no other size works.",
         num_outputs=5 + metadata.num_classes,
         heads="\n".join(rows),
         width=width,

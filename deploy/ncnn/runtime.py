@@ -1,4 +1,4 @@
-"""ncnn as a runtime: the engine of phones and boards, on the processors of this machine."""
+"""ncnn as a runtime: the engine for phones and boards, on this machine's CPU."""
 
 from __future__ import annotations
 
@@ -11,39 +11,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploy.artefact import ArtefactRuntime, RunGraph
-from deploy.checksums import check_checksums
-from deploy.metadata import METADATA_NAME, ExportMetadata
+from deploy.artefact.artefact import ArtefactRuntime, RunGraph
+from deploy.artefact.checksums import check_checksums
+from deploy.artefact.metadata import METADATA_NAME, ExportMetadata
+from deploy.artefact.packages import optional_package
+from deploy.choices import Precision
+from deploy.formats import FORMATS
 from deploy.native_messages import native_messages
 from deploy.ncnn.param import ParamLayer, input_blobs, output_blobs, read_param
-from deploy.packages import optional_package
-from deploy.runtime import Precision, RuntimeOptions
+from deploy.settings import RuntimeOptions
 from utils.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-# How names of exported folders end; their files; the names that pnnx gives the ends of a network.
-FORMAT = "_ncnn_model"
-PARAM_NAME, BIN_NAME = "model.ncnn.param", "model.ncnn.bin"
+# Suffix of exported folders, their files, and pnnx's names for the input and outputs of a network.
+FORMAT = FORMATS["ncnn"].suffix
+PARAM_NAME, BIN_NAME = FORMATS["ncnn"].marker, "model.ncnn.bin"
 INPUT_BLOB, OUTPUT_BLOB = "in0", "out{level}"
 
 
 def load_ncnn(path: Path, *, device: torch.device, options: RuntimeOptions) -> ArtefactRuntime:
-    """Load a folder that `export_ncnn` wrote; it computes on the CPU, one image after the other.
+    """Load a folder that `export_ncnn` wrote; it runs on the CPU, one image after the other.
 
     Args:
-        path: The folder.
-        device: Anything but a CPU is a warning.
-        options: With `half`, fp16 on ARM cores that can, else bf16; without it all arithmetic is fp32, on weights
-            of either size. int8 layers stay int8 in both.
+        path: Folder of the artefact.
+        device: Requested device; any but the CPU gives a warning.
+        options: Threads, cores, and `half`: fp16 on ARM cores that support it, else bf16. Without it arithmetic is
+            fp32, whatever the weights are stored in. int8 layers compute in int8 with both.
 
     Raises:
         ConfigError: The ncnn package is not installed.
-        CheckpointError: A file is missing, damaged, or of another model.
+        CheckpointError: A file is missing, damaged, or from another model.
     """
     ncnn = optional_package("ncnn", purpose=str(path))
     if device.type != "cpu":
-        logger.warning("%s: ncnn computes on the CPU here, not on %s", path, device)
+        logger.warning("%s: ncnn runs on the CPU here, not on %s", path, device)
     metadata = ExportMetadata.from_folder(path)
     _check_ends(path, read_param(path / PARAM_NAME), num_heads=len(metadata.strides))
     sixteen_bits: Precision | None = _sixteen_bits(ncnn) if options.half else None
@@ -54,7 +56,7 @@ def load_ncnn(path: Path, *, device: torch.device, options: RuntimeOptions) -> A
 
 
 def _check_ends(path: Path, layers: tuple[ParamLayer, ...], *, num_heads: int) -> None:
-    """Refuse a network with other inputs and outputs than the metadata describe."""
+    """Refuse a network whose inputs and outputs differ from those in the metadata."""
     found = (*input_blobs(layers), *sorted(output_blobs(layers)))
     expected = (INPUT_BLOB, *(OUTPUT_BLOB.format(level=level) for level in range(num_heads)))
     if found != expected:
@@ -76,44 +78,44 @@ def open_network(
     sixteen_bits: Precision | None = None,
     keeps_blobs: bool = False,
 ) -> Any:
-    """The loaded network.
+    """Load the network of a folder.
 
     Args:
-        ncnn: The package.
-        path: The folder.
+        ncnn: The ncnn package.
+        path: Folder of the artefact.
         options: Threads and cores.
-        sixteen_bits: The arithmetic of layers that are not int8; None is fp32.
-        keeps_blobs: Whether one pass can give any number of inner blobs, for more memory.
+        sixteen_bits: Arithmetic of layers that are not int8; None for fp32.
+        keeps_blobs: Whether one pass can return any number of inner blobs, at the cost of memory.
 
     Raises:
-        CheckpointError: A file is missing, cut off, damaged, or another than was exported.
+        CheckpointError: A file is missing, truncated, damaged, or not the one that was exported.
     """
     net = ncnn.Net()
     net.opt.lightmode = not keeps_blobs
     net.opt.use_vulkan_compute = False
     net.opt.num_threads = options.num_threads
-    # ncnn turns 16 bits on by itself where the processor has them; what was not asked for stays off.
+    # ncnn turns 16-bit arithmetic on by itself where the CPU has it, so it is turned off unless requested.
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = sixteen_bits == "fp16"
     net.opt.use_bf16_packed = net.opt.use_bf16_storage = sixteen_bits == "bf16"
     ncnn.set_cpu_powersave(options.powersave)
     check_checksums(path)
     for load, name in ((net.load_param, PARAM_NAME), (net.load_model, BIN_NAME)):
         if not (path / name).is_file():
-            raise CheckpointError(f"{path} holds no {name}; export it again")
+            raise CheckpointError(f"{path} contains no {name}; export it again")
         with native_messages() as messages:
             code = load(str(path / name))
         if code != 0:
             reason = ", ".join(line.strip() for line in messages) or f"code {code}"
-            raise CheckpointError(f"{path / name} is cut off or damaged ({reason}); export it again")
+            raise CheckpointError(f"{path / name} is truncated or damaged ({reason}); export it again")
     return net
 
 
 def _runner(ncnn: Any, net: Any, metadata: ExportMetadata, *, path: Path) -> RunGraph:
-    """From tensors to tensors by way of numpy."""
+    """Build the function that runs the network, from tensors to tensors."""
     outputs = [OUTPUT_BLOB.format(level=level) for level in range(len(metadata.strides))]
 
     def run_one(picture: np.ndarray[Any, Any]) -> list[Tensor]:
-        """(3, H, W) to head maps (A * (5 + nc), H / stride, W / stride)."""
+        """Compute head maps (A * (5 + nc), H / stride, W / stride) of an image (3, H, W)."""
         maps = []
         with net.create_extractor() as extractor:
             extractor.input(INPUT_BLOB, ncnn.Mat(picture))
@@ -121,7 +123,7 @@ def _runner(ncnn: Any, net: Any, metadata: ExportMetadata, *, path: Path) -> Run
                 code, blob = extractor.extract(name)
                 if code != 0:
                     raise CheckpointError(f"{path}: ncnn cannot compute {name} (code {code}); export it again")
-                maps.append(torch.from_numpy(np.array(blob)))  # a copy: the blob goes with its extractor
+                maps.append(torch.from_numpy(np.array(blob)))  # a copy: the extractor frees it
         return maps
 
     def run(images: Tensor) -> list[Tensor]:

@@ -1,1 +1,1 @@
-"""ONNX: export in fp32, fp16 and int8, with or without suppression inside, and the runtime."""
+"""ONNX: export in fp32, fp16 and int8, with or without NMS in the graph, and the runtime."""

@@ -1,4 +1,4 @@
-"""Detectors as ONNX: input `images`, outputs `head0`, `head1`, ...; run by onnxruntime."""
+"""Detectors in ONNX, with input `images` and outputs `head0`, `head1`, ...; run by onnxruntime."""
 
 from __future__ import annotations
 
@@ -11,21 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deploy.artefact import ArtefactRuntime
-from deploy.metadata import METADATA_NAME, ExportMetadata, ExportSettings
-from deploy.onnx.graph import GraphSettings, onnx_package, open_session, run_session, save_onnx, trace_onnx
+from deploy.artefact.artefact import ArtefactRuntime
+from deploy.artefact.metadata import METADATA_NAME, ExportMetadata
+from deploy.formats import FORMATS
+from deploy.onnx.graph import (
+    GraphSettings,
+    join_zeros_,
+    onnx_package,
+    open_session,
+    run_session,
+    save_onnx,
+    trace_onnx,
+)
 from deploy.onnx.int8 import as_int8
-from deploy.onnx.padding import join_zeros_
-from deploy.runtime import RuntimeOptions
+from deploy.settings import ExportSettings, RuntimeOptions
 from models.detector import Detector
 from models.prepare import HalfNetwork, ready_for_export
 from utils.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
 
-FORMAT = ".onnx"
+FORMAT = FORMATS["onnx"].suffix
 INPUT_NAME = "images"
-# Property of a file whose graph gives boxes, not raw heads; see `deploy.onnx.nms`.
+# Property of a file whose graph returns boxes, not raw heads; see `deploy.onnx.nms`.
 NMS_PROPERTY = "nms.json"
 
 
@@ -39,20 +47,20 @@ def export_onnx(
     calibration: Sequence[Tensor] = (),
     int8_skip: Sequence[str] = (),
 ) -> ExportMetadata:
-    """Write a network as ONNX, inputs and outputs float32 in every precision, metadata inside.
+    """Write a detector as ONNX with its metadata; inputs and outputs are float32 in every precision.
 
     Args:
-        model: Dense or pruned; not touched.
-        path: The file.
+        model: Detector, dense or pruned; not changed.
+        path: Path of the file.
         names: Class names by id.
-        source_sha256: Of the weights file.
-        settings: Precision fp32, fp16 or int8; int8 is described in `deploy.onnx.int8`.
+        source_sha256: SHA-256 of the weights file.
+        settings: Image size, opset, and precision fp32, fp16 or int8; for int8 see `deploy.onnx.int8`.
         calibration: Images (1, 3, H, W) RGB in [0, 1] of the exported size, for int8.
-        int8_skip: Patterns of layers that stay in float32 in int8.
+        int8_skip: Patterns of layers that int8 keeps in float32.
 
     Raises:
-        ConfigError: A precision, opset or image size that cannot be had, int8 without images, a missing package,
-            an unwritable folder.
+        ConfigError: Unsupported precision, opset or image size, int8 without images, a missing package, or an
+            unwritable folder.
     """
     metadata = onnx_metadata(model, names=names, source_sha256=source_sha256, settings=settings)
     graph = detector_graph(model, metadata, opset=settings.opset, calibration=calibration, int8_skip=int8_skip)
@@ -63,10 +71,10 @@ def export_onnx(
 def onnx_metadata(
     model: Detector, *, names: Sequence[str], source_sha256: str, settings: ExportSettings
 ) -> ExportMetadata:
-    """What a file that is about to be made will say of itself.
+    """Build the metadata of a file to export.
 
     Raises:
-        ConfigError: A precision or image size that cannot be had, or no onnx package.
+        ConfigError: Unsupported precision or image size, or no onnx package.
     """
     if settings.precision not in ("fp32", "fp16", "int8"):
         raise ConfigError(f"ONNX in {settings.precision} is not supported; expected fp32, fp16 or int8")
@@ -88,10 +96,10 @@ def detector_graph(
     calibration: Sequence[Tensor] = (),
     int8_skip: Sequence[str] = (),
 ) -> Any:
-    """The raw-head graph of a network in the precision that the metadata name, an `onnx.ModelProto`.
+    """Build the raw-head graph of a detector, an `onnx.ModelProto`, in the precision of the metadata.
 
     Raises:
-        ConfigError: An opset that cannot be had, or int8 without images of the right size.
+        ConfigError: Unsupported opset, or int8 without images of the right size.
     """
     network = ready_for_export(model)
     join_zeros_(network)
@@ -105,12 +113,12 @@ def detector_graph(
 
 
 def head_names(metadata: ExportMetadata) -> list[str]:
-    """Names of the outputs, fine grid first."""
+    """Return the names of the outputs, finest grid first."""
     return [f"head{level}" for level in range(len(metadata.strides))]
 
 
 def free_axes(names: Sequence[str], metadata: ExportMetadata) -> dict[str, dict[int, str]]:
-    """Names of the axes whose size is free, by the map that has them; none where the export is fixed."""
+    """Return names for the axes of free size, by the name of the map; none for an export of fixed size."""
     if not metadata.dynamic:
         return {}
     return {name: {0: "batch", 2: f"{name}_height", 3: f"{name}_width"} for name in names}
@@ -120,14 +128,14 @@ def load_onnx(path: Path, *, device: torch.device, options: RuntimeOptions) -> A
     """Load a file that `export_onnx` wrote.
 
     Raises:
-        CheckpointError: The file is damaged, holds no metadata, or gives boxes instead of raw heads.
+        CheckpointError: The file is damaged, contains no metadata, or returns boxes instead of raw heads.
         ConfigError: onnxruntime is not installed.
     """
     session = open_session(path, device=device, threads=options.num_threads)
     properties = session.get_modelmeta().custom_metadata_map
     if NMS_PROPERTY in properties:
         raise CheckpointError(
-            f"{path} gives boxes, not raw heads; run it with onnxruntime itself, or export it again without --nms"
+            f"{path} returns boxes, not raw heads; run it with onnxruntime itself, or export it again without --nms"
         )
     metadata = ExportMetadata.from_json(properties.get(METADATA_NAME, ""), where=path)
     if options.half and metadata.precision != "fp16":

@@ -1,6 +1,6 @@
 """int8 ONNX: weights and activations in 8 bits, as explicit QuantizeLinear and DequantizeLinear pairs.
 
-Any runtime that knows these operators can read such a file: onnxruntime, OpenVINO, TensorRT.
+Any runtime that supports these operators can read such a file: onnxruntime, OpenVINO, TensorRT.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deploy.artefact.packages import optional_package
 from deploy.calibration import skipped_layers
 from deploy.onnx.graph import check_opset, onnx_package
-from deploy.packages import optional_package
 from utils.errors import ConfigError
 
-# Where most time goes. onnxruntime has the others in 8 bits, too: SiLU saves a quarter of the time, but a pruned
-# detector then lost .017 mAP instead of .008; additions and joins save nothing.
+# The operators that take most of the time. onnxruntime has 8-bit versions of others: SiLU in 8 bits saves a quarter
+# of the time, but a pruned detector then lost 0.017 mAP instead of 0.008; additions and concatenations save nothing.
 _OPERATORS = ("Conv", "Gemm", "MatMul")
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 
@@ -32,30 +32,30 @@ _QDQ = ("QuantizeLinear", "DequantizeLinear")
 def as_int8(
     graph: Any, calibration: Sequence[Tensor], *, skip: Sequence[str] = (), for_tensorrt: bool = False
 ) -> Any:
-    """A float32 graph with its layers in 8 bits.
+    """Convert the layers of a float32 graph to 8 bits.
 
-    Weights are symmetric int8 with a scale per output channel. Activations are uint8 over the range from the least to
-    the largest number that the calibration images show: rare large numbers are what finds objects, and ranges that
-    cut them off (least squared error, a quantile over the images) were no better on trained detectors, nor were
-    weights clipped to the least squared error. Layers that take an input or give an output of the graph stay in
-    float32, a hundredth of the weights: the last convolutions of a detector hold boxes and scores side by side in one
-    map, where 8 bits cost more than .01 mAP, and in the first one they cost .003.
+    Weights are symmetric int8 with a scale per output channel. Activations are uint8 over the range from the smallest
+    to the largest value on the calibration images: rare large values mark objects, and ranges that cut them off
+    (least squared error, a quantile over the images) were no better on trained detectors, nor were weights clipped
+    for the least squared error. The first and last layers of the graph, with a hundredth of the weights, are kept in
+    float32: the last convolutions of a detector have boxes and scores side by side in one map, where 8 bits cost
+    more than 0.01 mAP; in the first one they cost 0.003.
 
-    Processors without VNNI add products of uint8 and int8 in 16 bits and may overflow; onnxruntime then has its own
-    switch, `session.x64quantprecision`.
+    CPUs without VNNI add products of uint8 and int8 in 16 bits, which may overflow; onnxruntime has a setting against
+    that, `session.x64quantprecision`.
 
     Args:
-        graph: An `onnx.ModelProto`; not touched.
-        calibration: Images (1, C, H, W) as the network takes them.
-        skip: Patterns of the paths of further layers that stay in float32, such as "model.1.*".
-        for_tensorrt: Activations symmetric int8, all that TensorRT takes; x86 processors compute uint8 only.
+        graph: Graph, an `onnx.ModelProto`; not changed.
+        calibration: Images (1, C, H, W) in the form of network input.
+        skip: Patterns of the paths of further layers to keep in float32, such as "model.1.*".
+        for_tensorrt: Make activations symmetric int8, the only kind that TensorRT supports; x86 CPUs need uint8.
 
     Returns:
-        An `onnx.ModelProto` with the same inputs and outputs.
+        Graph, an `onnx.ModelProto`, with the same inputs and outputs.
 
     Raises:
-        ConfigError: No images, images of another size than the graph takes, a pattern that fits no layer, an opset
-            without scales per channel, or no onnxruntime.
+        ConfigError: No images, images of another size than the graph takes, a pattern that matches no layer, an
+            opset without per-channel scales, or no onnxruntime.
     """
     check_opset(max(item.version for item in graph.opset_import), is_int8=True)
     left_out = [*_outer_layers(graph.graph), *_skipped(graph.graph, skip)]
@@ -67,7 +67,7 @@ def as_int8(
     with tempfile.TemporaryDirectory() as scratch, _without_advice():
         path = Path(scratch, "int8.onnx")
         quantization.quantize_static(
-            copy.deepcopy(graph),  # the package moves the weights out of the graph it is given
+            copy.deepcopy(graph),  # the package moves the weights out of its argument
             path,
             _reader(quantization, graph.graph.input[0].name, images),
             per_channel=True,
@@ -83,7 +83,7 @@ def as_int8(
 
 
 def _reader(quantization: Any, name: str, images: Sequence[NDArray[np.float32]]) -> Any:
-    """The images in the form that the package reads them in."""
+    """Wrap the images in the package's reader interface."""
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -98,12 +98,12 @@ def _reader(quantization: Any, name: str, images: Sequence[NDArray[np.float32]])
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """Without the package's advice to optimise the graph first: what we export has nothing left to fold."""
+    """Suppress the package's advice to optimise the graph first: our exports have nothing left to fold."""
 
     def is_no_advice(record: logging.LogRecord) -> bool:
         return "pre-processing before quantization" not in record.getMessage()
 
-    # The package logs to the root, whose own filters hold for nothing else.
+    # The package logs to the root logger, whose filters apply to no other logger's records.
     root = logging.getLogger()
     root.addFilter(is_no_advice)
     try:
@@ -113,10 +113,10 @@ def _without_advice() -> Iterator[None]:
 
 
 def _fitted(image: Tensor, graph: Any) -> NDArray[np.float32]:
-    """An image repeated to the batch of the graph.
+    """Repeat an image to the batch size of the graph.
 
     Raises:
-        ConfigError: It has another size than the graph takes.
+        ConfigError: The image has another size than the graph takes.
     """
     batch, *fixed = (axis.dim_value for axis in graph.graph.input[0].type.tensor_type.shape.dim)  # 0 where free
     expected = tuple(side or given for side, given in zip(fixed, image.shape[1:], strict=True))
@@ -127,26 +127,29 @@ def _fitted(image: Tensor, graph: Any) -> NDArray[np.float32]:
 
 
 def _outer_layers(graph: Any) -> list[str]:
-    """Names of the nodes that take an input of the graph or give an output."""
+    """Return the names of the nodes that read an input or write an output of the graph."""
     ends = {item.name for item in (*graph.input, *graph.output)}
     return [node.name for node in graph.node if ends & {*node.input, *node.output}]
 
 
 def _skipped(graph: Any, patterns: Sequence[str]) -> list[str]:
-    """Names of the convolutions whose module path fits a pattern."""
+    """Return the names of the convolutions whose module path matches a pattern."""
     by_path = {_module_path(node.name): node.name for node in graph.node if node.op_type == "Conv"}
     return [by_path[path] for path in sorted(skipped_layers(list(by_path), patterns))]
 
 
 def _module_path(node_name: str) -> str:
-    """`/detector/model.2/m/m.0/cv1/conv/Conv` comes from `model.2.m.0.cv1.conv`: lists stand before their items."""
+    """Convert a node's name to its module path: `/detector/model.2/m/m.0/cv1/Conv` to `model.2.m.0.cv1`.
+
+    The name lists a module list before each of its items, which the path does not.
+    """
     parts = node_name.split("/")[2:-1]
     kept = [part for part, after in pairwise([*parts, ""]) if not after.startswith(f"{part}.")]
     return ".".join(kept)
 
 
 def _shorten_names_(graph: Any) -> None:
-    """Number the tensors inside: with five of them per layer their names are a tenth of a small network's file."""
+    """Replace the names of inner tensors with short ones: they take a tenth of a small network's file."""
     kept = {item.name for item in (*graph.input, *graph.output)} | {""}
     numbers = count()
     short: dict[str, str] = {}
@@ -161,5 +164,5 @@ def _shorten_names_(graph: Any) -> None:
             node.name = ""
     for tensor in graph.initializer:
         tensor.name = renamed(tensor.name)
-    # Shapes of inner tensors, which every runtime finds by itself.
+    # Shapes of inner tensors, which every runtime infers by itself.
     del graph.value_info[:]

@@ -1,4 +1,4 @@
-"""ONNX with decoding and suppression inside, for those who want boxes from the graph and nothing else."""
+"""ONNX export with decoding and NMS in the graph, for users who want boxes directly."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deploy.metadata import METADATA_NAME, ExportMetadata, ExportSettings
+from deploy.artefact.metadata import METADATA_NAME, ExportMetadata
+from deploy.artefact.packages import optional_package
 from deploy.onnx.detector import NMS_PROPERTY, detector_graph, free_axes, head_names, onnx_metadata
 from deploy.onnx.graph import GraphSettings, onnx_package, save_onnx, trace_onnx
+from deploy.settings import ExportSettings
+from deploy.verification.agreement import BoxAgreement
+from deploy.verification.ties import Choice, TieRule
+from deploy.verification.verify import TOLERANCES, Reference
 from models.detector import Detector
-from utils.boxes import cxcywh_to_xyxy
-from utils.decode import decode_heads
-from utils.errors import ConfigError
+from utils.boxes.boxes import cxcywh_to_xyxy
+from utils.boxes.decode import decode_heads
+from utils.boxes.nms import check_thresholds, non_max_suppression
 
-# What the graph gives, n boxes over all images of the batch: image after image, best first.
+# Outputs of the graph: n boxes over all images of the batch, image after image, best first.
 OUTPUTS = ("boxes", "scores", "class_ids", "image_ids")
 
 
@@ -28,9 +33,9 @@ class NmsSettings:
     """Thresholds that become constants of the graph.
 
     Attributes:
-        conf: Least score of a box, in [0, 1].
-        iou: Overlap above which the weaker of two boxes of one class goes, in [0, 1].
-        max_det: Most boxes per image.
+        conf: Minimum score of a box, in [0, 1].
+        iou: IoU above which the weaker of two boxes of a class is dropped, in [0, 1].
+        max_det: Maximum number of boxes per image.
     """
 
     conf: float = 0.25
@@ -38,11 +43,7 @@ class NmsSettings:
     max_det: int = 300
 
     def __post_init__(self) -> None:
-        for name in ("conf", "iou"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"nms {name}: got {getattr(self, name)}, expected 0 to 1")
-        if self.max_det < 1:
-            raise ConfigError(f"nms max_det: got {self.max_det}, expected at least 1")
+        check_thresholds(conf=self.conf, iou=self.iou, max_det=self.max_det)
 
 
 def export_onnx_with_nms(
@@ -55,26 +56,27 @@ def export_onnx_with_nms(
     nms: NmsSettings,
     calibration: Sequence[Tensor] = (),
 ) -> ExportMetadata:
-    """Write a network as ONNX that gives boxes.
+    """Write a detector as ONNX whose graph returns boxes.
 
     Input `images` (B, 3, H, W) float32 RGB in [0, 1], letterboxed. Outputs over all images, image after image and
     best first: `boxes` (n, 4) float32 xyxy in pixels of the input, `scores` (n,) float32, `class_ids` (n,) int64,
-    `image_ids` (n,) int64. The same boxes as `utils.nms.non_max_suppression` gives with one class per place.
+    `image_ids` (n,) int64. The boxes equal those of `utils.boxes.nms.non_max_suppression` with one class per
+    candidate.
 
-    The file carries the usual metadata and the thresholds as a property `nms.json`; `val.py` and `detect.py` refuse
-    it, for they do their own decoding.
+    The file contains the usual metadata, and the thresholds as property `nms.json`; `val.py` and `detect.py` refuse
+    it, since they decode heads themselves.
 
     Args:
-        model: Dense or pruned; not touched.
-        path: The file.
+        model: Detector, dense or pruned; not changed.
+        path: Path of the file.
         names: Class names by id.
-        source_sha256: Of the weights file.
-        settings: As for `export_onnx`.
+        source_sha256: SHA-256 of the weights file.
+        settings: Settings as for `export_onnx`.
         nms: Thresholds.
-        calibration: Images for int8; decoding stays in float32.
+        calibration: Images for int8; decoding is in float32.
 
     Raises:
-        ConfigError: As `export_onnx`.
+        ConfigError: The same cases as in `export_onnx`.
     """
     metadata = onnx_metadata(model, names=names, source_sha256=source_sha256, settings=settings)
     network = detector_graph(model, metadata, opset=settings.opset, calibration=calibration)
@@ -87,7 +89,7 @@ def export_onnx_with_nms(
 
 
 def _boxes_graph(network: Any, metadata: ExportMetadata, *, nms: NmsSettings, opset: int) -> Any:
-    """From head maps to boxes, its inner names unlike those of the network."""
+    """Build the graph from head maps to boxes, with inner names that differ from the network's."""
     num_maps = len(metadata.anchors[0]) // 2 * (5 + metadata.num_classes)
     height, width = metadata.image_hw
     examples = [
@@ -97,19 +99,19 @@ def _boxes_graph(network: Any, metadata: ExportMetadata, *, nms: NmsSettings, op
     free = {name: {0: "detections"} for name in OUTPUTS} | free_axes(heads, metadata)
     settings = GraphSettings(inputs=heads, outputs=OUTPUTS, opset=opset, dynamic=free)
     graph = trace_onnx(Boxes(metadata, nms), examples, settings)
-    # Graphs that are joined must be of one format version.
+    # Graphs can be merged only if they have the same format version.
     graph.ir_version = network.ir_version
     compose = onnx_package().compose
     return compose.add_prefix(graph, "nms/", rename_inputs=False, rename_outputs=False)
 
 
 class Boxes(nn.Module):
-    """Decoding, suppression and the cut to `max_det`.
+    """Decoding, NMS and the limit to `max_det`, as a module.
 
-    Only for tracing: outside ONNX the suppression is a stand-in.
+    It is only for tracing: outside ONNX the NMS is a placeholder.
 
     Args:
-        metadata: Anchors, strides and classes.
+        metadata: Metadata with anchors, strides and classes.
         nms: Thresholds.
     """
 
@@ -119,12 +121,12 @@ class Boxes(nn.Module):
         self.nms = nms
 
     def forward(self, *maps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Head maps (B, A * (5 + nc), H, W) to boxes, scores, class ids and image ids, (n, ...) each."""
+        """Convert head maps (B, A * (5 + nc), H, W) to boxes, scores, class ids and image ids, (n, ...) each."""
         heads = self.metadata.raw_heads(maps, where="the network")
         decoded = decode_heads(heads, self.metadata.anchor_tensor, self.metadata.strides)  # (B, N, 5 + nc)
         boxes = cxcywh_to_xyxy(decoded[..., :4])
         scores = decoded[..., 4:5] * decoded[..., 5:]
-        # A place gives one box, of its best class: all others go below every threshold.
+        # A candidate yields one box, of its best class: the scores of all others are set below every threshold.
         best, label = scores.max(-1)  # (B, N)
         classes = torch.arange(self.metadata.num_classes)
         scores = torch.where(classes == label[..., None], scores, torch.zeros_like(scores) - 1)
@@ -136,26 +138,81 @@ class Boxes(nn.Module):
         return boxes[image, place], best[image, place], label[image, place], image
 
     def _best_of_each_image(self, scores: Tensor, image: Tensor, images: Tensor) -> Tensor:
-        """Indices of at most `max_det` boxes per image, image after image, best first."""
+        """Return the indices of at most `max_det` boxes per image, image after image, best first."""
         by_score = torch.argsort(scores, descending=True)
         places = torch.arange(scores.shape[0])
-        # By image, and within one as they stood: no two of these whole numbers are equal.
+        # Sorts by image and keeps the order within each; the keys are distinct, so the sort need not be stable.
         order = by_score[torch.argsort(image[by_score] * scores.shape[0] + places)]
         first = (image[None] < images[:, None]).sum(1)  # (B,): where each image begins
         return order[places - first[image[order]] < self.nms.max_det]
 
 
 class _NonMaxSuppression(torch.autograd.Function):
-    """ONNX's operator of that name."""
+    """ONNX's operator NonMaxSuppression."""
 
     @staticmethod
     def forward(ctx: Any, boxes: Tensor, scores: Tensor, max_det: int, iou: float, conf: float) -> Tensor:
-        """The shape only: one selected box (1, 3) int64, for tracing."""
+        """Return a placeholder for tracing: one selected box (1, 3) int64."""
         return torch.zeros(1, 3, dtype=torch.int64)
 
     @staticmethod
     def symbolic(g: Any, boxes: Any, scores: Any, max_det: int, iou: float, conf: float) -> Any:
-        """(B, N, 4) corners and (B, classes, N) scores to (n, 3) image, class, place."""
+        """Emit the operator, from corners (B, N, 4) and scores (B, classes, N) to (n, 3) image, class, place."""
         limits = [torch.tensor([max_det]), torch.tensor([iou]), torch.tensor([conf])]
         constants = [g.op("Constant", value_t=limit) for limit in limits]
         return g.op("NonMaxSuppression", boxes, scores, *constants)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NmsReport:
+    """Comparison of the boxes from the graph with those of the network.
+
+    Attributes:
+        path: Path of the file.
+        boxes: Agreement of boxes on the reference's images.
+        passed: True if the agreement is within the tolerance of float32.
+    """
+
+    path: Path
+    boxes: BoxAgreement
+    passed: bool
+
+    def as_text(self) -> str:
+        """Format the result as one line."""
+        verdict = "passed" if self.passed else "FAILED"
+        ties = f", {self.boxes.tied} ties left out" if self.boxes.tied else ""
+        share = f"{self.boxes.share:.1%} of {self.boxes.expected}{ties}"
+        return f"{self.path.name}  boxes from the graph: {share}  {verdict}"
+
+
+def check_nms(path: Path, reference: Reference, *, nms: NmsSettings, batch_size: int) -> NmsReport:
+    """Run the file on the reference's images, and compare its boxes with those of the network.
+
+    Args:
+        path: Path of the ONNX file, which returns boxes, scores, class ids and image ids.
+        reference: Network and images.
+        nms: Thresholds of the file.
+        batch_size: Images per call of the file.
+    """
+    onnxruntime = optional_package("onnxruntime", purpose=str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    tolerance = TOLERANCES["fp32"]
+    rule = TieRule(conf=nms.conf, iou=nms.iou, max_det=nms.max_det, score=tolerance.score)
+    found, expected, choices = [], [], []
+    for image in reference.images:
+        boxes, scores, classes, images = session.run(None, {"images": image.expand(batch_size, -1, -1, -1).numpy()})
+        rows = [torch.from_numpy(values).float() for values in (boxes, scores[:, None], classes[:, None])]
+        found.append(torch.cat(rows, 1)[torch.from_numpy(images) == 0])
+        decoded = _decoded(image, reference)
+        expected += non_max_suppression(decoded, conf=nms.conf, iou=nms.iou, max_det=nms.max_det)
+        # The graph returns only the boxes it keeps; in float32 its candidates are the network's.
+        choices.append(Choice(found=decoded[0], expected=decoded[0], rule=rule))
+    agreement = BoxAgreement.of(found, expected, choices=choices)
+    passed = 1 - agreement.share <= tolerance.unmatched and agreement.score_difference <= tolerance.score
+    return NmsReport(path=path, boxes=agreement, passed=passed)
+
+
+def _decoded(image: Tensor, reference: Reference) -> Tensor:
+    """Run the network on one image, and decode its heads to (1, N, 5 + nc)."""
+    runtime = reference.runtime
+    return decode_heads(runtime(image[None]), runtime.anchors, runtime.strides)

@@ -1,1 +1,1 @@
-"""TensorRT: engines, built in a child process, and the runtime."""
+"""TensorRT: export to engines, built in a child process, and the runtime."""

@@ -1,7 +1,7 @@
-"""Builds a TensorRT engine from ONNX, in a process of its own: TensorRT can crash on a graph it does not like.
+"""Builds a TensorRT engine from ONNX, in a separate process, since TensorRT can crash on an unsupported graph.
 
 `deploy.tensorrt.export` runs this file as a script with one argument, the fields of `BuildRequest` as JSON. It
-imports nothing of this project, so that the process starts fast and has the memory for itself.
+imports nothing from this project, so that the process starts fast and leaves the memory to TensorRT.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRequest:
-    """What to build.
+    """An engine to build.
 
     Attributes:
-        package: `tensorrt`, or `tensorrt_rtx`.
-        source: The ONNX file. Its types are those of the engine.
-        plan: The file to write, TensorRT's serialised engine.
-        workspace_bytes: Most scratch memory on the GPU that a layer may ask for.
-        compute_capability: Of the GPU that will run the engine, such as "8.9"; "" for the one of this machine.
-        image_shapes: Smallest, usual and largest (B, 3, H, W) of a dynamic network; empty where all are fixed.
+        package: `tensorrt` or `tensorrt_rtx`.
+        source: Path of the ONNX file, whose types become those of the engine.
+        plan: Path of the file to write, TensorRT's serialised engine.
+        workspace_bytes: Maximum scratch memory on the GPU that a layer may request.
+        compute_capability: Compute capability of the GPU to build for, such as "8.9"; "" for this machine's.
+        image_shapes: Smallest, usual and largest (B, 3, H, W) of a dynamic network; empty for a fixed one.
     """
 
     package: str
@@ -36,7 +36,7 @@ class BuildRequest:
 
 
 def build(request: BuildRequest) -> None:
-    """Write the plan, or end the process with code 1 and the reason as the last line."""
+    """Write the plan, or exit with code 1 and the reason as the last line of output."""
     trt = import_module(request.package)
     builder = trt.Builder(trt.Logger(trt.Logger.WARNING))
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -51,10 +51,10 @@ def build(request: BuildRequest) -> None:
 
 
 def _settings(trt: Any, builder: Any, network: Any, request: BuildRequest) -> Any:
-    """TensorRT's own settings for a request."""
+    """Build TensorRT's own settings for a request."""
     settings = builder.create_builder_config()
     settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
-    # TF32 has the 10 bits of fp16: what is called fp32 here would not be.
+    # TF32 has only the 10-bit mantissa of fp16, so results would not be fp32.
     settings.clear_flag(trt.BuilderFlag.TF32)
     if request.compute_capability:
         settings.num_compute_capabilities = 1
@@ -67,7 +67,7 @@ def _settings(trt: Any, builder: Any, network: Any, request: BuildRequest) -> An
 
 
 def capabilities(trt: Any) -> dict[str, Any]:
-    """What `tensorrt_rtx` builds for ahead of time: by "8.9", its own value SM89."""
+    """Return the compute capabilities that `tensorrt_rtx` can build for: from "8.9" to its own value SM89."""
     members = trt.ComputeCapability.__members__
     numbers = {name.removeprefix("SM"): member for name, member in members.items() if name.startswith("SM")}
     return {f"{digits[:-1]}.{digits[-1]}": member for digits, member in numbers.items()}

@@ -1,12 +1,12 @@
-"""Files of TensorRT engines: what the engine says of itself, then TensorRT's own bytes, the plan.
+"""Files of TensorRT engines: metadata as JSON, then TensorRT's own bytes, the plan.
 
-| bytes | what |
+| bytes | content |
 |---|---|
 | 8 | `SDENGINE` |
 | 4 | length of the JSON, unsigned, little endian |
 | 8 | length of the plan, unsigned, little endian |
 | that many | JSON in UTF-8: `package`, `compute_capability`, `image_shapes` and `metadata` |
-| that many | the plan: what `deserialize_cuda_engine` takes |
+| that many | the plan, for `deserialize_cuda_engine` |
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.metadata import ExportMetadata
+from deploy.artefact.metadata import ExportMetadata
+from deploy.formats import FORMATS
 from models.layer_table import freeze
 from utils.errors import CheckpointError
-from utils.files import atomic_write
+from utils.storage.files import atomic_write
 
-# How names of the files end.
-FORMAT = ".engine"
-# The packages that build and run engines; neither reads those of the other.
+# Suffix of the files.
+FORMAT = FORMATS["tensorrt"].suffix
+# The packages that build and run engines; neither reads the other's.
 PACKAGES = ("tensorrt", "tensorrt_rtx")
 _MAGIC = b"SDENGINE"
 _HEAD = struct.Struct("<8sIQ")
@@ -32,14 +33,14 @@ _HEAD = struct.Struct("<8sIQ")
 
 @dataclass(frozen=True, kw_only=True)
 class EngineFile:
-    """An engine with what is needed to run it.
+    """An engine with all that is needed to run it.
 
     Attributes:
-        metadata: Of the network.
-        package: Of `PACKAGES`, the one that built it; its version is in the metadata.
-        compute_capability: Of the GPU it was built for, such as "8.9".
+        metadata: Metadata of the detector.
+        package: Name in `PACKAGES` of the package that built it; its version is in the metadata.
+        compute_capability: Compute capability of the GPU it was built for, such as "8.9".
         image_shapes: Smallest, usual and largest (B, 3, H, W) that a dynamic engine takes; empty for a fixed one.
-        plan: TensorRT's bytes.
+        plan: Serialised engine, in TensorRT's own format.
     """
 
     metadata: ExportMetadata
@@ -50,16 +51,16 @@ class EngineFile:
 
     @property
     def built_for(self) -> str:
-        """For messages: package with version, and GPU."""
+        """Package with version, and GPU, for messages."""
         version = self.metadata.versions.get(self.package, "of an unknown version")
         return f"{self.package} {version} and compute capability {self.compute_capability}"
 
 
 def write_engine(path: str | Path, engine: EngineFile) -> None:
-    """Write the file whole or not at all.
+    """Write the file atomically.
 
     Raises:
-        ConfigError: The folder cannot be written to.
+        ConfigError: The folder is not writable.
     """
     head = json.dumps(
         {
@@ -74,19 +75,19 @@ def write_engine(path: str | Path, engine: EngineFile) -> None:
 
 
 def read_engine(path: Path) -> EngineFile:
-    """Read what `write_engine` wrote; TensorRT is not needed for it.
+    """Read a file that `write_engine` wrote, without TensorRT.
 
     Raises:
-        CheckpointError: The file is of another kind, cut off, or lacks something.
+        CheckpointError: The file is not an engine, is truncated, or lacks a field.
     """
     content = path.read_bytes()
     if len(content) < _HEAD.size or not content.startswith(_MAGIC):
-        raise CheckpointError(f"{path} is no engine with metadata of this project; export it with export.py")
+        raise CheckpointError(f"{path} is not an engine with metadata of this project; export it with export.py")
     _, head_length, plan_length = _HEAD.unpack_from(content)
     start = _HEAD.size + head_length
     if len(content) != start + plan_length:
         raise CheckpointError(
-            f"{path} is cut off or damaged: {len(content)} bytes, expected {start + plan_length}; export it again"
+            f"{path} is truncated or damaged: {len(content)} bytes, expected {start + plan_length}; export it again"
         )
     values = _json_of(content[_HEAD.size : start], path)
     return EngineFile(
@@ -99,15 +100,21 @@ def read_engine(path: Path) -> EngineFile:
 
 
 def _json_of(head: bytes, path: Path) -> dict[str, Any]:
-    """The JSON of a file, its own fields checked; the metadata check themselves."""
+    """Parse the JSON of a file and check its fields, except those of the metadata.
+
+    Raises:
+        CheckpointError: It is not JSON, or a field is missing or of another type.
+    """
     try:
         values: dict[str, Any] = json.loads(head)
     except ValueError as error:
-        raise CheckpointError(f"{path}: its metadata are no JSON; export it again") from error
+        raise CheckpointError(f"{path}: its metadata is not JSON; export it again") from error
     kinds = {"package": str, "compute_capability": str, "image_shapes": list, "metadata": dict}
     for name, kind in kinds.items():
         if not isinstance(values, dict) or not isinstance(values.get(name), kind):
-            raise CheckpointError(f"{path}: its metadata lack {name}, or hold another kind of value; export it again")
+            raise CheckpointError(
+                f"{path}: its metadata lacks {name}, or has a value of another type; export it again"
+            )
     if values["package"] not in PACKAGES:
         raise CheckpointError(f"{path}: built by {values['package']!r}, known: {', '.join(PACKAGES)}")
     return values

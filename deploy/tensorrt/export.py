@@ -1,4 +1,4 @@
-"""Export to TensorRT: our ONNX in the precision asked for, built into an engine for one kind of NVIDIA GPU."""
+"""Export to TensorRT: our ONNX in the requested precision, built into an engine for one kind of NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deploy.metadata import ExportMetadata, ExportSettings
+from deploy.artefact.metadata import ExportMetadata
+from deploy.artefact.packages import optional_package
 from deploy.onnx.detector import detector_graph, onnx_metadata
 from deploy.onnx.graph import save_onnx
 from deploy.onnx.int8 import as_int8
-from deploy.packages import optional_package
+from deploy.settings import ExportSettings
 from deploy.tensorrt.build import BuildRequest, capabilities
 from deploy.tensorrt.engine_file import FORMAT, EngineFile, write_engine
 from models.detector import Detector
 from utils.errors import ConfigError
 
-# On small boards every way of computing every layer is tried out, which takes long.
+# TensorRT tries every implementation of every layer, which takes long on small boards.
 BUILD_SECONDS = 3600
-# Scratch memory that a layer may ask for; YOLOv5's default. TensorRT takes what it needs of it.
+# Scratch memory that a layer may request; YOLOv5's default. TensorRT takes only as much as it needs.
 WORKSPACE_BYTES = 4 << 30
-# A dynamic engine takes images up to so many times the height and width it is exported with, and so many at once.
+# Limits of a dynamic engine: sides, as multiples of the exported height and width, and batch size.
 _LARGEST_SIDES, _LARGEST_BATCH = 2, 8
 _CHILD = Path(__file__).with_name("build.py")
 _ERROR_MARK = "[TRT] [E] "
@@ -48,25 +49,25 @@ def export_tensorrt(
     int8_skip: Sequence[str] = (),
     compute_capability: str = "",
 ) -> ExportMetadata:
-    """Write a network as a TensorRT engine with its metadata; see `deploy.tensorrt.engine_file` for the layout.
+    """Write a detector as a TensorRT engine with its metadata; see `deploy.tensorrt.engine_file` for the layout.
 
-    With `tensorrt` the engine is built on and for the GPU of this machine. With `tensorrt_rtx` it is built ahead of
-    time for a named one, on any machine.
+    With `tensorrt` the engine is built on and for this machine's GPU. With `tensorrt_rtx` it is built ahead of time,
+    on any machine, for a given compute capability.
 
     Args:
-        model: Dense or pruned; not touched.
-        path: The file, its name ending in `.engine`.
+        model: Detector, dense or pruned; not changed.
+        path: Path of the file, which ends in `.engine`.
         names: Class names by id.
-        source_sha256: Of the weights file.
-        settings: fp32 is computed without TF32. Dynamic engines take any batch, and sides from the stride to twice
-            `image_hw`.
-        calibration: For int8, images (1, 3, H, W) float32 RGB in [0, 1].
-        int8_skip: Patterns of layers that stay in float32 in int8.
-        compute_capability: Of the GPU that will run it, such as "8.9"; "" for the one of this machine.
+        source_sha256: SHA-256 of the weights file.
+        settings: Settings of the export. fp32 is computed without TF32. Dynamic engines take any batch size, and
+            sides from the stride to twice `image_hw`.
+        calibration: Images (1, 3, H, W) float32 RGB in [0, 1], for int8.
+        int8_skip: Patterns of layers that int8 keeps in float32.
+        compute_capability: Compute capability of the GPU to build for, such as "8.9"; "" for this machine's.
 
     Raises:
-        ConfigError: A name, precision, size or GPU that cannot be had, a missing package, a graph that TensorRT
-            refuses or crashes on, or an unwritable folder.
+        ConfigError: Unsupported name, precision, size or GPU, a missing package, a graph that TensorRT refuses or
+            crashes on, or an unwritable folder.
     """
     path = Path(path)
     if path.suffix != FORMAT:
@@ -83,7 +84,7 @@ def export_tensorrt(
 
 
 def _engine(graph: Any, metadata: ExportMetadata, *, package: str, compute_capability: str) -> EngineFile:
-    """What is written: the plan that a package builds of an ONNX graph, and what it is for."""
+    """Build the plan of an ONNX graph, and return it with the facts about it."""
     shapes = _image_shapes(metadata)
     with tempfile.TemporaryDirectory() as scratch:
         source, plan = Path(scratch, "model.onnx"), Path(scratch, "model.plan")
@@ -113,7 +114,7 @@ def _source(
     calibration: Sequence[Tensor],
     int8_skip: Sequence[str],
 ) -> Any:
-    """The ONNX graph that the engine is built from, of the engine's own types."""
+    """Build the ONNX graph that the engine is built from, with the engine's types."""
     if metadata.precision != "int8":
         return detector_graph(model, metadata, opset=opset)
     full = detector_graph(model, replace(metadata, precision="fp32"), opset=opset)
@@ -121,10 +122,10 @@ def _source(
 
 
 def _package(compute_capability: str) -> str:
-    """Which package builds for a GPU: `tensorrt` for that of this machine, `tensorrt_rtx` for a named one.
+    """Choose the package that builds for a GPU: `tensorrt` for this machine's, `tensorrt_rtx` for any other.
 
     Raises:
-        ConfigError: It is not installed, there is no GPU to build for, or the named one is not known.
+        ConfigError: It is not installed, there is no GPU to build for, or the compute capability is not known.
     """
     has_tensorrt, has_rtx = (find_spec(name) is not None for name in ("tensorrt", "tensorrt_rtx"))
     if not has_tensorrt and not has_rtx:
@@ -135,8 +136,8 @@ def _package(compute_capability: str) -> str:
     if has_tensorrt and not compute_capability:
         if not torch.cuda.is_available():
             raise ConfigError(
-                "tensorrt builds for the GPU of this machine, and torch finds none; export where there is one, "
-                "or install tensorrt-rtx-cu12 and name a --compute-capability"
+                "tensorrt builds for the GPU of this machine, and torch finds none; export on a machine with one, "
+                "or install tensorrt-rtx-cu12 and give a --compute-capability"
             )
         return "tensorrt"
     if not has_rtx:
@@ -159,7 +160,7 @@ def _own_capability() -> str:
 
 
 def _image_shapes(metadata: ExportMetadata) -> tuple[tuple[int, ...], ...]:
-    """Smallest, usual and largest (B, 3, H, W) of a dynamic network; nothing for a fixed one."""
+    """Return the smallest, usual and largest (B, 3, H, W) of a dynamic network; empty for a fixed one."""
     if not metadata.dynamic:
         return ()
     stride = max(metadata.strides)
@@ -173,12 +174,12 @@ def _image_shapes(metadata: ExportMetadata) -> tuple[tuple[int, ...], ...]:
 
 
 def _built(request: BuildRequest) -> bytes:
-    """The plan, built in a child process.
+    """Build the plan in a child process.
 
     Raises:
         ConfigError: The child failed, crashed, or took too long.
     """
-    # -P keeps this folder off the child's path: its onnx.py and openvino.py are not those that packages mean.
+    # -P keeps this folder off the child's import path, where no file of ours may hide a package of the same name.
     command = [sys.executable, "-P", str(_CHILD), json.dumps(asdict(request))]
     try:
         child = subprocess.run(
@@ -186,8 +187,8 @@ def _built(request: BuildRequest) -> bytes:
         )
     except subprocess.TimeoutExpired as error:
         raise ConfigError(
-            f"{request.package} was not done after {BUILD_SECONDS} s; "
-            "free the GPU and the processors, or lower --img-size"
+            f"{request.package} did not finish within {BUILD_SECONDS} s; "
+            "free the GPU and CPU cores, or lower --img-size"
         ) from error
     if child.returncode != 0:
         raise ConfigError(
@@ -198,12 +199,12 @@ def _built(request: BuildRequest) -> bytes:
 
 
 def _ending(code: int) -> str:
-    """How a failed child ended; the system gives the number of a signal as a negative code."""
-    return f"crashed with {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    """Describe how a failed child ended; a negative code is that of a signal."""
+    return f"crashed with {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
 
 
 def _reason(log: str) -> str:
-    """The last line of a log; with it TensorRT's first error, from which the others follow."""
+    """Return the last line of a log, with TensorRT's first error, which causes the others."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     last = (lines or ["no output"])[-1]
     first = next((line.partition(_ERROR_MARK)[2] for line in lines if _ERROR_MARK in line), "")

@@ -1,1 +1,1 @@
-"""Is an artefact the network it came from?"""
+"""Verification: comparison of exported artefacts with the network they came from."""

@@ -1,4 +1,4 @@
-"""How far two runtimes give the same numbers and the same boxes."""
+"""Agreement of two runtimes on the same images, in raw heads and in boxes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from deploy.verification.ties import Choice, count_ties
 
 @dataclass(frozen=True, kw_only=True)
 class HeadError:
-    """Differences of one raw head, relative to its largest number.
+    """Absolute errors of one raw head, relative to its largest magnitude.
 
     Attributes:
-        largest: Of all values.
-        mean: Over all values.
+        largest: Maximum over all values.
+        mean: Mean over all values.
     """
 
     largest: float
@@ -26,7 +26,7 @@ class HeadError:
 
     @classmethod
     def of(cls, found: Tensor, expected: Tensor) -> HeadError:
-        """Of two heads of one shape; infinite where one is not finite."""
+        """Compare two heads of the same shape; an error is infinite where either value is not finite."""
         difference = (found.double() - expected.double()).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
         scale = float(expected.abs().max()) or 1.0
         return cls(largest=float(difference.max()) / scale, mean=float(difference.mean()) / scale)
@@ -34,15 +34,15 @@ class HeadError:
 
 @dataclass(frozen=True, kw_only=True)
 class BoxAgreement:
-    """Boxes of two runtimes on the same images.
+    """Agreement of the boxes of two runtimes on the same images.
 
     Attributes:
         expected: Number of boxes of the reference.
-        found: Number of boxes of the other.
-        matched: Number of pairs: one class, and an IoU of at least .9 or corners within one pixel.
-        tied: Number of boxes of both without partner, because a choice between nearly equal numbers fell the other
-            way (see `deploy.verification.ties`).
-        score_difference: Mean over the pairs.
+        found: Number of boxes of the other runtime.
+        matched: Number of pairs: same class, and an IoU of at least 0.9 or corners within one pixel.
+        tied: Number of boxes of both that have no partner because a choice between nearly equal values fell the
+            other way (see `deploy.verification.ties`).
+        score_difference: Mean absolute difference of scores over the pairs.
     """
 
     expected: int
@@ -53,7 +53,7 @@ class BoxAgreement:
 
     @property
     def share(self) -> float:
-        """Boxes of both that have a partner among those that are no ties, in [0, 1]; 1 where there are none."""
+        """Share of boxes, ties left out, that have a partner, in [0, 1]; 1 if there are no boxes."""
         total = self.expected + self.found - self.tied
         return 2 * self.matched / total if total else 1.0
 
@@ -64,9 +64,9 @@ class BoxAgreement:
         """Compare the boxes of each image.
 
         Args:
-            found: (n, 6) rows x1, y1, x2, y2, score, class.
-            expected: The same of the reference.
-            choices: What they were chosen from; without it no box is a tie.
+            found: Rows (n, 6) of x1, y1, x2, y2, score, class for each image.
+            expected: Rows (m, 6) of the reference.
+            choices: Candidates of NMS for each image; without them no box counts as a tie.
         """
         pairs = [matched_pairs(own, reference) for own, reference in zip(found, expected, strict=True)]
         differences = [

@@ -1,4 +1,4 @@
-"""What is compared of every exported artefact, detector or classifier."""
+"""The part of a verification report that detectors and classifiers share."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.runtime import Precision
+from deploy.choices import Precision
 from deploy.verification.latency import Latency
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArtefactReport:
-    """An artefact beside the network it came from.
+    """Comparison of an artefact with the network it came from.
 
     Attributes:
-        path: The artefact.
-        format: Its kind, such as onnx.
-        precision: What it computes in.
-        megabytes: Of the weights file and of the artefact, 10^6 bytes.
-        latency: Of the network in PyTorch and of the artefact, on the same images.
-        failures: What is beyond the tolerance, with the numbers.
+        path: Path of the artefact.
+        format: Suffix of the artefact's format, such as ".onnx".
+        precision: Precision that the artefact computes in.
+        megabytes: Sizes of the weights file and of the artefact, in 10^6 bytes.
+        latency: Latencies of the network in PyTorch and of the artefact, on the same images.
+        failures: Lines on the values that exceed their tolerance.
     """
 
     path: Path
@@ -32,12 +32,12 @@ class ArtefactReport:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is beyond the tolerance."""
+        """True if all values are within their tolerance."""
         return not self.failures
 
 
 def megabytes_of(path: Path) -> float:
-    """Size of a file, or of the files that hold a network in a folder, in 10^6 bytes."""
+    """Return the size of a file, or of the network's files in a folder, in 10^6 bytes."""
     files = (
         [path] if path.is_file() else [file for file in path.iterdir() if file.suffix in (".bin", ".param", ".xml")]
     )
@@ -45,8 +45,8 @@ def megabytes_of(path: Path) -> float:
 
 
 def beyond(checks: Iterable[tuple[str, float, float]]) -> tuple[str, ...]:
-    """One line for each (what, number, most) that is beyond what is allowed."""
-    # Written so that NaN fails.
+    """Format one line for each (what, value, maximum) whose value exceeds its maximum."""
+    # `not <=` instead of `>`, so that NaN fails.
     return tuple(
         f"{what}: {value:.2g}, at most {most:g} allowed" for what, value, most in checks if not value <= most
     )

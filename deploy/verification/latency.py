@@ -1,4 +1,4 @@
-"""Milliseconds that runtimes take, call by call in turns, so that a busy machine disturbs all of them alike."""
+"""Latency of several runtimes, called in turn so that a busy machine disturbs all of them equally."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from deploy.runtime import RuntimeModel
+from deploy.artefact.runtime import RuntimeModel
 
 _WARM_UP = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Time of one call in milliseconds.
+    """Time per call, in milliseconds.
 
     Attributes:
-        fastest: What the machine can do; others on it disturb this number least.
-        median: What it did.
-        runs: How many were timed.
-        threads: That were allowed.
+        fastest: Fastest call, which other load on the machine disturbs least.
+        median: Median of all calls.
+        runs: Number of timed calls.
+        threads: Number of threads allowed.
     """
 
     fastest: float
@@ -36,13 +36,13 @@ class Latency:
 def measure_latencies(
     runtimes: Sequence[RuntimeModel], images: Tensor, *, threads: int, runs: int = 10
 ) -> list[Latency]:
-    """Time calls of runtimes, one of each at a time.
+    """Time runtimes on the same images, calling each in turn.
 
     Args:
-        runtimes: Loaded with this number of threads.
-        images: (B, 3, H, W) in [0, 1].
-        threads: To be named with the result.
-        runs: Timed calls of each, after two that are not.
+        runtimes: Runtimes loaded with this number of threads.
+        images: Images (B, 3, H, W) in [0, 1].
+        threads: Number of threads, reported with the result.
+        runs: Timed calls of each, after two untimed ones.
     """
 
     def call(runtime: RuntimeModel) -> None:
@@ -54,12 +54,12 @@ def measure_latencies(
 
 
 def time_in_turns(calls: Sequence[Callable[[], object]], *, threads: int, runs: int) -> list[Latency]:
-    """Time calls, one of each at a time; they return when their work is done.
+    """Time several functions, calling each in turn.
 
     Args:
-        calls: What is timed.
-        threads: To be named with the result.
-        runs: Timed calls of each, after two that are not.
+        calls: Functions to time; each returns when its work is done.
+        threads: Number of threads, reported with the result.
+        runs: Timed calls of each, after two untimed ones.
     """
     seconds: list[list[float]] = [[] for _ in calls]
     for run in range(_WARM_UP + runs):

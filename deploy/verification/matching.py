@@ -1,43 +1,43 @@
-"""Which boxes of two runtimes are the same boxes."""
+"""Matching of the boxes of two runtimes."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from utils.boxes import box_iou
+from utils.boxes.boxes import box_iou
 
-# Overlap from which a box counts as the same, and how far all its corners may lie off where the overlap is less: a
-# sliver of three pixels loses a third of its area with one of them.
+# Two boxes count as the same from this IoU on, or if all corners are this close in pixels: a sliver three pixels
+# wide loses a third of its area with one of them.
 _SAME_IOU = 0.9
 _SAME_PIXELS = 1.0
 
 
 def same_boxes(first: Tensor, second: Tensor) -> Tensor:
-    """Compare every pair of boxes.
+    """Check for every pair of boxes whether they count as the same.
 
     Args:
-        first: (n, 6) rows x1, y1, x2, y2, score, class, in pixels.
-        second: (m, 6).
+        first: Rows (n, 6) of x1, y1, x2, y2, score, class, in pixels.
+        second: Rows (m, 6), in the same format.
 
     Returns:
-        (n, m) bool: one class, and an IoU of at least .9 or corners within one pixel.
+        (n, m) bool: True for the same class and an IoU of at least 0.9 or corners within one pixel.
     """
     is_near = (box_iou(first[:, :4], second[:, :4]) >= _SAME_IOU) | (_distance(first, second) <= _SAME_PIXELS)
     return is_near & (first[:, None, 5] == second[None, :, 5])
 
 
 def matched_pairs(found: Tensor, expected: Tensor) -> list[tuple[int, int]]:
-    """Pair as many same boxes as can be, each used once.
+    """Pair as many equal boxes as possible, each used at most once.
 
-    The nearest choose first, then the most alike in score; one that finds its partner taken moves the other on to
-    another partner where that has one (augmenting paths).
+    The nearest boxes choose first, ties in distance go to the most similar score. A box whose partner is taken moves
+    the other box on to a different partner if it has one (augmenting paths).
 
     Args:
-        found: (n, 6) rows.
-        expected: (m, 6) rows.
+        found: Rows (n, 6) of boxes.
+        expected: Rows (m, 6) of boxes.
 
     Returns:
-        Indices (found, expected) of each pair.
+        Index pairs (found, expected).
     """
     cost = _distance(found, expected) + (found[:, None, 4] - expected[None, :, 4]).abs()
     is_same = same_boxes(found, expected)
@@ -64,5 +64,5 @@ def matched_pairs(found: Tensor, expected: Tensor) -> list[tuple[int, int]]:
 
 
 def _distance(first: Tensor, second: Tensor) -> Tensor:
-    """(n, m): how far the farthest coordinate lies off, in pixels."""
+    """Return the largest difference of any coordinate of each pair of boxes, (n, m), in pixels."""
     return (first[:, None, :4] - second[None, :, :4]).abs().amax(-1)

@@ -1,4 +1,4 @@
-"""Verification reports as a table for people and as data for scripts."""
+"""Verification reports as a table and as JSON data."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from deploy.verification.verify import TOLERANCES, VerifyReport
-from utils.run_folder import plain
+from utils.storage.run_folder import plain
 
 _HEADER = ("artefact", "precision", "head error", "same boxes", "mAP", "was", "MB", "ms", "median", "PyTorch", "")
 
 
 def verify_table(reports: Sequence[VerifyReport]) -> str:
-    """One line per artefact under a heading, columns aligned; then what could not be compared, or failed."""
+    """Format an aligned table with one line per artefact, then what could not be compared and what failed."""
     lines = aligned([_HEADER, *(_row(report) for report in reports)])
     threads = sorted({latency.threads for report in reports for latency in report.latency})
-    lines.append(
-        f"ms: fastest call, threads: {', '.join(map(str, threads))}; mAP: 50-95, - where no --data was given"
-    )
+    lines.append(f"ms: fastest call, threads: {', '.join(map(str, threads))}; mAP: 50-95, - without --data")
     if not all(report.boxes.expected for report in reports):
         lines.append(
-            "no box to compare: on these pictures the network gives none above .25; give --data with pictures like "
+            "no boxes to compare: on these images the network finds none above 0.25; give --data with images like "
             "those it was trained on"
         )
     lines += [_ties_line(report) for report in reports if report.boxes.tied]
@@ -29,7 +27,7 @@ def verify_table(reports: Sequence[VerifyReport]) -> str:
 
 
 def _ties_line(report: VerifyReport) -> str:
-    """Say what was left out of the comparison of boxes."""
+    """Format the line that reports how many boxes were not compared."""
     near = TOLERANCES[report.precision].score
     return (
         f"{report.path.name}: {report.boxes.tied} boxes not compared: a choice between scores less than {near:g} "
@@ -38,13 +36,13 @@ def _ties_line(report: VerifyReport) -> str:
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Lines of a table for people: each column as wide as its widest cell."""
+    """Format the lines of a table, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def report_data(report: VerifyReport) -> dict[str, Any]:
-    """Plain data for result.json, the tolerances with it."""
+    """Return plain data for result.json, including the tolerances."""
     derived = {"passed": report.passed, "same_boxes": report.boxes.share}
     return {**plain(report), **derived, "tolerance": plain(TOLERANCES[report.precision])}
 

@@ -1,14 +1,14 @@
-"""Boxes that only one of two runtimes keeps because a choice between nearly equal numbers fell the other way.
+"""Ties: boxes that only one of two runtimes keeps because a choice between nearly equal values fell the other way.
 
-Suppression keeps the better one of two boxes that overlap. Where their scores differ by less than runtimes do, each
-may keep another one, and what the one suppresses the other may not. Nothing is wrong with such a runtime, so these
-boxes are counted apart. A box is a tie only if the other runtime had it to choose from, same class, same place, same
-score, and lost it
+Non-maximum suppression keeps the better of two overlapping boxes. If their scores differ by less than the runtimes
+do, each runtime may keep a different one, and suppress other boxes with it. That is no fault of a runtime, so these
+boxes are counted separately. A box is a tie only if the other runtime had it as a candidate, with the same class,
+position and score, and dropped it for one of these reasons:
 
-* to the threshold: its score there is no more than the least score;
-* to another class of the same place, whose score is nearly the same;
-* at the most boxes per image: the last one that was kept is hardly better;
-* to boxes that suppress it, each of which is hardly better, or hardly overlaps enough, or is paired with a box that
+* threshold: its score there does not exceed the minimum score;
+* class: another class of the same candidate has nearly the same score;
+* maximum number of boxes per image: the last box kept is hardly better;
+* suppression: each box that suppresses it is hardly better, or hardly overlaps enough, or is paired with a box that
   does not suppress it here, or is itself kept there only by a tie.
 """
 
@@ -20,22 +20,22 @@ import torch
 from torch import Tensor
 
 from deploy.verification.matching import same_boxes
-from utils.boxes import box_iou, cxcywh_to_xyxy
+from utils.boxes.boxes import box_iou, cxcywh_to_xyxy
 
-# How near the threshold an overlap is a tie at least: suppression moves each class to a place of its own, where
+# An overlap this close to the threshold is always a tie: NMS offsets the boxes of each class, to coordinates where
 # float32 has steps of thousandths of a pixel.
 _OVERLAP_TIE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
 class TieRule:
-    """How boxes were chosen, and what is nearly equal.
+    """Thresholds of NMS, and the differences that count as nearly equal.
 
     Attributes:
-        conf: Least score of a box.
-        iou: Overlap above which the weaker of two boxes of one class is dropped.
-        max_det: Most boxes per image.
-        score: Difference up to which scores are nearly equal.
+        conf: Minimum score of a box.
+        iou: IoU above which the weaker of two boxes of a class is dropped.
+        max_det: Maximum number of boxes per image.
+        score: Difference up to which scores count as nearly equal.
     """
 
     conf: float
@@ -45,18 +45,18 @@ class TieRule:
 
     @property
     def overlap(self) -> float:
-        """Difference up to which overlaps are nearly equal."""
+        """Difference up to which overlaps count as nearly equal."""
         return max(self.score, _OVERLAP_TIE)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Choice:
-    """What both runtimes chose the boxes of one image from.
+    """Candidates from which both runtimes chose the boxes of one image.
 
     Attributes:
-        found: (N, 5 + nc) cx, cy, w, h, objectness, class probabilities.
-        expected: (N, 5 + nc) of the reference.
-        rule: How they chose.
+        found: Decoded rows (N, 5 + nc) of cx, cy, w, h, objectness, class probabilities.
+        expected: Decoded rows (N, 5 + nc) of the reference.
+        rule: Thresholds of the choice.
     """
 
     found: Tensor
@@ -68,17 +68,17 @@ def count_ties(found: Tensor, expected: Tensor, pairs: list[tuple[int, int]], ch
     """Count the boxes of both sides that have no partner because of a tie.
 
     Args:
-        found: (n, 6) rows that one runtime keeps.
-        expected: (m, 6) rows that the reference keeps.
-        pairs: Indices of the boxes that have a partner.
-        choice: What they were chosen from.
+        found: Rows (n, 6) that one runtime keeps.
+        expected: Rows (m, 6) that the reference keeps.
+        pairs: Indices (found, expected) of the boxes that have a partner.
+        choice: Candidates of both.
     """
     lone = [set(range(len(found))) - {i for i, _ in pairs}, set(range(len(expected))) - {j for _, j in pairs}]
     if not any(lone):
         return 0
     rule = choice.rule
     sides = (_Side.of(found, choice.found, lone[0], rule), _Side.of(expected, choice.expected, lone[1], rule))
-    # What is a tie may depend on other boxes being ties: repeated until no more are found.
+    # Whether a box is a tie may depend on others being ties, so this repeats until no more are found.
     while True:
         new = [
             (own, index)
@@ -97,11 +97,11 @@ class _Side:
     """Boxes of one runtime for one image.
 
     Attributes:
-        kept: (n, 6) rows that it keeps.
-        lone: Indices of those without partner.
-        ties: Indices of those that are known to be ties.
-        options: (m, 6) rows that it chose from, those just below the least score included.
-        is_torn: (m,) whether another class of the place is hardly better or worse.
+        kept: Rows (n, 6) that it keeps.
+        lone: Indices of kept boxes without a partner.
+        ties: Indices of kept boxes that are known to be ties.
+        options: Candidate rows (m, 6), including those just below the minimum score.
+        is_torn: Flags (m,) bool, True if another class of the candidate has nearly the same score.
     """
 
     kept: Tensor
@@ -112,7 +112,7 @@ class _Side:
 
     @classmethod
     def of(cls, kept: Tensor, decoded: Tensor, lone: set[int], rule: TieRule) -> _Side:
-        """List the options among all places of an image."""
+        """List the candidates among all decoded rows of an image."""
         scores = decoded[:, 5:] * decoded[:, 4:5]
         best = scores.amax(1, keepdim=True)
         is_near = scores >= best - rule.score
@@ -122,13 +122,13 @@ class _Side:
         return cls(kept=kept, lone=lone, ties=set(), options=options, is_torn=is_near.sum(1)[place] > 1)
 
     def is_alone(self, index: int, rule: TieRule) -> bool:
-        """Whether no other kept box overlaps this one: two that do are a fault of the suppression, never a tie."""
+        """Check that no other kept box overlaps this one: two that do are a fault of NMS, never a tie."""
         overlap = self._overlap(self.kept[index])
         overlap[index] = 0
         return bool((overlap <= rule.iou + rule.overlap).all())
 
     def lost_by_tie(self, box: Tensor, rule: TieRule) -> bool:
-        """Whether this side had the box (6,) to choose from, and lost it by a tie."""
+        """Check whether this side had the box (6,) as a candidate and dropped it by a tie."""
         is_it = same_boxes(box[None], self.options)[0] & ((self.options[:, 4] - box[4]).abs() <= rule.score)
         return any(
             bool(self.is_torn[index]) or self._is_lost_by_tie(self.options[index], rule)
@@ -136,7 +136,7 @@ class _Side:
         )
 
     def _is_lost_by_tie(self, option: Tensor, rule: TieRule) -> bool:
-        """Whether an option that is clearly the best class of its place was lost by a tie."""
+        """Check whether a candidate, clearly of the best class of its row, was dropped by a tie."""
         score = option[4]
         if score <= rule.conf:
             return True
@@ -150,5 +150,5 @@ class _Side:
         return bool(excused) and all(excused)
 
     def _overlap(self, box: Tensor) -> Tensor:
-        """(n,): IoU of a box with each kept one of its class, 0 with those of others."""
+        """Return the IoU of a box with each kept box of its class, and 0 for other classes: (n,)."""
         return box_iou(box[None, :4], self.kept[:, :4])[0] * (self.kept[:, 5] == box[5])

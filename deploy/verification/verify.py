@@ -1,4 +1,4 @@
-"""Is an exported artefact the network it came from? Its numbers, its boxes, its mAP, its size and its speed."""
+"""Compares an exported artefact with its network: raw heads, boxes, mAP, size and speed."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deploy.runtime import Precision, RuntimeModel
+from deploy.artefact.runtime import RuntimeModel
+from deploy.choices import Precision
 from deploy.verification.agreement import BoxAgreement, HeadError
 from deploy.verification.artefact import ArtefactReport, beyond, megabytes_of
 from deploy.verification.latency import measure_latencies
 from deploy.verification.ties import Choice, TieRule
-from utils.decode import decode_heads
-from utils.nms import non_max_suppression
+from utils.boxes.decode import decode_heads
+from utils.boxes.nms import non_max_suppression
 
-# What counts as a box.
+# Thresholds of confidence and IoU for the boxes that are compared.
 _CONF, _IOU = 0.25, 0.45
 
-# From a runtime, and the one height and width of images (None: any), to mAP50-95.
+# Function from a runtime and its only height and width (None: any) to mAP50-95.
 MeasureAP = Callable[[RuntimeModel, tuple[int, int] | None], float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """How far an artefact may be from the fused float32 network.
+    """Largest allowed differences between an artefact and the fused float32 network.
 
     Attributes:
-        head_error: Largest difference over the largest number of a head.
-        unmatched: Share of boxes at confidence .25 without partner, ties left out.
+        head_error: Largest error of a head, relative to its largest magnitude.
+        unmatched: Share of boxes at confidence 0.25 without a partner, ties left out.
         score: Mean difference of scores, and the difference up to which two scores are a tie.
-        ap_loss: mAP50-95 lost.
+        ap_loss: Loss of mAP50-95.
     """
 
     head_error: float
@@ -41,8 +42,8 @@ class Tolerance:
     ap_loss: float
 
 
-# By what the artefact computes in. Eight bits move single values of a head far, and boxes and mAP hardly: yolov5s
-# with COCO weights has .54 at 640 px on ncnn and loses .009 mAP.
+# By the artefact's precision. Eight bits change single values of a head a lot, but boxes and mAP hardly: yolov5s
+# with COCO weights has a head error of 0.54 at 640 px on ncnn and loses 0.009 mAP.
 TOLERANCES: Mapping[Precision, Tolerance] = {
     "fp32": Tolerance(head_error=1e-4, unmatched=0.005, score=1e-4, ap_loss=0.0005),
     "fp16": Tolerance(head_error=2e-2, unmatched=0.02, score=5e-3, ap_loss=0.002),
@@ -53,12 +54,12 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport(ArtefactReport):
-    """What was compared, for one artefact of a detector.
+    """Comparison of one artefact of a detector with its network.
 
     Attributes:
         heads: Errors of each raw head.
-        boxes: Agreement at confidence .25.
-        ap: mAP50-95 of the network and of the artefact, where data is given.
+        boxes: Agreement of boxes at confidence 0.25.
+        ap: mAP50-95 of the network and of the artefact; None without data.
     """
 
     heads: tuple[HeadError, ...]
@@ -68,14 +69,14 @@ class VerifyReport(ArtefactReport):
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """The network an artefact is compared with.
+    """The network that artefacts are compared with.
 
     Attributes:
-        path: The weights file.
-        runtime: Fused, float32, on the CPU.
-        images: Letterboxed real pictures (B, 3, H, W) in [0, 1].
-        threads: For times.
-        measure_ap: Where data is given.
+        path: Path of the weights file.
+        runtime: Fused float32 network on the CPU.
+        images: Letterboxed real images (B, 3, H, W) in [0, 1].
+        threads: Number of threads, reported with the times.
+        measure_ap: Function that measures mAP50-95; None without data.
     """
 
     path: Path
@@ -89,9 +90,9 @@ def verify(artefact: RuntimeModel, reference: Reference, *, path: Path, batch_si
     """Compare an artefact with its network.
 
     Args:
-        artefact: Loaded from `path`.
-        reference: The network, and the pictures to compare on.
-        path: Of the artefact, for its size.
+        artefact: Artefact loaded from `path`.
+        reference: Network and the images to compare on.
+        path: Path of the artefact, for its size.
         batch_size: Images per timed call.
     """
     found, expected = _run(artefact, reference.images), _run(reference.runtime, reference.images)
@@ -117,18 +118,18 @@ def verify(artefact: RuntimeModel, reference: Reference, *, path: Path, batch_si
 
 
 def _run(runtime: RuntimeModel, images: Tensor) -> list[Tensor]:
-    """Raw heads on the CPU, one image at a time: the least memory."""
+    """Compute raw heads, on the CPU; images run one at a time, which takes the least memory."""
     per_image = [[head.cpu() for head in runtime(image[None])] for image in images]
     return [torch.cat(level) for level in zip(*per_image, strict=True)]
 
 
 def box_agreement(found: Tensor, expected: Tensor, *, tie: float) -> BoxAgreement:
-    """Compare the boxes at confidence .25 that two runtimes give.
+    """Compare the boxes of two runtimes at confidence 0.25.
 
     Args:
-        found: (B, N, 5 + nc) as `decode_heads` gives them.
-        expected: The same of the reference.
-        tie: Difference up to which scores are nearly equal.
+        found: Decoded boxes (B, N, 5 + nc), as `decode_heads` returns them.
+        expected: Decoded boxes of the reference, of the same shape.
+        tie: Difference up to which scores count as nearly equal.
     """
     rule = TieRule(conf=_CONF, iou=_IOU, score=tie)
     kept = [non_max_suppression(decoded, conf=rule.conf, iou=rule.iou) for decoded in (found, expected)]
@@ -143,9 +144,9 @@ def _decoded(runtime: RuntimeModel, heads: Sequence[Tensor]) -> Tensor:
 def _failures(
     tolerance: Tolerance, *, heads: Sequence[HeadError], boxes: BoxAgreement, ap: tuple[float, float] | None
 ) -> tuple[str, ...]:
-    """One line per number that is beyond its tolerance."""
+    """Format one line for each value that exceeds its tolerance."""
     checks = [(f"error of head {i}", head.largest, tolerance.head_error) for i, head in enumerate(heads)]
-    checks.append(("share of boxes without partner", 1 - boxes.share, tolerance.unmatched))
+    checks.append(("share of boxes without a partner", 1 - boxes.share, tolerance.unmatched))
     checks.append(("mean difference of scores", boxes.score_difference, tolerance.score))
     if ap is not None:
         checks.append(("mAP lost", ap[0] - ap[1], tolerance.ap_loss))

@@ -1,4 +1,4 @@
-"""Small classifiers of the papers on pruning and quantisation, by name and by class."""
+"""Small classifiers from papers on pruning and quantisation, by name and by class."""
 
 from models.classifiers.densenet import DenseLayer, DenseNetCifar
 from models.classifiers.load import LoadedClassifier, load_classifier

@@ -1,4 +1,4 @@
-"""What the networks for small pictures share: maps of the picture, then its classes from all of their values."""
+"""Base class of the networks for small images."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 
 class Classifier(nn.Module):
-    """A network of one stack of maps and one head.
+    """A feature extractor and a head that classifies from the flattened feature maps.
 
     Args:
-        features: (B, C, H, W) to (B, C', H', W').
-        classifier: (B, C' H' W') to (B, classes).
+        features: Module that maps (B, C, H, W) to (B, C', H', W').
+        classifier: Module that maps (B, C' H' W') to (B, classes).
     """
 
     def __init__(self, features: nn.Module, classifier: nn.Module) -> None:
@@ -20,6 +20,6 @@ class Classifier(nn.Module):
         self.classifier = classifier
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) to logits (B, classes)."""
+        """Map images (B, C, H, W) to logits (B, classes)."""
         y: Tensor = self.classifier(torch.flatten(self.features(images), 1))
         return y

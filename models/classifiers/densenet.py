@@ -1,4 +1,4 @@
-"""DenseNet for 32 x 32 pictures."""
+"""DenseNet for 32 x 32 images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from models.classifiers.initial import initialise_
 
 
 class DenseLayer(nn.Module):
-    """Batch norm, ReLU and a 3x3 convolution, whose output goes beside its input."""
+    """Batch norm, ReLU and a 3x3 convolution, whose output is concatenated to the layer's input."""
 
     def __init__(self, in_channels: int, growth: int) -> None:
         super().__init__()
@@ -19,18 +19,20 @@ class DenseLayer(nn.Module):
         self.conv = nn.Conv2d(in_channels, growth, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C + growth, H, W)."""
+        """Map (B, C, H, W) to (B, C + growth, H, W)."""
         return torch.cat((x, self.conv(self.relu(self.norm(x)))), 1)
 
 
 class DenseNetCifar(Classifier):
-    """Huang et al., "Densely Connected Convolutional Networks", CVPR 2017: the CIFAR network without bottlenecks.
+    """DenseNet for CIFAR, without bottlenecks.
+
+    Huang et al., "Densely Connected Convolutional Networks", CVPR 2017.
 
     Args:
-        num_classes: Outputs.
-        in_channels: Of the images.
+        num_classes: Number of outputs.
+        in_channels: Image channels.
         depth: Layers with weights, 3 n + 4: 40 is DenseNet-40.
-        growth: Channels each layer adds, k in the paper.
+        growth: Channels that each layer adds, k in the paper.
     """
 
     def __init__(self, *, num_classes: int = 10, in_channels: int = 3, depth: int = 40, growth: int = 12) -> None:
@@ -50,7 +52,7 @@ class DenseNetCifar(Classifier):
 
 
 def _transition(channels: int) -> nn.Sequential:
-    """Between blocks: the same channels at half the size."""
+    """Build the layers between two blocks: same channels, half the size."""
     return nn.Sequential(
         nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, channels, 1, bias=False), nn.AvgPool2d(2)
     )

@@ -1,4 +1,4 @@
-"""First weights of the networks for small pictures."""
+"""Initial weights of the networks for small images."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from torch import nn
 
 
 def initialise_(model: nn.Module) -> None:
-    """Draw convolutions so that a ReLU network keeps the size of what goes back through it.
+    """Draw convolution weights so that gradients keep their magnitude on the way back through a ReLU network.
 
-    He et al., "Delving Deep into Rectifiers", ICCV 2015: normal, by the number of outputs. Linear layers and batch
-    norms keep torch's own start.
+    He et al., "Delving Deep into Rectifiers", ICCV 2015: normal, by fan-out. Linear layers and batch norms keep
+    torch's own initial values.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""Files of classifiers, read: a network of the widths that its weights have."""
+"""Reader of classifier files: the network takes the widths of its weights."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.classifiers.registry import build_classifier
 from models.classifiers.spec import ClassifierSpec
-from utils.checkpoint import is_own_checkpoint, load_checkpoint
 from utils.errors import CheckpointError, ConfigError
-from utils.weights_file import check_finite, check_weights_file, read_plain
+from utils.storage.checkpoint import is_own_checkpoint, load_checkpoint
+from utils.storage.weights_file import check_finite, check_weights_file, read_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +23,9 @@ class LoadedClassifier:
     """A classifier from a file.
 
     Attributes:
-        model: In evaluation mode, float32, on the CPU.
-        spec: What it is.
-        names: Of its classes.
+        model: Network in evaluation mode, float32, on the CPU.
+        spec: Description of the network, without its widths.
+        names: Class names, in order of class ids.
     """
 
     model: nn.Module
@@ -34,14 +34,14 @@ class LoadedClassifier:
 
 
 def load_classifier(path: str | Path, *, skeleton: nn.Module | None = None) -> LoadedClassifier:
-    """Read a checkpoint of a classifier, whether pruned or not.
+    """Read the checkpoint of a classifier, dense or pruned.
 
     Args:
-        path: The file.
-        skeleton: The network to fill, where the file names none of ours; it takes the widths of the weights.
+        path: Checkpoint file.
+        skeleton: Network to fill, if the file names none of this project's; it takes the widths of the weights.
 
     Raises:
-        CheckpointError: The file cannot be read, is no classifier's, or its weights do not make up its network.
+        CheckpointError: The file cannot be read, is not a classifier's, or its weights do not fit its network.
     """
     where = f"weights {path}"
     checkpoint = load_checkpoint(path)
@@ -59,20 +59,20 @@ def load_classifier(path: str | Path, *, skeleton: nn.Module | None = None) -> L
 
 
 def is_classifier(path: str | Path) -> bool:
-    """Whether a file says that it holds a classifier; one that needs classes to be read does not.
+    """Return whether a file is a checkpoint of a classifier; False if reading it would need pickled classes.
 
     Raises:
-        CheckpointError: There is no such file, or it is damaged.
+        CheckpointError: The file does not exist or is damaged.
     """
     content: Any = read_plain(check_weights_file(path))
     return is_own_checkpoint(content) and ClassifierSpec.describes(content.get("spec"))
 
 
 def _empty_network(spec: ClassifierSpec, *, where: str) -> nn.Module:
-    """The network that a file names, with shapes alone: what its numbers take is for the weights to say.
+    """Build the network that a file names on the meta device, without memory for its values.
 
     Raises:
-        CheckpointError: There is no such network.
+        CheckpointError: No network has this name.
     """
     try:
         with torch.device("meta"):
@@ -82,13 +82,14 @@ def _empty_network(spec: ClassifierSpec, *, where: str) -> nn.Module:
 
 
 def fill_(model: nn.Module, weights: Mapping[str, Tensor], *, spec: ClassifierSpec, where: str) -> None:
-    """Give a network these weights, and the widths they have.
+    """Fill a network with `weights` and resize its layers to them.
 
-    A pruned network has the layers of the one it came from, and differs in the shapes of its weights alone: so they
-    are all that has to be kept of what was pruned.
+    A pruned network has the layers of its dense original and differs only in the shapes of its weights, so the
+    weights alone record what was pruned.
 
     Raises:
-        CheckpointError: They are of other layers, do not fit each other, are NaN, or are not the numbers of a layer.
+        CheckpointError: The weights belong to other layers, do not fit each other, are not finite, or have a type
+            that a layer cannot use.
     """
     _check_numbers(weights, model.state_dict(), where=where)
     for name, module in model.named_modules():
@@ -100,14 +101,14 @@ def fill_(model: nn.Module, weights: Mapping[str, Tensor], *, spec: ClassifierSp
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(
-            f"{where} do not make up the network {spec.name or type(model).__name__} ({reason}); give another file"
+            f"{where} do not fit the network {spec.name or type(model).__name__} ({reason}); give another file"
         ) from error
     if shape[1:] != (spec.num_classes,):
-        raise CheckpointError(f"{where} give logits of {shape[1:]}, expected {spec.num_classes} of them")
+        raise CheckpointError(f"{where} give logits of shape {shape[1:]}, expected ({spec.num_classes},)")
 
 
 def _check_numbers(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], *, where: str) -> None:
-    """Refuse what torch would take for the numbers of a layer and fail on later."""
+    """Refuse tensors that torch would load into a layer and then fail on."""
     for name, weight in weights.items():
         is_dense = weight.layout == torch.strided
         wanted = own.get(name, weight).dtype
@@ -124,10 +125,10 @@ def _word(dtype: torch.dtype) -> str:
 
 
 def logits_shape(model: nn.Module, image_chw: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of what a network gives for two pictures, found without computing anything.
+    """Return the shape of a network's output for two images, without computing any values.
 
     Raises:
-        RuntimeError: It cannot take pictures of this size.
+        RuntimeError: The network cannot run on images of this size.
     """
     state = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
     images = torch.empty(2, *image_chw, device="meta")
@@ -135,7 +136,7 @@ def logits_shape(model: nn.Module, image_chw: tuple[int, ...]) -> tuple[int, ...
 
 
 def _resize_(module: nn.Module, weight: Tensor) -> None:
-    """Make the parameters of one layer as wide as the weight it is to get, without memory for their numbers."""
+    """Resize the parameters of one layer to its new weight, on the meta device."""
     if not isinstance(module, nn.Conv2d | nn.Linear | _BatchNorm) or weight.ndim != module.weight.ndim:
         return
     if isinstance(module, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""Chains of a few layers: LeNet5, and the vanilla network of RePr."""
+"""Chains of a few layers: LeNet5 and the vanilla network of RePr."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from models.classifiers.base import Classifier
 
 
 class LeNet5(Classifier):
-    """LeCun et al., "Gradient-based learning applied to document recognition", Proc. IEEE 1998.
+    """LeNet5 with ReLU, max pooling and full connections between the two convolutions, as is usual today.
 
-    With ReLU, maximum pooling and full connections between the two convolutions, as is usual today.
+    LeCun et al., "Gradient-based learning applied to document recognition", Proc. IEEE 1998.
 
     Args:
-        num_classes: Outputs.
-        in_channels: Of the images, which are padded from 28 x 28 to 32 x 32.
+        num_classes: Number of outputs.
+        in_channels: Channels of the images, which are padded from 28 x 28 to 32 x 32.
     """
 
     def __init__(self, *, num_classes: int = 10, in_channels: int = 1) -> None:
@@ -33,17 +33,18 @@ class LeNet5(Classifier):
 
 
 class VanillaCnn(Classifier):
-    """Prakash et al., "RePr: Improved Training of Convolutional Filters", CVPR 2019: C(32) - C(32) - C(32) - FC(10).
+    """The vanilla network of RePr: C(32) - C(32) - C(32) - FC(10).
 
-    The paper gives the number of filters and leaves the rest open. Ours: 3x3 filters, each layer with batch norm,
-    ReLU and 2x2 maximum pooling, and the 4 x 4 maps that remain go to the linear layer as they are.
+    Prakash et al., "RePr: Improved Training of Convolutional Filters", CVPR 2019. The paper gives the number of
+    filters and leaves the rest open. Ours: 3x3 filters, batch norm, ReLU and 2x2 max pooling in each layer, and a
+    linear layer on the remaining 4 x 4 maps.
 
     Args:
-        num_classes: Outputs.
-        in_channels: Of the images.
-        width: Filters of each layer.
-        num_layers: Convolutions, each of which halves the picture.
-        side: Height and width of the pictures.
+        num_classes: Number of outputs.
+        in_channels: Image channels.
+        width: Filters in each layer.
+        num_layers: Number of convolutions, each of which halves the image.
+        side: Height and width of the images in pixels.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Names of classifiers, and the networks they stand for."""
+"""Registry of the classifiers by name."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ CLASSIFIERS: Mapping[str, Callable[..., nn.Module]] = {
 
 
 def build_classifier(name: str, *, num_classes: int = 10, in_channels: int = 3) -> nn.Module:
-    """A network with random weights.
+    """Build a network with random weights.
 
     Args:
-        name: One of `CLASSIFIERS`.
-        num_classes: Outputs.
-        in_channels: Of the images.
+        name: Key of `CLASSIFIERS`.
+        num_classes: Number of outputs.
+        in_channels: Image channels.
 
     Raises:
-        ConfigError: There is no such network.
+        ConfigError: No network has this name.
     """
     if name not in CLASSIFIERS:
         raise ConfigError(f"--model {name!r}: no such classifier; known: {', '.join(CLASSIFIERS)}")

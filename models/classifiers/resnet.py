@@ -1,4 +1,4 @@
-"""Residual networks for 32 x 32 pictures: the first kind, and the kind with norms before convolutions."""
+"""Residual networks for 32 x 32 images: ResNet, and PreResNet with norms before convolutions."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from models.classifiers.base import Classifier
 from models.classifiers.initial import initialise_
 
 _WIDTHS = (16, 32, 64)
-# A bottleneck gives four times the channels its 3x3 convolution has.
+# A bottleneck has four times as many output channels as its 3x3 convolution.
 _EXPANSION = 4
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch norms, added to what came in."""
+    """Two 3x3 convolutions with batch norms, added to the input."""
 
     def __init__(self, in_channels: int, width: int, *, stride: int) -> None:
         super().__init__()
@@ -31,14 +31,14 @@ class BasicBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, width, H / stride, W / stride)."""
+        """Map (B, C, H, W) to (B, width, H / stride, W / stride)."""
         y = self.norm2(self.conv2(self.relu(self.norm1(self.conv1(x)))))
         z: Tensor = self.relu(y + self.shortcut(x))
         return z
 
 
 class PreBottleneck(nn.Module):
-    """Norm, ReLU and convolution three times (1x1, 3x3, 1x1), added to what came in."""
+    """Norm, ReLU and convolution three times (1x1, 3x3, 1x1), added to the input."""
 
     def __init__(self, in_channels: int, width: int, *, stride: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class PreBottleneck(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, 4 width, H / stride, W / stride)."""
+        """Map (B, C, H, W) to (B, 4 width, H / stride, W / stride)."""
         y = self.conv1(self.relu(self.norm1(x)))
         y = self.conv2(self.relu(self.norm2(y)))
         z: Tensor = self.conv3(self.relu(self.norm3(y))) + self.shortcut(x)
@@ -65,15 +65,16 @@ class PreBottleneck(nn.Module):
 
 
 class ResNetCifar(Classifier):
-    """He et al., "Deep Residual Learning for Image Recognition", CVPR 2016: the network for CIFAR.
+    """ResNet for CIFAR.
 
-    The paper's shortcuts fill up with zero channels where the width doubles; ours are 1x1 convolutions there (its
-    option B), since channels that are made of nothing cannot be followed and pruned.
+    He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. Where the width doubles, the paper pads
+    shortcuts with zero channels; ours are 1x1 convolutions (its option B), because channels without a producer
+    cannot be traced and pruned.
 
     Args:
-        num_classes: Outputs.
-        in_channels: Of the images.
-        depth: Layers with weights but for the shortcuts' own, 6 n + 2: 20, 32, 44, 56, 110.
+        num_classes: Number of outputs.
+        in_channels: Image channels.
+        depth: Layers with weights, not counting shortcuts, 6 n + 2: 20, 32, 44, 56, 110.
     """
 
     def __init__(self, *, num_classes: int = 10, in_channels: int = 3, depth: int = 20) -> None:
@@ -92,12 +93,14 @@ class ResNetCifar(Classifier):
 
 
 class PreResNetCifar(Classifier):
-    """He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016: bottlenecks with norms first.
+    """PreResNet for CIFAR: bottlenecks with norms before convolutions.
+
+    He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016.
 
     Args:
-        num_classes: Outputs.
-        in_channels: Of the images.
-        depth: Layers with weights but for the shortcuts' own, 9 n + 2: 164 is ResNet-164 of the slimming paper.
+        num_classes: Number of outputs.
+        in_channels: Image channels.
+        depth: Layers with weights, not counting shortcuts, 9 n + 2: 164 is ResNet-164 of the slimming paper.
     """
 
     def __init__(self, *, num_classes: int = 10, in_channels: int = 3, depth: int = 164) -> None:
@@ -116,7 +119,7 @@ class PreResNetCifar(Classifier):
 
 
 def _stages(block: Callable[..., nn.Module], count: int, *, in_channels: int, expansion: int) -> list[nn.Module]:
-    """Three stages of `count` blocks; the second and third begin at half the size."""
+    """Build three stages of `count` blocks; the second and third begin by halving the size."""
     blocks: list[nn.Module] = []
     channels = in_channels
     for stage, width in enumerate(_WIDTHS):

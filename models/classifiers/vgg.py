@@ -1,4 +1,4 @@
-"""VGG for 32 x 32 pictures."""
+"""VGG for 32 x 32 images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from models.classifiers.base import Classifier
 from models.classifiers.initial import initialise_
 
-# Convolutions of each of the five stages, by the depth the paper counts (with its three linear layers).
+# Convolutions in each of the five stages, by depth as the paper counts it (with its three linear layers).
 STAGES: Mapping[int, tuple[int, ...]] = {
     11: (1, 1, 2, 2, 2),
     13: (2, 2, 2, 2, 2),
@@ -20,15 +20,16 @@ _WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VggCifar(Classifier):
-    """Simonyan and Zisserman, "Very Deep Convolutional Networks", ICLR 2015, as Network Slimming has it for CIFAR.
+    """VGG as Network Slimming adapts it to CIFAR.
 
-    Liu et al., ICCV 2017: a batch norm after every convolution, pooling between the five stages, the average of the
-    last maps, and one linear layer instead of three.
+    Simonyan and Zisserman, "Very Deep Convolutional Networks", ICLR 2015. Liu et al., ICCV 2017: a batch norm after
+    every convolution, pooling between the five stages, the average of the last maps, and one linear layer instead
+    of three.
 
     Args:
-        num_classes: Outputs.
-        in_channels: Of the images, whose sides are 16 pixels or more.
-        depth: One of `STAGES`; 19 is the network of the slimming paper.
+        num_classes: Number of outputs.
+        in_channels: Channels of the images, whose sides are 16 pixels or more.
+        depth: Key of `STAGES`; 19 is the network of the slimming paper.
     """
 
     def __init__(self, *, num_classes: int = 10, in_channels: int = 3, depth: int = 16) -> None:

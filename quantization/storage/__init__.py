@@ -1,1 +1,1 @@
-"""Quantised networks as files, dense or sparse, and a reader that runs them. Needs numpy and PyYAML, no torch."""
+"""Quantised networks as files, dense or sparse, and a reader that runs them; needs numpy and PyYAML, no torch."""

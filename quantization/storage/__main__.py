@@ -1,4 +1,4 @@
-"""Predictions of a quantised classifier, without torch: python -m quantization.storage network.npz images.npz"""
+"""Run a quantised classifier without torch: python -m quantization.storage network.npz images.npz"""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantization.program import IntegerProgram
-from quantization.program_shapes import result_shapes
+from quantization.program.program import IntegerProgram
+from quantization.program.shapes import result_shapes
 from quantization.storage.binary import load_program
 from quantization.storage.reader import run
 from quantization.storage.text import load_yaml
 from utils.errors import DataError, UserError
-from utils.files import NPZ_ERRORS
+from utils.storage.files import NPZ_ERRORS
 
 _USAGE_EXIT = 2
 
 
 def main() -> None:
-    """Write {"classes": [...], "outputs": [...]} of a classifier to standard output."""
+    """Write the predictions of a classifier, {"classes": [...], "outputs": [...]}, to standard output."""
     parser = argparse.ArgumentParser(prog="python -m quantization.storage", description=__doc__)
     parser.add_argument("network", help="quantised network, .npz or .yaml")
     parser.add_argument("images", help="npz with (B, C, H, W), less the mean and divided by the std of metadata.json")
@@ -45,8 +45,8 @@ def _check_classifier(program: IntegerProgram, path: str) -> None:
     found = [shapes[name] for name in program.outputs]
     if len(found) != 1 or len(found[0]) != 2:
         raise DataError(
-            f"{path} gives {', '.join(map(str, found))} for one image, as detectors do, expected one row of scores; "
-            "val.py and detect.py take the folder of a detector"
+            f"{path} returns {', '.join(map(str, found))} for one image, as detectors do, expected one row of "
+            "scores; for a detector, give its folder to val.py or detect.py"
         )
 
 

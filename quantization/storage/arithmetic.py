@@ -1,4 +1,4 @@
-"""The operations of a program in numpy, on 64-bit integers and nothing else, as program.py defines them."""
+"""Compute the operations of a program in numpy, on 64-bit integers only, as program.py defines them."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from quantization.program import Affine, IntArray, Operation
-from quantization.program_shapes import number, numbers_taken, pair
+from quantization.program.program import Affine, IntArray, Operation
+from quantization.program.shapes import number, numbers_taken, pair
 
 
 def rescale(numbers: IntArray, multiplier: IntArray, shift: IntArray) -> IntArray:
-    """(a * M + 2^(k-1)) >> k, with k from 1."""
+    """Compute (a * M + 2^(k-1)) >> k, with k from 1."""
     half = np.int64(1) << (shift - 1)
     scaled: IntArray = (numbers * multiplier + half) >> shift
     return scaled
 
 
 def clamp(numbers: IntArray, affine: Affine) -> IntArray:
-    """Add the zero point and keep to the range."""
+    """Add the zero point and clamp to the range."""
     return np.clip(numbers + affine.zero_point, affine.low, affine.high)
 
 
 def run_operation(operation: Operation, values: Sequence[IntArray], affines: Sequence[Affine]) -> IntArray:
-    """The result of one operation.
+    """Compute the result of one operation.
 
     Args:
-        operation: Of any kind but input.
+        operation: Operation of any kind but input.
         values: Results of its inputs, the batch first.
-        affines: How these stand for real numbers.
+        affines: Scale, zero point and limits of each input.
     """
     return _KINDS[operation.kind](operation, values, affines)
 
@@ -43,7 +43,7 @@ def _conv(operation: Operation, values: Sequence[IntArray], affines: Sequence[Af
     padded = _padded(values[0] - affines[0].zero_point, pair(operation, "padding"), 0)
     windows = _windows(padded, kernel, pair(operation, "stride"), pair(operation, "dilation"))
     batch, _, rows, columns = windows.shape[:4]
-    # Both with the summed axis last: numpy has no fast product of integers, and so it reads memory in order.
+    # Both have the summed axis last, to read memory in order, since numpy has no fast product of integers.
     grouped = windows.reshape(batch, groups, -1, rows * columns, kernel[0] * kernel[1])  # (B, G, C/G, P, K)
     patches = grouped.transpose(0, 1, 3, 2, 4).reshape(batch, groups, rows * columns, -1)  # (B, G, P, C/G * K)
     rows_of_weight = weight.reshape(groups, len(weight) // groups, -1)  # (G, O/G, C/G * K)
@@ -63,7 +63,7 @@ def _centred_weight(operation: Operation) -> IntArray:
 
 
 def _requantised(operation: Operation, sums: IntArray, *, axes: int) -> IntArray:
-    """Sums over products as the integers of the output; channels are `axes` axes from the end."""
+    """Convert sums of products to integers of the output; channels are `axes` axes from the end."""
     arrays = {name: operation.arrays[name].reshape(-1, *[1] * (axes - 1)) for name in ("bias", "multiplier", "shift")}
     return clamp(rescale(sums + arrays["bias"], arrays["multiplier"], arrays["shift"]), operation.output)
 
@@ -152,7 +152,7 @@ def _padded(maps: IntArray, padding: tuple[int, int], value: int) -> IntArray:
 def _windows(
     maps: IntArray, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
 ) -> NDArray[np.int64]:
-    """Views (B, C, rows, columns, KH, KW) of padded maps (B, C, H, W)."""
+    """Return windows (B, C, rows, columns, KH, KW) of padded maps (B, C, H, W) as a view."""
     spans = tuple(step * (size - 1) + 1 for size, step in zip(kernel, dilation, strict=True))
     every = sliding_window_view(maps, spans, axis=(2, 3))
     return every[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]

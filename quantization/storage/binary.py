@@ -1,14 +1,14 @@
-"""The compact file of a quantised network: an npz of two members.
+"""Write and read the compact file of a quantised network: an npz of two members.
 
-`header` holds JSON in UTF-8: the record of records.py, where every list of numbers is a list
-[count, low, bits, start, bytes] that says how to read it (coding.py). `streams` holds their bytes, one list after
-another in the order of the header. Real numbers of such lists are the 64 bits of a double taken as a whole number;
-those in the header itself are decimals that give the same double again. Indices of sparse weights are stored as gaps,
-the number of left out entries before each.
+`header` contains JSON in UTF-8: the record of records.py, where every list of numbers is replaced by a list
+[count, low, bits, start, bytes] that describes how to read it (coding.py). `streams` contains the bytes of these
+lists, one after another in the order of the header. Real numbers in the lists are the 64 bits of a double read as an
+integer; those in the header itself are decimals that give the same double again. Indices of sparse weights are stored
+as gaps, the number of omitted entries before each.
 
-Why not one npz member per array: 40 small members would cost LeNet5 more bytes than its biases and scales. Why each
-list is deflated alone: values and gaps are of different statistics, and together they take a tenth more (LeNet5, 90 %
-zeros).
+There is not one npz member per array, since 40 small members would cost LeNet5 more bytes than its biases and scales.
+Each list is deflated alone, since values and gaps have different statistics, and together they take a tenth more
+(LeNet5, 90 % zeros).
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from typing import Any
 
 import numpy as np
 
-from quantization.program import FloatArray, IntArray, IntegerProgram
+from quantization.choices import Layout
+from quantization.program.program import FloatArray, IntArray, IntegerProgram
 from quantization.storage.budget import Budget
 from quantization.storage.checks import check_fingerprint, check_program
 from quantization.storage.coding import Stream, decode, encode
 from quantization.storage.records import program_from_record, program_record
-from quantization.storage.sparse import Layout, Parts, check_layout, from_gaps, to_gaps
+from quantization.storage.sparse import Parts, check_layout, from_gaps, to_gaps
 from utils.errors import CheckpointError
-from utils.files import ZIP_ERRORS, atomic_write
+from utils.storage.files import ZIP_ERRORS, atomic_write
 
 _KIND = "quantised network"
 _HEADER, _STREAMS = "header", "streams"
 # Deflate cannot do better than 1032 to 1.
 _MOST_DEFLATED = 1032
-# The npy format 1.0 of an array (N,) of bytes. numpy's own reader takes memory for whatever N a file declares.
+# The npy format 1.0 of an array (N,) of bytes. numpy's own reader allocates memory for any N that a file declares.
 _NPY_HEAD = re.compile(
     rb"\x93NUMPY\x01\x00v\x00\{'descr': '\|u1', 'fortran_order': False, 'shape': \((\d{1,12}),\), \} *\n"
 )
@@ -46,12 +47,12 @@ def save_program(program: IntegerProgram, path: str | Path, *, layout: str = "de
     """Write a quantised network as one compact file.
 
     Args:
-        program: The network.
-        path: The file, usually `*.npz`.
-        layout: Of its weights: dense, coo, csr or csc. The file gives back the same integers in all of them.
+        program: Network to write.
+        path: Path of the file, usually `*.npz`.
+        layout: Layout of the weights: dense, coo, csr or csc. The same integers are read back from all of them.
 
     Raises:
-        CheckpointError: The program is not sound.
+        CheckpointError: The program is not valid.
         ConfigError: There is no such layout, or the file cannot be written.
     """
     data = program_bytes(program, layout=layout)
@@ -63,11 +64,11 @@ def load_program(path: str | Path, *, fingerprint: str | None = None) -> Integer
     """Read what `save_program` wrote.
 
     Args:
-        path: The file.
-        fingerprint: Of the network it should be; None takes any.
+        path: Path of the file.
+        fingerprint: Fingerprint of the expected network; None accepts any.
 
     Raises:
-        CheckpointError: The file is missing, no such file, of another version or network, or damaged.
+        CheckpointError: The file is missing, of another kind, version or network, or damaged.
     """
     try:
         data = Path(path).read_bytes()
@@ -83,7 +84,7 @@ def load_program(path: str | Path, *, fingerprint: str | None = None) -> Integer
 
 
 def program_bytes(program: IntegerProgram, *, layout: str) -> bytes:
-    """The content of the file; see `save_program`."""
+    """Return the content of the file; see `save_program`."""
     check_program(program)
     numbers = _Writer()
     record = program_record(program, kind_of_file=_KIND, layout=check_layout(layout), numbers=numbers)
@@ -97,7 +98,7 @@ def program_from_bytes(data: bytes) -> IntegerProgram:
     try:
         record = json.loads(members[_HEADER])
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"its header is no JSON ({error}); the file is damaged, write it again") from None
+        raise CheckpointError(f"its header is not JSON ({error}); the file is damaged, write it again") from None
     numbers = _Reader(members[_STREAMS], budget=Budget(len(data)))
     program = program_from_record(record, kind_of_file=_KIND, numbers=numbers)
     numbers.check_end()
@@ -106,7 +107,7 @@ def program_from_bytes(data: bytes) -> IntegerProgram:
 
 
 class _Writer:
-    """Numbers as streams, gathered."""
+    """Encodes numbers as streams, and collects the streams."""
 
     def __init__(self) -> None:
         self.streams: list[bytes] = []
@@ -124,7 +125,7 @@ class _Writer:
 
 
 class _Reader:
-    """Streams as numbers, in the order they were written."""
+    """Decodes streams to numbers, in the order in which they were written."""
 
     def __init__(self, streams: bytes, *, budget: Budget) -> None:
         self.budget = budget
@@ -152,7 +153,7 @@ class _Reader:
 
 
 def _packed(members: Mapping[str, bytes]) -> bytes:
-    """An npz of bytes; the same members always give the same file."""
+    """Pack members into an npz; the same members always give the same bytes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compresslevel=9) as archive:
         for name, content in members.items():
@@ -166,7 +167,7 @@ def _packed(members: Mapping[str, bytes]) -> bytes:
 
 
 def _unpacked(data: bytes) -> dict[str, bytes]:
-    """The members of an npz, none larger than the file allows."""
+    """Read the members of an npz, none larger than deflate could produce from the file."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return {name: _member(archive, f"{name}.npy", len(data)) for name in (_HEADER, _STREAMS)}
@@ -175,17 +176,17 @@ def _unpacked(data: bytes) -> dict[str, bytes]:
             raise
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"no whole file of a quantised network ({reason}); copy or write it again, or give another"
+            f"not a complete file of a quantised network ({reason}); copy or write it again, or give another"
         ) from None
 
 
 def _member(archive: zipfile.ZipFile, name: str, num_bytes: int) -> bytes:
     size = archive.getinfo(name).file_size
     if size > _MOST_DEFLATED * num_bytes:
-        raise CheckpointError(f"{name} declares {size} bytes in a file of {num_bytes}; it is made up, use another")
+        raise CheckpointError(f"{name} declares {size} bytes in a file of {num_bytes}; it is forged, use another")
     raw = archive.read(name)
     head = _NPY_HEAD.match(raw)
     content = raw[head.end() :] if head else b""
     if not head or int(head[1]) != len(content):
-        raise CheckpointError(f"{name} is no array (N,) of bytes; write the file again, or give another")
+        raise CheckpointError(f"{name} is not an array (N,) of bytes; write the file again, or give another")
     return content

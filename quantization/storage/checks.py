@@ -1,4 +1,4 @@
-"""Whether a program is one that can run: asked before it is written, and of every file that is read."""
+"""Check that a program can run, before it is written and after it is read."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from quantization.program import LEAST_BITS, MOST_BITS, Affine, IntegerProgram, Operation
-from quantization.program_shapes import result_shapes
+from quantization.program.program import LEAST_BITS, MOST_BITS, Affine, IntegerProgram, Operation
+from quantization.program.shapes import result_shapes
 from utils.errors import CheckpointError
 
 _REMEDY = "the file is damaged or was edited, write it again"
@@ -20,12 +20,12 @@ _MANY = 2**16
 
 @dataclass(frozen=True, kw_only=True)
 class _Rule:
-    """What an operation of a kind has.
+    """Requirements for operations of one kind.
 
     Attributes:
-        num_inputs: The least and the most.
-        settings: How many numbers each has (0: any, at least one) and the least each may be.
-        arrays: Their names.
+        num_inputs: Least and most number of inputs.
+        settings: Number of integers of each setting (0: any, at least one), and the least allowed value.
+        arrays: Names of the arrays.
     """
 
     num_inputs: tuple[int, int] = (1, 1)
@@ -44,7 +44,7 @@ _RANGES: Mapping[str, tuple[int, int]] = {
     "shift": (1, 62),
 }
 
-# They move numbers or choose among them, so what they give stands for real numbers as what they take.
+# Operations that move or select values, so that their output has the same scale and zero point as their input.
 _MOVERS = frozenset({"max_pool", "upsample", "slice", "flatten", "reshape", "permute"})
 
 _RULES: Mapping[str, _Rule] = {
@@ -72,12 +72,12 @@ def check_program(program: IntegerProgram) -> None:
     """Check that a program can run and that its integers are in their ranges.
 
     Raises:
-        CheckpointError: It cannot, or they are not; names the operation.
+        CheckpointError: It cannot, or an integer is out of range; the message names the operation.
     """
     done: dict[str, Affine] = {}
     for operation in program.operations:
         if operation.name in done:
-            raise CheckpointError(f"operation {operation.name!r} is there twice; {_REMEDY}")
+            raise CheckpointError(f"operation {operation.name!r} occurs twice; {_REMEDY}")
         if problem := _problem(operation, done):
             raise CheckpointError(f"operation {operation.name!r}: {problem}; {_REMEDY}")
         done[operation.name] = operation.output
@@ -91,20 +91,20 @@ def check_program(program: IntegerProgram) -> None:
 
 
 def check_fingerprint(program: IntegerProgram, fingerprint: str | None) -> None:
-    """Check that a program is of the network meant.
+    """Check that a program was made from the expected network.
 
     Raises:
-        CheckpointError: It is of another one.
+        CheckpointError: The program was made from another network.
     """
     if fingerprint is not None and program.fingerprint != fingerprint:
         raise CheckpointError(
             f"it is of another network (fingerprint {program.fingerprint[:12]}, expected {fingerprint[:12]}); "
-            "quantise this network or give the file of it"
+            "quantise the expected network, or give the file made from it"
         )
 
 
 def _problem(operation: Operation, done: Mapping[str, Affine]) -> str | None:
-    """What is wrong, in words that follow the name of the operation; None if nothing."""
+    """Return what is wrong, in words that follow the name of the operation; None if nothing is."""
     rule = _RULES.get(operation.kind)
     if rule is None:
         return f"kind is {operation.kind!r}, known: {', '.join(_RULES)}"
@@ -115,7 +115,7 @@ def _problem(operation: Operation, done: Mapping[str, Affine]) -> str | None:
     if late:
         return f"it reads {late[0]!r}, which is no earlier operation"
     if operation.kind in _MOVERS and operation.output != done[operation.inputs[0]]:
-        return f"its integers stand for other numbers than those of {operation.inputs[0]!r}"
+        return f"its scale, zero point or range differs from that of {operation.inputs[0]!r}"
     return (
         _affine_problem(operation.output)
         or _settings_problem(operation, rule)
@@ -129,7 +129,7 @@ def _affine_problem(affine: Affine) -> str | None:
     if not (math.isfinite(affine.scale) and affine.scale > 0):
         return f"scale is {affine.scale}, expected a positive number"
     if not affine.low <= affine.zero_point <= affine.high or max(-affine.low, affine.high) >= 2**MOST_BITS:
-        return f"zero point {affine.zero_point} and range {affine.low} to {affine.high} are not of {MOST_BITS} bits"
+        return f"zero point {affine.zero_point} and range {affine.low} to {affine.high} do not fit {MOST_BITS} bits"
     if affine.high - affine.low >= 2**MOST_BITS:
         return f"range {affine.low} to {affine.high} is wider than {MOST_BITS} bits"
     return None
@@ -169,7 +169,7 @@ def _arrays_problem(operation: Operation, rule: _Rule) -> str | None:
 
 
 def _weight_problem(operation: Operation) -> str | None:
-    """Shape, weights within their bits, as signed or as unsigned integers, and one scale per output channel."""
+    """Check the shape of weights, their range as signed or unsigned integers, and one scale per output channel."""
     weight = operation.arrays["weight"]
     bits = operation.weight_bits
     axes = 4 if operation.kind == "conv" else 2
@@ -181,7 +181,7 @@ def _weight_problem(operation: Operation) -> str | None:
         least, most = int(operation.arrays[name].min()), int(operation.arrays[name].max())
         low = 0 if least >= 0 and most >= 2 ** (bits - 1) else -(2 ** (bits - 1))
         if not low <= least <= most < low + 2**bits:
-            return f"{name} goes from {least} to {most}, which is not of {bits} bits"
+            return f"{name} ranges from {least} to {most}, which does not fit {bits} bits"
     scales = operation.weight_scales
     if scales.shape not in ((0,), (len(weight),)) or not np.isfinite(scales).all():
         return f"weight_scales has shape {scales.shape} or is not finite, expected ({len(weight)},)"
@@ -194,5 +194,5 @@ def _table_problem(operation: Operation, taken: Affine) -> str | None:
     if table.shape != (expected,):
         return f"table has shape {table.shape}, expected ({expected},)"
     if table.min() < output.low or table.max() > output.high:
-        return f"table goes from {table.min()} to {table.max()}, outside {output.low} to {output.high}"
+        return f"table ranges from {table.min()} to {table.max()}, outside {output.low} to {output.high}"
     return None

@@ -1,10 +1,10 @@
-"""Whole numbers as few bytes, exactly.
+"""Encode integers exactly in few bytes.
 
-A stream holds the numbers less their smallest one, so that none is negative, in as few bits as the largest needs:
-below 8 bits packed, the first number in the lowest bits; from there on in whole bytes, all the lowest bytes first,
-then all the next ones, since high bytes are nearly alike. Instead of the numbers, their differences may be stored.
-Raw deflate (RFC 1951) comes last. Whether differences, and whether whole bytes where fewer bits would do (deflate
-finds repeats of bytes, not of bits), is decided by trying.
+A stream contains the numbers minus the smallest one, so that none is negative, in as few bits as the largest needs:
+below 8 bits packed, the first number in the lowest bits; from 8 bits on in whole bytes, all the lowest bytes first,
+then all the next ones, since high bytes are nearly equal. Differences may be stored instead of the numbers. Raw
+deflate (RFC 1951) is applied last. Differences or numbers, and packed bits or whole bytes (deflate finds repeated
+bytes, not bits), are chosen by trying all of them.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from dataclasses import astuple, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantization.program import IntArray
+from quantization.program.program import IntArray
 from quantization.storage.budget import Budget
 from utils.errors import CheckpointError
 
 _RAW_DEFLATE = -15
-# 64-bit arithmetic without a sign wraps around, which makes differences exact even where they overflow.
+# Unsigned 64-bit arithmetic wraps around, which makes differences exact even if they overflow.
 _WRAP = 2**64
 _LEAST, _MOST = -(2**63), 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """How numbers were made bytes.
+    """Description of encoded numbers.
 
     Attributes:
-        count: How many numbers.
-        low: Added to each number that is stored.
-        bits: Of each, 0 (all are `low`) to 64; above 8 a multiple of 8.
-        start: The first number, if the others are stored as differences; else None.
-        num_bytes: After deflate.
+        count: Number of encoded numbers.
+        low: Offset to add to each stored number.
+        bits: Bits of each number, 0 (all equal `low`) to 64; above 8 a multiple of 8.
+        start: First number, if the others are stored as differences; else None.
+        num_bytes: Size in bytes after deflate.
     """
 
     count: int
@@ -44,7 +44,7 @@ class Stream:
     num_bytes: int
 
     def as_list(self) -> list[int | None]:
-        """The fields in order, as the header of a file holds them."""
+        """Return the fields in order, as stored in the header of a file."""
         return list(astuple(self))
 
     @staticmethod
@@ -52,7 +52,7 @@ class Stream:
         """Undo `as_list`.
 
         Raises:
-            CheckpointError: These are not the fields, or not in range.
+            CheckpointError: The values are not the fields of a stream, or are out of range.
         """
         match values:
             case [int(count), int(low), int(bits), int() | None as start, int(num_bytes)]:
@@ -70,7 +70,7 @@ class Stream:
 
 
 def encode(values: IntArray) -> tuple[Stream, bytes]:
-    """Numbers (N,) as bytes, and how to read them."""
+    """Encode numbers (N,); return the description and the bytes."""
     numbers = np.ascontiguousarray(values, np.int64)
     tries = [_encode(numbers, start=None, is_packed=packed) for packed in (True, False)]
     if len(numbers) > 1:
@@ -84,7 +84,7 @@ def decode(stream: Stream, data: bytes, *, budget: Budget) -> IntArray:
     """Undo `encode`.
 
     Raises:
-        CheckpointError: The bytes hold other than the stream says, or more numbers than the file may.
+        CheckpointError: The bytes do not match the stream's description, or exceed the budget of the file.
     """
     budget.take(stream.count)
     count = stream.count - (stream.start is not None)
@@ -128,7 +128,7 @@ def _offsets(raw: bytes, *, count: int, bits: int) -> NDArray[np.uint64]:
 
 
 def _inflate(data: bytes, num_bytes: int) -> bytes:
-    """Exactly that many bytes; never makes more than one beyond them."""
+    """Inflate exactly `num_bytes` bytes; at most one more is ever produced."""
     if num_bytes == 0 and not data:
         return b""
     inflate = zlib.decompressobj(_RAW_DEFLATE)

@@ -1,4 +1,4 @@
-"""The reference reader: runs a quantised network with numpy alone.
+"""Reference reader, which runs a quantised network with numpy alone.
 
 from quantization.storage.binary import load_program
 from quantization.storage.reader import run
@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantization.program import Affine, FloatArray, IntArray, IntegerProgram, Operation
-from quantization.program_shapes import check_image_shape
+from quantization.program.program import Affine, FloatArray, IntArray, IntegerProgram, Operation
+from quantization.program.shapes import check_image_shape
 from quantization.storage.arithmetic import run_operation
 from utils.errors import DataError
 
-# Images at once: windows of a convolution take 8 bytes a number, many times the image.
+# Images computed at once: the windows of a convolution take 8 bytes per value, many times the size of the image.
 _AT_ONCE = 16
 
 
 def run(program: IntegerProgram, images: NDArray[Any]) -> list[FloatArray]:
-    """Real numbers in and out, integers between.
+    """Quantise images, run a program on the integers, and dequantise its outputs.
 
     Args:
-        program: A sound one, as `load_program` gives it.
-        images: (B, C, H, W), in the range the network was trained with.
+        program: Valid program, as `load_program` returns it.
+        images: Images (B, C, H, W), floating point, scaled as in training.
 
     Returns:
         Each output, the batch first.
@@ -36,18 +36,18 @@ def run(program: IntegerProgram, images: NDArray[Any]) -> list[FloatArray]:
         DataError: The images do not fit the network, or are not finite.
     """
     if images.ndim == 4 and not np.isfinite(images).all():
-        raise DataError("images hold NaN or infinity; mend them, or what reads them")
+        raise DataError("images contain NaN or infinity; fix them, or the code that reads them")
     outputs = run_integers(program, quantise(images, program.operations[0].output))
     affines = {operation.name: operation.output for operation in program.operations}
     return [dequantise(output, affines[name]) for name, output in zip(program.outputs, outputs, strict=True)]
 
 
 def run_integers(program: IntegerProgram, images: IntArray) -> list[IntArray]:
-    """Integers in and out.
+    """Run a program on integers.
 
     Args:
-        program: A sound one.
-        images: (B, C, H, W), within the range of the program's input.
+        program: Valid program.
+        images: Integers (B, C, H, W), within the range of the program's input.
 
     Returns:
         Each output, the batch first.
@@ -61,21 +61,21 @@ def run_integers(program: IntegerProgram, images: IntArray) -> list[IntArray]:
 
 
 def quantise(real: NDArray[Any], affine: Affine) -> IntArray:
-    """Real numbers as integers, halves rounded up, in the precision the numbers come in."""
+    """Quantise real values to int64 integers, halves rounded up, computed in the precision of the input."""
     rounded = np.floor(real / affine.scale + 0.5) + affine.zero_point
     integers: IntArray = np.clip(rounded, affine.low, affine.high).astype(np.int64)
     return integers
 
 
 def dequantise(integers: IntArray, affine: Affine) -> FloatArray:
-    """The real numbers that integers stand for."""
+    """Convert integers to the float64 values that they represent."""
     return (integers - affine.zero_point).astype(np.float64) * affine.scale
 
 
 def _check_images(program: IntegerProgram, images: IntArray) -> None:
     check_image_shape(program, images.shape)
     if not np.issubdtype(images.dtype, np.integer):
-        raise DataError(f"images are {images.dtype}, expected integers; use run() for real numbers")
+        raise DataError(f"images are {images.dtype}, expected integers; use run() for floating point")
     affine = program.operations[0].output
     if images.min() < affine.low or images.max() > affine.high:
         raise DataError(
@@ -96,7 +96,7 @@ def _run(program: IntegerProgram, images: IntArray) -> list[IntArray]:
 
 
 def _with_finished(program: IntegerProgram) -> Iterator[tuple[Operation, list[str]]]:
-    """Every operation, and whose results nothing after it needs."""
+    """Yield every operation, with the names of the results that no later operation needs."""
     last = {operation.name: operation.name for operation in program.operations}
     for operation in program.operations:
         last.update(dict.fromkeys(operation.inputs, operation.name))

@@ -1,9 +1,9 @@
-"""A program as plain names, numbers and lists, the same in every kind of file.
+"""Convert a program to plain names, numbers and lists, the same for every kind of file, and back.
 
     format, version, layout, fingerprint, image_shape, outputs
     operations: one mapping each, with the fields of `Operation`; weight is {shape, and the parts of its layout}
 
-How lists of numbers are held is up to the kind of file: `NumberWriter` and `NumberReader`.
+Each kind of file stores lists of numbers in its own way: `NumberWriter` and `NumberReader`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from quantization.program import Affine, FloatArray, IntArray, IntegerProgram, Operation, Setting
+from quantization.choices import Layout
+from quantization.program.program import Affine, FloatArray, IntArray, IntegerProgram, Operation, Setting
 from quantization.storage.budget import Budget
-from quantization.storage.sparse import PARTS, Layout, Parts, check_layout, to_matrix, to_parts
-from utils.config_values import fitted
+from quantization.storage.sparse import PARTS, Parts, check_layout, to_matrix, to_parts
+from utils.config.values import fitted
 from utils.errors import CheckpointError, ConfigError
 
 VERSION = 1
@@ -27,42 +28,42 @@ _REMEDY = "the file is damaged or was edited, write it again"
 
 
 class NumberWriter(Protocol):
-    """How a kind of file holds numbers."""
+    """Converts numbers to the plain data that a kind of file stores."""
 
     def integers(self, values: IntArray) -> Any:
-        """Whole numbers (N,) as something plain."""
+        """Convert integers (N,) to plain data."""
 
     def floats(self, values: FloatArray) -> Any:
-        """Real numbers (N,) as something plain, exactly."""
+        """Convert floats (N,) to plain data, exactly."""
 
     def parts(self, parts: Parts, *, layout: Layout, shape: tuple[int, int]) -> dict[str, Any]:
-        """A matrix of whole numbers, taken apart."""
+        """Convert the parts of an integer matrix to plain data."""
 
 
 class NumberReader(Protocol):
-    """Undoes a `NumberWriter`; what is not as it wrote it is a CheckpointError."""
+    """Undoes a `NumberWriter`; raises CheckpointError for data that the writer would not write."""
 
     budget: Budget
 
     def integers(self, value: Any) -> IntArray:
-        """Whole numbers (N,)."""
+        """Read integers (N,)."""
 
     def floats(self, value: Any) -> FloatArray:
-        """Real numbers (N,)."""
+        """Read floats (N,)."""
 
     def parts(self, values: Mapping[str, Any], *, layout: Layout, shape: tuple[int, int]) -> Parts:
-        """The parts of a matrix of whole numbers."""
+        """Read the parts of an integer matrix."""
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Of a weight (O, I, KH, KW) as a matrix (O, I * KH * KW)."""
+    """Return the shape of a weight (O, I, KH, KW) as a matrix (O, I * KH * KW)."""
     return shape[0], math.prod(shape[1:])
 
 
 def program_record(
     program: IntegerProgram, *, kind_of_file: str, layout: Layout, numbers: NumberWriter
 ) -> dict[str, Any]:
-    """The program as plain data."""
+    """Convert a program to plain data."""
     return {
         "format": kind_of_file,
         "version": VERSION,
@@ -75,10 +76,10 @@ def program_record(
 
 
 def program_from_record(record: Any, *, kind_of_file: str, numbers: NumberReader) -> IntegerProgram:
-    """Undo `program_record`. Kinds, shapes and ranges are left to `check_program`.
+    """Undo `program_record`; kinds, shapes and ranges are left to `check_program`.
 
     Raises:
-        CheckpointError: The record is of another kind or version, lacks something, or has something of another type.
+        CheckpointError: The record is of another kind or version, or a field is missing or of another type.
     """
     layout = check_head(record, kind_of_file=kind_of_file)
     operations = plain_field(record, "operations", list, where="the file")
@@ -92,14 +93,16 @@ def program_from_record(record: Any, *, kind_of_file: str, numbers: NumberReader
 
 
 def check_head(record: Any, *, kind_of_file: str) -> Layout:
-    """The layout of a record of that kind.
+    """Check the kind and version of a record, and return its layout.
 
     Raises:
-        CheckpointError: It is of another kind, or of a version this code does not know.
+        CheckpointError: The record is of another kind, or of an unknown version.
     """
     found = record.get("format") if isinstance(record, dict) else None
     if found != kind_of_file:
-        raise CheckpointError(f"this is no {kind_of_file} (its format is {_shown(found)}); give a file of that kind")
+        raise CheckpointError(
+            f"this is not a {kind_of_file} (its format is {_shown(found)}); give a file of that kind"
+        )
     version = plain_field(record, "version", int, where="the file")
     if version != VERSION:
         raise CheckpointError(f"format version is {version}, expected {VERSION}; write the file again with this code")
@@ -113,7 +116,7 @@ def _operation_record(operation: Operation, *, layout: Layout, numbers: NumberWr
     settings = {
         name: list(value) if isinstance(value, tuple) else value for name, value in operation.settings.items()
     }
-    # Numbers are written in the order they stand in, which is the order they are read in.
+    # The order of the fields matters: numbers are written and read in this order.
     return {
         "name": operation.name,
         "kind": operation.kind,
@@ -177,13 +180,13 @@ def _arrays(record: dict[str, Any], *, layout: Layout, numbers: NumberReader) ->
     fill = arrays.get("weight_zero_point")
     if fill is None or len(fill) != shape[0]:
         raise CheckpointError(
-            f"weight_zero_point is not one number for each of {shape[0]} rows of weights; {_REMEDY}"
+            f"weight_zero_point does not have one value for each of {shape[0]} rows of weights; {_REMEDY}"
         )
     flat = matrix_shape(shape)
     values = {name: _member(stored, name) for name in PARTS[layout]}
     parts = numbers.parts(values, layout=layout, shape=flat)
     if layout != "dense":
-        # The parts may be few and the matrix large: it is asked for before it is made.
+        # Few parts may describe a large matrix, so the budget is checked before it is allocated.
         numbers.budget.take(math.prod(flat))
     weight = to_matrix(parts, layout=layout, shape=flat, fill=fill).reshape(shape)
     return {"weight": weight.astype(np.int64, copy=False), **arrays}
@@ -196,7 +199,11 @@ def _member(record: Mapping[str, Any], name: str) -> Any:
 
 
 def plain_field(record: Any, name: str, kind: Any, *, where: str) -> Any:
-    """The value of that name, of that type."""
+    """Return the value of a field, checked to be of type `kind`.
+
+    Raises:
+        CheckpointError: The field is missing or of another type.
+    """
     if not isinstance(record, dict) or name not in record:
         raise CheckpointError(f"{where} has no {name!r}; {_REMEDY}")
     try:
@@ -204,14 +211,14 @@ def plain_field(record: Any, name: str, kind: Any, *, where: str) -> Any:
     except (ValueError, OverflowError) as error:
         raise CheckpointError(f"{where}: {name} is {_shown(record[name])}, expected {error}") from None
     if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
-        raise CheckpointError(f"{where}: {name} has keys that are no names; {_REMEDY}")
+        raise CheckpointError(f"{where}: {name} has keys that are not strings; {_REMEDY}")
     if any(_is_huge(number) for number in (value if isinstance(value, tuple) else (value,))):
         raise CheckpointError(f"{where}: {name} has a number of more than 64 bits; {_REMEDY}")
     return value
 
 
 def _shown(value: Any) -> str:
-    """A value in a message: short, and of containers their kind alone."""
+    """Format a value for a message: shortened, and only the type of a container."""
     is_plain = value is None or isinstance(value, str | int | float)
     return repr(value)[:_MOST_SHOWN] if is_plain and not _is_huge(value) else type(value).__name__
 

@@ -1,4 +1,4 @@
-"""How large a quantised network is in each of its forms."""
+"""Measure the size of a quantised network in each file format and layout."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from quantization.program import IntegerProgram
+from quantization.choices import Layout
+from quantization.program.program import IntegerProgram
 from quantization.storage.binary import program_bytes
-from quantization.storage.sparse import Layout
 from quantization.storage.text import program_text
 
 _FLOAT_BYTES = 4
@@ -16,12 +16,12 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class FormSize:
-    """One form.
+    """The size of a network in one form.
 
     Attributes:
-        form: Its name, such as "npz csr".
-        num_bytes: Its size.
-        times_smaller: Than weights and biases in float32; below 1 it is larger.
+        form: Name of the form, such as "npz csr".
+        num_bytes: Size in bytes.
+        times_smaller: Factor by which it is smaller than weights and biases in float32; below 1 it is larger.
     """
 
     form: str
@@ -30,13 +30,13 @@ class FormSize:
 
 
 def float_bytes(program: IntegerProgram) -> int:
-    """Weights and biases in float32, without names or shapes."""
+    """Return the bytes of weights and biases in float32, without names or shapes."""
     arrays = (operation.arrays.get(name) for operation in program.operations for name in ("weight", "bias"))
     return _FLOAT_BYTES * sum(values.size for values in arrays if values is not None)
 
 
 def form_sizes(program: IntegerProgram, *, with_yaml: bool = True) -> tuple[FormSize, ...]:
-    """Every form of a program; YAML, which takes its time with millions of weights, may be left out."""
+    """Measure every form of a program; YAML, which is slow for millions of weights, may be left out."""
     whole = float_bytes(program)
     sizes = {"float32": whole}
     sizes.update({f"npz {layout}": len(program_bytes(program, layout=layout)) for layout in get_args(Layout)})
@@ -46,6 +46,6 @@ def form_sizes(program: IntegerProgram, *, with_yaml: bool = True) -> tuple[Form
 
 
 def as_table(sizes: Sequence[FormSize]) -> str:
-    """A table in Markdown, one line for each form."""
+    """Format sizes as a table in Markdown, one line for each form."""
     rows = [f"| {item.form} | {item.num_bytes} | {item.times_smaller:.1f} |" for item in sizes]
     return "\n".join(["| form | bytes | times smaller |", "|---|---|---|", *rows])

@@ -1,25 +1,25 @@
-"""Matrices without the entries that say nothing: COO, CSR and CSC, as scipy names their parts.
+"""Sparse layouts of matrices, COO, CSR and CSC, with parts named as in scipy.
 
     dense : data, all entries, row by row
     coo   : row, col, data, sorted by row and then column
-    csr   : indptr (rows + 1,), indices, data: row i holds entries indptr[i] to indptr[i + 1], columns ascending
+    csr   : indptr (rows + 1,), indices, data: row i has entries indptr[i] to indptr[i + 1], columns ascending
     csc   : the same by columns
 
-What counts as nothing is the `fill` of a row: zero, or the zero point of an output channel's weights.
+Entries equal to the `fill` of their row are omitted: zero, or the zero point of an output channel's weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantization.program import IntArray
+from quantization.choices import Layout
+from quantization.program.program import IntArray
 from utils.errors import CheckpointError, ConfigError
 
-Layout = Literal["dense", "coo", "csr", "csc"]
 Parts = dict[str, NDArray[Any]]
 
 PARTS: Mapping[Layout, tuple[str, ...]] = {
@@ -33,10 +33,10 @@ _REMEDY = "the file is damaged or was edited, write it again"
 
 
 def check_layout(layout: str) -> Layout:
-    """The name of a layout, if it is one.
+    """Check that a string names a layout, and return it.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: There is no such layout.
     """
     for known in get_args(Layout):
         if layout == known:
@@ -45,12 +45,12 @@ def check_layout(layout: str) -> Layout:
 
 
 def to_parts(matrix: NDArray[Any], *, layout: Layout, fill: NDArray[Any] | float) -> Parts:
-    """Take a matrix (rows, columns) apart.
+    """Split a matrix (rows, columns) into the parts of a layout.
 
     Args:
-        matrix: Integers or floats. Of floats, -0.0 is equal to a fill of 0.0 and comes back as that.
-        layout: Which parts.
-        fill: What is left out, one number or one of each row (rows,).
+        matrix: Integers or floats; -0.0 equals a fill of 0.0 and comes back as 0.0.
+        layout: Layout of the parts.
+        fill: Value of the omitted entries, one for all rows or one per row (rows,).
 
     Returns:
         The parts by name; see the head of this file.
@@ -71,13 +71,13 @@ def to_parts(matrix: NDArray[Any], *, layout: Layout, fill: NDArray[Any] | float
 def to_matrix(
     parts: Mapping[str, NDArray[Any]], *, layout: Layout, shape: tuple[int, int], fill: NDArray[Any] | float
 ) -> NDArray[Any]:
-    """Put the parts of a matrix together again.
+    """Rebuild a matrix from its parts.
 
     Args:
-        parts: What `to_parts` gave.
-        layout: Which parts they are.
-        shape: (rows, columns).
-        fill: As in `to_parts`.
+        parts: Parts from `to_parts`.
+        layout: Layout of the parts.
+        shape: Shape of the matrix (rows, columns).
+        fill: Value of the omitted entries, as in `to_parts`.
 
     Returns:
         The matrix, of the type of `data`.
@@ -98,7 +98,7 @@ def to_matrix(
 
 
 def to_gaps(parts: Parts, *, layout: Layout) -> Parts:
-    """The same parts with ascending indices as the number of left out entries between them: small numbers."""
+    """Replace ascending indices by the number of omitted entries between them, which are small numbers."""
     name = _index_name(layout)
     if name is None:
         return parts
@@ -113,7 +113,7 @@ def from_gaps(parts: Parts, *, layout: Layout, shape: tuple[int, int]) -> Parts:
     """Undo `to_gaps`.
 
     Raises:
-        CheckpointError: Index pointers that fit no matrix of that shape.
+        CheckpointError: The index pointers do not fit a matrix of that shape.
     """
     name = _index_name(layout)
     if name is None:
@@ -134,7 +134,7 @@ def _index_name(layout: Layout) -> str | None:
 
 
 def _segment_starts(parts: Mapping[str, NDArray[Any]], *, layout: Layout) -> IntArray:
-    """Where in the entries a row (or column, in CSC) with entries begins."""
+    """Return the position of the first entry of each row (or column, in CSC) that has entries."""
     if layout == "coo":
         row = parts["row"]
         return np.flatnonzero(np.concatenate(([True], row[1:] != row[:-1]))[: len(row)])
@@ -154,7 +154,7 @@ def _fill_of_rows(fill: NDArray[Any] | float, num_rows: int) -> NDArray[Any]:
 def _positions(
     parts: Mapping[str, NDArray[Any]], *, layout: Layout, shape: tuple[int, int]
 ) -> tuple[IntArray, IntArray]:
-    """Row and column of every entry, checked."""
+    """Return the row and column of every entry, checked."""
     if layout == "coo":
         _check_lengths(parts, ("row", "col", "data"))
         row, col = parts["row"], parts["col"]
@@ -181,7 +181,7 @@ def _check_pointers(indptr: IntArray, *, num_segments: int, num_entries: int) ->
         raise CheckpointError(f"{len(indptr)} index pointers, expected {num_segments + 1}; {_REMEDY}")
     if indptr[0] != 0 or indptr[-1] != num_entries:
         raise CheckpointError(
-            f"index pointers go from {indptr[0]} to {indptr[-1]}, expected 0 to {num_entries}; {_REMEDY}"
+            f"index pointers range from {indptr[0]} to {indptr[-1]}, expected 0 to {num_entries}; {_REMEDY}"
         )
     if (falls := np.flatnonzero(np.diff(indptr) < 0)).size:
         at = int(falls[0])
@@ -191,7 +191,7 @@ def _check_pointers(indptr: IntArray, *, num_segments: int, num_entries: int) ->
 
 
 def _check_positions(major: IntArray, minor: IntArray, *, shape: tuple[int, int]) -> None:
-    """In range, and ascending: by the first index, and within it strictly by the second."""
+    """Check that indices are in range and ascend: by the first index, and within it strictly by the second."""
     for indices, size in ((major, shape[0]), (minor, shape[1])):
         if (outside := indices[(indices < 0) | (indices >= size)]).size:
             raise CheckpointError(f"index {outside[0]} of a sparse matrix is outside 0 to {size - 1}; {_REMEDY}")

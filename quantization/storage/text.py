@@ -1,7 +1,7 @@
-"""The same network as YAML, for people: the record of records.py with numbers as they are.
+"""Write and read a quantised network as YAML that people can read: the record of records.py with plain numbers.
 
-Lists of numbers stand on one line; a dense weight is a list of rows, one for each output channel. Networks in real
-numbers have a file of their own: names, shapes and the shortest decimals that give the same numbers again.
+Each list of numbers is on one line; a dense weight is a list of rows, one for each output channel. Floating-point
+networks have their own kind of file: names, shapes and the shortest decimals that give the same numbers again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantization.program import FloatArray, IntArray, IntegerProgram
+from quantization.choices import Layout
+from quantization.program.program import FloatArray, IntArray, IntegerProgram
 from quantization.storage.budget import Budget
 from quantization.storage.checks import check_fingerprint, check_program
 from quantization.storage.records import (
@@ -25,10 +26,10 @@ from quantization.storage.records import (
     program_from_record,
     program_record,
 )
-from quantization.storage.sparse import PARTS, Layout, Parts, check_layout, to_matrix, to_parts
+from quantization.storage.sparse import PARTS, Parts, check_layout, to_matrix, to_parts
 from quantization.storage.yaml_lists import ListReader, dumped, part_lists, read_lists, read_parts
 from utils.errors import CheckpointError
-from utils.files import write_text
+from utils.storage.files import write_text
 
 _KIND = "quantised network"
 _FLOAT_KIND = "network in real numbers"
@@ -40,12 +41,12 @@ def save_yaml(program: IntegerProgram, path: str | Path, *, layout: str = "dense
     """Write a quantised network as YAML.
 
     Args:
-        program: The network.
-        path: The file.
-        layout: Of its weights: dense, coo, csr or csc.
+        program: Network to write.
+        path: Path of the file.
+        layout: Layout of the weights: dense, coo, csr or csc.
 
     Raises:
-        CheckpointError: The program is not sound.
+        CheckpointError: The program is not valid.
         ConfigError: There is no such layout, or the file cannot be written.
     """
     write_text(path, program_text(program, layout=layout))
@@ -55,11 +56,11 @@ def load_yaml(path: str | Path, *, fingerprint: str | None = None) -> IntegerPro
     """Read what `save_yaml` wrote.
 
     Args:
-        path: The file.
-        fingerprint: Of the network it should be; None takes any.
+        path: Path of the file.
+        fingerprint: Fingerprint of the expected network; None accepts any.
 
     Raises:
-        CheckpointError: The file is missing, no such file, of another version or network, or damaged.
+        CheckpointError: The file is missing, of another kind, version or network, or damaged.
     """
     record, num_bytes = read_lists(path)
     try:
@@ -72,19 +73,19 @@ def load_yaml(path: str | Path, *, fingerprint: str | None = None) -> IntegerPro
 
 
 def program_text(program: IntegerProgram, *, layout: str) -> str:
-    """The content of the file; see `save_yaml`."""
+    """Return the content of the file; see `save_yaml`."""
     check_program(program)
     return dumped(program_record(program, kind_of_file=_KIND, layout=check_layout(layout), numbers=_Writer()))
 
 
 def save_float_yaml(arrays: Mapping[str, NDArray[Any]], path: str | Path, *, layout: str = "dense") -> None:
-    """Write a network in real numbers as YAML.
+    """Write a floating-point network as YAML.
 
     Args:
-        arrays: float32 or float64 of any shape, by name. They come back exactly, but for -0.0, which a sparse
-            layout gives back as 0.0.
-        path: The file.
-        layout: Of arrays of two axes and more.
+        arrays: Arrays of any shape, float32 or float64, by name. They are read back exactly, except for -0.0, which
+            a sparse layout turns into 0.0.
+        path: Path of the file.
+        layout: Layout of arrays that have two or more axes.
 
     Raises:
         CheckpointError: An array is of another type.
@@ -96,10 +97,10 @@ def save_float_yaml(arrays: Mapping[str, NDArray[Any]], path: str | Path, *, lay
 
 
 def load_float_yaml(path: str | Path) -> dict[str, NDArray[Any]]:
-    """Read what `save_float_yaml` wrote: arrays of the types they had.
+    """Read the arrays that `save_float_yaml` wrote, with their types.
 
     Raises:
-        CheckpointError: The file is missing, no such file, of another version, or damaged.
+        CheckpointError: The file is missing, of another kind or version, or damaged.
     """
     record, num_bytes = read_lists(path)
     budget = Budget(num_bytes)
@@ -112,7 +113,7 @@ def load_float_yaml(path: str | Path) -> dict[str, NDArray[Any]]:
 
 
 class _Writer:
-    """Numbers as lists."""
+    """Converts numbers to lists."""
 
     def integers(self, values: IntArray) -> Any:
         return values.tolist()
@@ -136,9 +137,9 @@ def _float_record(name: str, values: NDArray[Any], *, layout: Layout) -> dict[st
 
 
 def _shortest(values: NDArray[Any]) -> list[float]:
-    """Doubles whose shortest decimals give the same numbers again when read in the type of `values`."""
+    """Find doubles whose shortest decimals give the same numbers again when read in the type of `values`."""
     short = np.array([float(str(value)) for value in values], np.float64)
-    # A decimal read by way of a double is rounded twice, and so may, once in a great while, miss.
+    # A decimal read by way of a double is rounded twice, and so may, very rarely, differ.
     is_same = (short.astype(values.dtype) == values) | np.isnan(values)
     doubles: list[float] = np.where(is_same, short, values.astype(np.float64)).tolist()
     return doubles
@@ -149,7 +150,7 @@ def _float_array(name: str, record: Any, *, layout: Layout, budget: Budget) -> N
     dtype = _TYPES.get(plain_field(record, "type", str, where=where))
     shape = plain_field(record, "shape", tuple[int, ...], where=where)
     if dtype is None or min(shape, default=0) < 0:
-        raise CheckpointError(f"{where} has another type or shape than arrays have; {_REMEDY}")
+        raise CheckpointError(f"{where} has an unknown type or a negative size; {_REMEDY}")
     size = math.prod(shape)
     if len(shape) < 2 or size == 0:
         data = reader.floats(plain_field(record, "data", list, where=where))

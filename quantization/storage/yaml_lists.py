@@ -1,4 +1,4 @@
-"""YAML of numbers: lists of them on one line, read by the fast loader and no further than is safe."""
+"""Write and read YAML with lists of numbers on one line, using the fast loader within safe limits."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from quantization.program import FloatArray, IntArray
+from quantization.choices import Layout
+from quantization.program.program import FloatArray, IntArray
 from quantization.storage.budget import Budget
-from quantization.storage.sparse import Layout, Parts
+from quantization.storage.sparse import Parts
 from utils.errors import CheckpointError
 
 _REMEDY = "the file is damaged or was edited, write it again"
-# The C emitter takes no larger one.
+# The largest width that the C emitter accepts.
 _NO_WRAP = 2**31 - 1
-# A list of rows of an array of an operation has 7.
+# Most levels of nesting; the rows of an operation's array are at level 7.
 _MOST_DEPTH = 10
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
-    """Without marks for lists that are the same object: readers need not know them."""
+    """Dumper without anchors for lists that are the same object, so that readers need not support them."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def dumped(record: dict[str, Any]) -> str:
-    """Plain data as YAML, keys in the given order, no line broken."""
+    """Format plain data as YAML, with keys in the given order and no line breaks within a list."""
     # None: lists and mappings of plain values on one line, everything else nested.
     text: str = yaml.dump(
         record, Dumper=_Dumper, default_flow_style=None, sort_keys=False, allow_unicode=True, width=_NO_WRAP
@@ -40,10 +41,10 @@ def dumped(record: dict[str, Any]) -> str:
 
 
 def read_lists(path: str | Path) -> tuple[Any, int]:
-    """The content of a YAML file, and its size in characters.
+    """Read a YAML file; return its content and its size in characters.
 
     Raises:
-        CheckpointError: It is missing, no YAML, too deep, or refers to its own parts.
+        CheckpointError: The file is missing, not YAML, nested too deeply, or refers to its own parts.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -53,13 +54,14 @@ def read_lists(path: str | Path) -> tuple[Any, int]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}; check the path") from None
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path} is no YAML ({reason}); copy or write it again, or give another") from None
+        raise CheckpointError(f"{path} is not YAML ({reason}); copy or write it again, or give another") from None
 
 
 def _check_depth(text: str) -> None:
-    """Before the C loader sees it: without a limit of its own, it crashes the process on very deep lists.
+    """Check the nesting of a text before the C loader reads it, which has no limit and crashes on very deep lists.
 
-    References to other parts of a file could stand for any amount of memory, and we never write them.
+    References to other parts of a file are refused as well: they could take any amount of memory, and are never
+    written.
     """
     depth = 0
     for event in yaml.parse(text, Loader=_LOADER):
@@ -71,7 +73,7 @@ def _check_depth(text: str) -> None:
 
 
 def part_lists(parts: Parts, *, layout: Layout, shape: tuple[int, int], as_list: Any) -> dict[str, Any]:
-    """Parts of a matrix as lists, `data` by way of `as_list`; a dense one as a list of rows."""
+    """Convert parts of a matrix to lists, `data` with `as_list`; a dense matrix becomes a list of rows."""
     if layout == "dense":
         return {"data": [as_list(row) for row in parts["data"].reshape(shape)]}
     return {name: as_list(values) if name == "data" else values.tolist() for name, values in parts.items()}
@@ -88,7 +90,7 @@ def read_parts(
     """Undo `part_lists`.
 
     Raises:
-        CheckpointError: The lists hold something else than numbers, or a dense matrix is of another shape.
+        CheckpointError: The lists contain something other than numbers, or a dense matrix has another shape.
     """
     if layout == "dense":
         return {"data": _joined(values["data"], shape, read_data)}
@@ -96,18 +98,18 @@ def read_parts(
 
 
 def _joined(rows: Any, shape: tuple[int, int], read: Callable[[Any], NDArray[Any]]) -> NDArray[Any]:
-    """All numbers of a dense matrix, row by row."""
+    """Read all numbers of a dense matrix, row by row."""
     is_list = isinstance(rows, list) and all(isinstance(row, list) for row in rows)
     if not is_list or len(rows) != shape[0] or {len(row) for row in rows} != {shape[1]}:
-        raise CheckpointError(f"a dense matrix is no list of {shape[0]} rows of {shape[1]} numbers; {_REMEDY}")
+        raise CheckpointError(f"a dense matrix is not a list of {shape[0]} rows of {shape[1]} numbers; {_REMEDY}")
     return np.concatenate([read(row) for row in rows])
 
 
 def _numbers(value: Any, *, kinds: tuple[type, ...], dtype: Any, budget: Budget) -> NDArray[Any]:
-    """A list of numbers as an array (N,), nothing converted that is not one."""
+    """Convert a list of numbers to an array (N,); values of other types are refused, not converted."""
     if not isinstance(value, list) or not all(type(number) in kinds for number in value):
         names = " or ".join(kind.__name__ for kind in kinds)
-        raise CheckpointError(f"numbers are no list of {names}; {_REMEDY}")
+        raise CheckpointError(f"numbers are not a list of {names}; {_REMEDY}")
     budget.take(len(value))
     try:
         return np.array(value, dtype)
@@ -116,10 +118,10 @@ def _numbers(value: Any, *, kinds: tuple[type, ...], dtype: Any, budget: Budget)
 
 
 class ListReader:
-    """Lists as numbers.
+    """Reads numbers from lists.
 
     Args:
-        budget: How many numbers the file may hold.
+        budget: Budget of the numbers that the file may contain.
     """
 
     def __init__(self, budget: Budget) -> None:

@@ -13,12 +13,12 @@ from mask_oracle import lively
 from tiny import TINY_CFG
 from torch import Tensor
 
-from deploy.metadata import ExportSettings
+from deploy.settings import ExportSettings
 from models.detector import Detector, build_model
 from models.fuse import fuse
 from models.spec import ModelSpec
-from pruning.graph import ChannelGraph
-from pruning.surgery import cut
+from pruning.channels.graph import ChannelGraph
+from pruning.surgery.cut import cut
 
 
 def network(kind: str) -> Detector:

@@ -12,7 +12,7 @@ from torch import Tensor
 from deploy.ncnn.export import export_ncnn
 from deploy.ncnn.param import read_param
 from deploy.ncnn.runtime import load_ncnn
-from deploy.runtime import RuntimeOptions
+from deploy.settings import RuntimeOptions
 from models.detector import Detector
 
 CPU = torch.device("cpu")

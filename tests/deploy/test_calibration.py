@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_data
 
 from deploy.calibration import calibration_images
-from utils.datasets.images import FILL, read_image
+from utils.datasets.reading.images import FILL, read_image
 from utils.errors import ConfigError, DataError
 
 

@@ -17,9 +17,9 @@ from exporting import cut_off
 from PIL import Image
 
 from deploy import load
-from deploy.metadata import ExportSettings
+from deploy.settings import ExportSettings
 from models.load import load_model
-from utils.detections import Detections
+from utils.detections.detections import Detections
 
 pytestmark = pytest.mark.system
 

@@ -14,16 +14,18 @@ import torch
 from exporting import cut_off, export_arguments, head_error, images_of, network
 from tiny import tiny_data
 
+from commands.detect import detect
+from commands.detect_config import DetectConfig
+from commands.val import val
+from commands.val_config import ValConfig
 from deploy import Predictor, PredictSettings, load, load_runtime
-from deploy.artefact import ArtefactRuntime
-from deploy.metadata import ExportMetadata
+from deploy.artefact.artefact import ArtefactRuntime
+from deploy.artefact.metadata import ExportMetadata
 from deploy.onnx.detector import export_onnx
-from deploy.runtime import RuntimeOptions
+from deploy.settings import RuntimeOptions
 from deploy.torchscript import export_torchscript
-from detect import DetectConfig, detect
 from models.detector import Detector
 from utils.errors import CheckpointError, ConfigError
-from val import ValConfig, val
 
 CPU = torch.device("cpu")
 EXPORTS: dict[str, Callable[..., ExportMetadata]] = {".onnx": export_onnx, ".torchscript": export_torchscript}
@@ -142,7 +144,7 @@ def test_file_that_is_cut_off_is_one_line(tiny: Detector, ending: str, tmp_path:
     path = tmp_path / f"best{ending}"
     EXPORTS[ending](tiny, path, **export_arguments(tiny))
     cut_off(path)
-    with pytest.raises(CheckpointError, match="cut off; export it again") as caught:
+    with pytest.raises(CheckpointError, match="truncated; export it again") as caught:
         load_runtime(path, device=CPU)
     assert "\n" not in str(caught.value)
 
@@ -165,7 +167,7 @@ def test_half_is_a_warning_where_the_artefact_is_fp32(
 
 def test_torchscript_of_others_lacks_our_metadata(tmp_path: Path) -> None:
     torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)).save(str(tmp_path / "best.torchscript"))
-    with pytest.raises(CheckpointError, match="holds no metadata of this project"):
+    with pytest.raises(CheckpointError, match="contains no metadata of this project"):
         load_runtime(tmp_path / "best.torchscript", device=CPU)
 
 
@@ -175,7 +177,7 @@ def test_onnx_of_others_lacks_our_metadata(tiny: Detector, tmp_path: Path) -> No
     graph = onnx.load(tmp_path / "best.onnx")
     del graph.metadata_props[:]
     onnx.save(graph, tmp_path / "best.onnx")
-    with pytest.raises(CheckpointError, match="holds no metadata of this project"):
+    with pytest.raises(CheckpointError, match="contains no metadata of this project"):
         load_runtime(tmp_path / "best.onnx", device=CPU)
 
 

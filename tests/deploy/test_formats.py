@@ -6,15 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.classifier.runtime import LOADERS
-from deploy.formats import format_of
-from deploy.registry import RUNTIMES
+from deploy.formats import FORMATS, exported_formats, format_of, resolve
 
-MARKERS = {
-    "model.ncnn.param": "_ncnn_model",
-    "model.xml": "_openvino_model",
-    "network.npz": "_integer_model",
-}
+MARKERS = {form.marker: form for form in FORMATS.values() if form.marker}
 
 
 @pytest.mark.parametrize("name", ["v2", "best.pt", "best_ncnn_model", "best_openvino_model"])
@@ -22,17 +16,33 @@ MARKERS = {
 def test_files_of_a_folder_decide_whatever_it_is_called(marker: str, name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / marker).touch()
-    assert format_of(tmp_path / name, RUNTIMES) == MARKERS[marker]
+    assert format_of(tmp_path / name) == MARKERS[marker]
 
 
-@pytest.mark.parametrize("form", list(RUNTIMES))
+@pytest.mark.parametrize("form", [form.suffix for form in FORMATS.values()])
 def test_name_decides_where_there_are_no_files(form: str) -> None:
-    assert format_of(f"somewhere/best{form}", RUNTIMES) == format_of(f"best{form.upper()}", RUNTIMES) == form
+    for path in (f"somewhere/best{form}", f"best{form.upper()}"):
+        found = format_of(path)
+        assert found is not None
+        assert found.suffix == form
 
 
 def test_what_is_no_artefact_has_no_format(tmp_path: Path) -> None:
-    assert format_of(tmp_path, RUNTIMES) is None
-    assert format_of("best.pt", LOADERS) is None
+    assert format_of(tmp_path) is None
+    assert format_of("best.pt", gives_logits=True) is None
     # No loader of classifiers reads OpenVINO.
     (tmp_path / "model.xml").touch()
-    assert format_of(tmp_path, LOADERS) is None
+    assert format_of(tmp_path, gives_logits=True) is None
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_every_function_of_the_table_exists(name: str) -> None:
+    form = FORMATS[name]
+    references = [form.write, form.load, form.write_logits, form.load_logits]
+    assert all(callable(resolve(reference)) for reference in references if reference)
+    assert bool(form.write) == bool(form.precisions)
+    assert bool(form.write_logits) == bool(form.logits_precisions)
+
+
+def test_export_writes_five_formats() -> None:
+    assert set(exported_formats()) == {"ncnn", "onnx", "openvino", "tensorrt", "torchscript"}

@@ -14,17 +14,17 @@ import torch
 from exporting import cut_off, head_error, images_of, network
 from torch import nn
 
+from commands.quantize_subjects import QuantizedDetector
 from deploy import load, load_runtime
-from deploy.classifier.runtime import load_classifier
+from deploy.artefact.metadata import METADATA_NAME, ExportMetadata
+from deploy.formats import load_classifier
 from deploy.integer.export import Forms, bits_text, takes_any_size, write_classifier, write_detector
 from deploy.integer.runtime import NETWORK_NAME
-from deploy.metadata import METADATA_NAME, ExportMetadata
-from deploy.runtime import RuntimeOptions
+from deploy.settings import RuntimeOptions
 from models.classifiers import ClassifierSpec, build_classifier
 from models.detector import Detector
-from quantization.config import LayerBits, QuantConfig
-from quantization.detector import QuantizedDetector
 from quantization.network import QuantizedNetwork, quantize
+from quantization.ranges.config import LayerBits, QuantConfig
 from quantization.storage.text import load_yaml
 from utils.errors import CheckpointError, ConfigError
 
@@ -138,8 +138,8 @@ def test_predictor_finds_boxes_with_it(artefact: Path) -> None:
 def test_settings_that_change_nothing_are_warned_of(artefact: Path, caplog: pytest.LogCaptureFixture) -> None:
     runtime = load_runtime(artefact, device=torch.device("meta"), options=RuntimeOptions(half=True))
     assert runtime.device == CPU
-    assert "computed on the CPU, not on meta" in caplog.text
-    assert "half changes nothing" in caplog.text
+    assert "run on the CPU, not on meta" in caplog.text
+    assert "computes in integers; the option is ignored" in caplog.text
 
 
 def changed(folder: Path, **values: Any) -> None:
@@ -148,9 +148,9 @@ def changed(folder: Path, **values: Any) -> None:
 
 
 DAMAGE: list[tuple[Callable[[Path], object], str]] = [
-    (lambda folder: cut_off(folder / NETWORK_NAME), "network.npz: no whole file of a quantised network"),
+    (lambda folder: cut_off(folder / NETWORK_NAME), "network.npz: not a complete file of a quantised network"),
     (lambda folder: (folder / NETWORK_NAME).unlink(), "network.npz cannot be read"),
-    (lambda folder: (folder / METADATA_NAME).unlink(), "holds no readable metadata.json"),
+    (lambda folder: (folder / METADATA_NAME).unlink(), "contains no readable metadata.json"),
     (lambda folder: changed(folder, network_fingerprint="ab" * 32), "it is of another network"),
     (lambda folder: changed(folder, network_fingerprint=None), "network_fingerprint: got None, expected a str"),
     (lambda folder: changed(folder, num_classes=2, names=["a", "b"]), r"expected \[\(1, 21, 8, 12\)"),
@@ -177,7 +177,7 @@ def test_network_of_another_detector_is_refused(copy: Path) -> None:
 def test_network_of_another_training_is_refused(copy: Path, detector: Detector) -> None:
     write(quantised(detector, weight_bits=4), detector, copy.parent / "other_integer_model")
     shutil.copyfile(copy.parent / "other_integer_model" / NETWORK_NAME, copy / NETWORK_NAME)
-    with pytest.raises(CheckpointError, match="network.npz is cut off, damaged or of another artefact"):
+    with pytest.raises(CheckpointError, match="network.npz is truncated, damaged or from another artefact"):
         load_runtime(copy, device=CPU)
 
 
@@ -187,7 +187,7 @@ def test_folder_of_something_else_is_not_replaced(
     folder = tmp_path / FOLDER
     folder.mkdir()
     (folder / "thesis.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=r"holds no network\.npz; move it away"):
+    with pytest.raises(ConfigError, match=r"contains no network\.npz; move it away"):
         write(in_integers, detector, folder)
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
 
@@ -222,5 +222,5 @@ def test_detector_and_classifier_are_not_taken_for_each_other(artefact: Path, tm
 def test_classifier_of_other_classes_is_refused(tmp_path: Path) -> None:
     folder, _ = classifier_folder(tmp_path, "lenet5", (1, 28, 28))
     changed(folder, num_classes=9, names=list("012345678"))
-    with pytest.raises(CheckpointError, match=r"gives \[\(1, 10\)\] for one image, expected \[\(1, 9\)\]"):
+    with pytest.raises(CheckpointError, match=r"returns \[\(1, 10\)\] for one image, expected \[\(1, 9\)\]"):
         load_classifier(folder)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from exporting import export_arguments, network
 
-from deploy.metadata import ExportMetadata
+from deploy.artefact.metadata import ExportMetadata
 from models.detector import Detector
 from utils.errors import CheckpointError, ConfigError
 
@@ -76,7 +76,7 @@ def test_field_of_another_kind_is_named_with_the_artefact(
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "holds no metadata"), ("[]", "format: got None"), ('{"format": ".on', "no JSON, or cut off")],
+    [("", "contains no metadata"), ("[]", "format: got None"), ('{"format": ".on', "not JSON, or is truncated")],
 )
 def test_text_that_is_no_metadata_is_one_line(text: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):

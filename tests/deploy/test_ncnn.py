@@ -10,17 +10,17 @@ import pytest
 import torch
 from tiny import TINY_CFG
 
-from deploy.metadata import ExportMetadata, ExportSettings
+from deploy.artefact.metadata import ExportMetadata
+from deploy.formats import load_runtime
 from deploy.ncnn.export import export_ncnn
 from deploy.ncnn.runtime import load_ncnn
-from deploy.registry import load_runtime
-from deploy.runtime import RuntimeOptions
+from deploy.settings import ExportSettings, RuntimeOptions
 from models.detector import Detector, build_model
 from models.fuse import fuse
 from models.load import load_model
 from models.spec import ModelSpec
-from pruning.graph import ChannelGraph
-from pruning.surgery import cut
+from pruning.channels.graph import ChannelGraph
+from pruning.surgery.cut import cut
 from utils.errors import CheckpointError, ConfigError
 
 pytest.importorskip("ncnn", reason="the ncnn package is not installed")
@@ -152,7 +152,7 @@ def test_renamed_folder_still_loads(name: str, copied: Path) -> None:
 
 def test_renamed_folder_without_its_metadata_is_one_line(copied: Path) -> None:
     (copied / "metadata.json").unlink()
-    with pytest.raises(CheckpointError, match=r"model_v2 holds no readable metadata\.json; export it again"):
+    with pytest.raises(CheckpointError, match=r"model_v2 contains no readable metadata\.json; export it again"):
         load_runtime(copied.rename(copied.with_name("model_v2")), device=CPU)
 
 
@@ -167,7 +167,7 @@ def test_export_again_replaces_an_export_and_nothing_else(copied: Path, tmp_path
     exported(pruned_detector(), copied)
     assert max(relative_errors(pruned_detector(), copied, torch.rand(1, 3, 64, 64))) <= 1e-4
     (tmp_path / "mine_ncnn_model").mkdir()
-    with pytest.raises(ConfigError, match=r"exists and holds no model\.ncnn\.param; move it away"):
+    with pytest.raises(ConfigError, match=r"exists and contains no model\.ncnn\.param; move it away"):
         exported(detector(), tmp_path / "mine_ncnn_model")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine_ncnn_model", "tiny_ncnn_model"]
 
@@ -221,17 +221,17 @@ def more_classes(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "finding"),
     [
-        (cut_bin, r"model\.ncnn\.bin is cut off, damaged or of another artefact \(its SHA-256 check failed\)"),
-        (cut_bin_without_sums, r"model\.ncnn\.bin is cut off or damaged \(.*failed"),
+        (cut_bin, r"model\.ncnn\.bin is truncated, damaged or from another artefact \(its SHA-256 check failed\)"),
+        (cut_bin_without_sums, r"model\.ncnn\.bin is truncated or damaged \(.*failed"),
         (
             other_kernel,
-            r"model\.ncnn\.param is cut off, damaged or of another artefact .* or delete SHA256SUMS beside it",
+            r"model\.ncnn\.param is truncated, damaged or from another artefact .* or delete SHA256SUMS beside it",
         ),
         (spoilt_sums, r"SHA256SUMS is damaged; write the artefact again, or delete it"),
-        (without_bin, r"holds no model\.ncnn\.bin"),
-        (without_metadata, r"holds no readable metadata\.json"),
+        (without_bin, r"contains no model\.ncnn\.bin"),
+        (without_metadata, r"contains no readable metadata\.json"),
         (renamed_head, r"inputs and outputs are in0, other, out0, expected in0, out0, out1|in0, out0, other"),
-        (more_classes, r"it is of another model"),
+        (more_classes, r"it belongs to another model"),
     ],
 )
 def test_damage_is_one_line(

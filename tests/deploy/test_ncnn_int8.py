@@ -15,15 +15,15 @@ from exporting import export_arguments, network
 from int8_exports import BIN, CPU, HEADS, HW, PARAM, exported, heads_of, int8_layers, pictures
 from torch import Tensor, nn
 
+from deploy.artefact.metadata import ExportMetadata
 from deploy.calibration import as_input
-from deploy.metadata import ExportMetadata
 from deploy.ncnn.bin import FLOAT16_TAG, INT8_TAG, Stored, read_bin
 from deploy.ncnn.export import export_ncnn
 from deploy.ncnn.int8 import Calibrated, Int8Settings, calibrate, quantized_weights, write_int8
 from deploy.ncnn.param import ParamLayer, read_param, write_param
 from deploy.ncnn.ranges import NUM_BINS, kl_range
 from deploy.ncnn.runtime import load_ncnn, open_network
-from deploy.runtime import RuntimeOptions
+from deploy.settings import RuntimeOptions
 from models.detector import Detector
 from models.load import load_model
 from models.prepare import ready_for_export
@@ -287,7 +287,7 @@ def test_bins_that_are_cut_off_not_fp32_or_of_unknown_layers_are_refused(
     layers = read_param(plain / PARAM)
     data = (plain / BIN).read_bytes()
     (tmp_path / BIN).write_bytes(data[:-4])
-    with pytest.raises(CheckpointError, match=r"is cut off at layer model\.9\.m\.1"):
+    with pytest.raises(CheckpointError, match=r"is truncated at layer model\.9\.m\.1"):
         read_bin(tmp_path / BIN, layers)
     (tmp_path / BIN).write_bytes(data + bytes(8))
     with pytest.raises(ConfigError, match=r"8 bytes belong to layers whose storage is not known, among .*Swish"):

@@ -78,7 +78,7 @@ def test_search_that_fails_gives_the_best_it_saw_and_says_so(plain: Path, caplog
     found = search(plain, lambda _: next(scores), max_skips=2)
     assert not found.is_within
     assert found.best == found.trials[1]
-    assert "int8 costs 0.1000 mAP with 1 layers skipped, more than asked" in caplog.text
+    assert "int8 loses 0.1000 mAP with 1 layers skipped, more than allowed" in caplog.text
 
 
 def test_change_of_a_head_counts_only_where_there_are_objects() -> None:

@@ -13,11 +13,10 @@ import torch
 from exporting import export_arguments, network
 from PIL import Image
 
-from deploy import load, load_runtime
+from deploy import load, load_classifier, load_runtime
+from deploy.artefact.metadata import ExportMetadata
 from deploy.classifier.export import export_classifier
 from deploy.classifier.metadata import ClassifierSettings
-from deploy.classifier.runtime import load_classifier
-from deploy.metadata import ExportMetadata
 from deploy.ncnn.export import export_ncnn
 from models.classifiers import LeNet5
 

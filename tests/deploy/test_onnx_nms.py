@@ -12,19 +12,19 @@ import torch
 from exporting import export_arguments, images_of, network
 from torch import Tensor
 
-from deploy.metadata import METADATA_NAME
+from deploy.artefact.metadata import METADATA_NAME
+from deploy.formats import load_runtime
 from deploy.onnx.detector import load_onnx
 from deploy.onnx.nms import OUTPUTS, NmsSettings, export_onnx_with_nms
-from deploy.registry import load_runtime
-from deploy.runtime import RuntimeOptions
+from deploy.settings import RuntimeOptions
 from models.detector import Detector
 from models.fuse import fuse
 from models.load import load_model
-from utils.datasets.images import read_image
-from utils.datasets.letterbox import letterbox
-from utils.decode import decode_heads
+from utils.boxes.decode import decode_heads
+from utils.boxes.nms import non_max_suppression
+from utils.datasets.augmenting.letterbox import letterbox
+from utils.datasets.reading.images import read_image
 from utils.errors import CheckpointError, ConfigError
-from utils.nms import non_max_suppression
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed; see requirements-export.txt")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed; see requirements-export.txt")
@@ -139,15 +139,15 @@ def test_smaller_precisions_decode_in_float(precision: str, tiny: Detector, tmp_
 def test_our_runtimes_refuse_boxes_in_one_line(tiny: Detector, tmp_path: Path) -> None:
     path = written(tiny, tmp_path / "best.onnx")
     for load in (load_onnx, load_runtime):
-        with pytest.raises(CheckpointError, match=r"gives boxes, not raw heads; run it with onnxruntime itself"):
+        with pytest.raises(CheckpointError, match=r"returns boxes, not raw heads; run it with onnxruntime itself"):
             load(path, device=CPU, options=RuntimeOptions())
 
 
 @pytest.mark.parametrize(
     ("wrong", "finding"),
     [
-        ({"conf": 1.5}, r"nms conf: got 1\.5, expected 0 to 1"),
-        ({"iou": -0.1}, r"nms iou: got -0\.1"),
+        ({"conf": 1.5}, r"conf: got 1\.5, expected 0 to 1"),
+        ({"iou": -0.1}, r"iou: got -0\.1"),
         ({"max_det": 0}, r"max_det: got 0, expected at least 1"),
     ],
 )

@@ -10,9 +10,9 @@ from exporting import export_arguments, head_error, images_of, network
 
 from deploy.classifier.export import export_classifier
 from deploy.classifier.metadata import ClassifierSettings
+from deploy.formats import load_runtime
 from deploy.onnx.detector import export_onnx
 from deploy.onnx.graph import OPSETS, GraphSettings, trace_onnx
-from deploy.registry import load_runtime
 from utils.errors import ConfigError
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed; see requirements-export.txt")
@@ -78,7 +78,7 @@ def test_attention_below_opset_14_is_one_line_that_names_it(
     with pytest.raises(ConfigError) as caught:
         export_onnx(model, tmp_path / "best.onnx", **export_arguments(model, opset=13))
     assert str(caught.value) == (
-        "--opset 13: it lacks scaled_dot_product_attention, which this network uses; give --opset 14"
+        "--opset 13 lacks the operator scaled_dot_product_attention, which this network uses; give --opset 14"
     )
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")
@@ -92,7 +92,9 @@ def test_operator_that_no_opset_has_is_one_line() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.special.i1(x)
 
-    with pytest.raises(ConfigError, match=r"^--opset 17: it lacks special_i1, .*; export to another format$"):
+    with pytest.raises(
+        ConfigError, match=r"^--opset 17 lacks the operator special_i1, .*; export to another format$"
+    ):
         trace_onnx(Odd(), [torch.zeros(1)], GraphSettings(inputs=["a"], outputs=["b"]))
 
 

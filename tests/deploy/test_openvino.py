@@ -12,10 +12,10 @@ import pytest
 import torch
 from exporting import cut_off, export_arguments, head_error, images_of, network
 
-from deploy.artefact import ArtefactRuntime
+from deploy.artefact.artefact import ArtefactRuntime
+from deploy.formats import load_runtime
 from deploy.openvino import export_openvino, load_openvino
-from deploy.registry import load_runtime
-from deploy.runtime import RuntimeOptions
+from deploy.settings import RuntimeOptions
 from models.detector import Detector
 from utils.errors import CheckpointError, ConfigError
 
@@ -168,7 +168,7 @@ def test_export_again_replaces_an_export_and_nothing_else(copied: Path, tmp_path
     images = images_of((32, 48))
     assert head_error(runtime(images), model, images) < 1e-4
     (tmp_path / "mine_openvino_model").mkdir()
-    with pytest.raises(ConfigError, match=r"exists and holds no model\.xml; move it away"):
+    with pytest.raises(ConfigError, match=r"exists and contains no model\.xml; move it away"):
         export_openvino(model, tmp_path / "mine_openvino_model", **export_arguments(model))
     assert sorted(path.name for path in tmp_path.iterdir()) == [NAME, "mine_openvino_model"]
 
@@ -186,16 +186,22 @@ def without_identity(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "finding"),
     [
-        (lambda folder: cut_off(folder / "model.bin"), r"cut off or damaged \(Incorrect weights"),
-        (lambda folder: cut_off(folder / "model.xml"), r"cut off or damaged \("),
-        (lambda folder: (folder / "model.xml").write_text(""), r"cut off or damaged \("),
-        (lambda folder: (folder / "model.bin").unlink(), r"holds no model\.bin"),
-        (lambda folder: (folder / "model.xml").unlink(), r"holds no model\.xml"),
-        (lambda folder: (folder / "metadata.json").unlink(), r"holds no readable metadata\.json"),
-        (lambda folder: cut_off(folder / "metadata.json"), r"no JSON, or cut off"),
-        (lambda folder: edited(folder, spec_fingerprint="1"), r"metadata\.json is of another model than model\.xml"),
-        (lambda folder: edited(folder, source_sha256="1"), r"metadata\.json is of another model than model\.xml"),
-        (without_identity, r"metadata\.json is of another model than model\.xml"),
+        (lambda folder: cut_off(folder / "model.bin"), r"truncated or damaged \(Incorrect weights"),
+        (lambda folder: cut_off(folder / "model.xml"), r"truncated or damaged \("),
+        (lambda folder: (folder / "model.xml").write_text(""), r"truncated or damaged \("),
+        (lambda folder: (folder / "model.bin").unlink(), r"contains no model\.bin"),
+        (lambda folder: (folder / "model.xml").unlink(), r"contains no model\.xml"),
+        (lambda folder: (folder / "metadata.json").unlink(), r"contains no readable metadata\.json"),
+        (lambda folder: cut_off(folder / "metadata.json"), r"not JSON, or is truncated"),
+        (
+            lambda folder: edited(folder, spec_fingerprint="1"),
+            r"metadata\.json belongs to another model than model\.xml",
+        ),
+        (
+            lambda folder: edited(folder, source_sha256="1"),
+            r"metadata\.json belongs to another model than model\.xml",
+        ),
+        (without_identity, r"metadata\.json belongs to another model than model\.xml"),
     ],
 )
 def test_damage_is_one_line(damage: Callable[[Path], Any], finding: str, copied: Path) -> None:
@@ -225,4 +231,4 @@ def test_failed_export_leaves_nothing(
 def test_gpu_is_refused_with_a_warning(tiny_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     runtime = load_openvino(tiny_folder, device=torch.device("cuda:0"), options=RuntimeOptions())
     assert runtime.device == CPU
-    assert "computes on the CPU here, not on cuda:0" in caplog.text
+    assert "runs on the CPU here, not on cuda:0" in caplog.text

@@ -50,12 +50,12 @@ def test_param_gives_layers_with_their_blobs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "finding"),
     [
-        ("7767517", "hello", r"is no ncnn param file"),
-        ("Swish     silu   1 1 a c\n", "", r"announces 4/5 layers and blobs and has 3/4"),
-        ("4 5\n", "4\n", r"announces 4 layers and blobs"),
-        (" 2 1 c b out0", " 2 1 x b out0", r"layer add reads blob x, which no layer before it makes"),
+        ("7767517", "hello", r"is not an ncnn param file"),
+        ("Swish     silu   1 1 a c\n", "", r"declares 4/5 layers and blobs but has 3/4"),
+        ("4 5\n", "4\n", r"declares 4 layers and blobs"),
+        (" 2 1 c b out0", " 2 1 x b out0", r"layer add reads blob x, which no earlier layer produces"),
         (" 1 1 a c", " 1 1 a", r"layer silu names too few blobs"),
-        ("Swish     silu   1 1 a c", "Swish silu", r"line 'Swish silu' is no layer"),
+        ("Swish     silu   1 1 a c", "Swish silu", r"line 'Swish silu' is not a layer"),
     ],
 )
 def test_edited_param_is_one_line(old: str, new: str, finding: str, tmp_path: Path) -> None:
@@ -89,8 +89,8 @@ def child(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
 @pytest.mark.parametrize(
     ("program", "finding"),
     [
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", r"pnnx ended with code -11 \(no output\)"),
-        ("print('out of memory'); raise SystemExit(3)", r"pnnx ended with code 3 \(out of memory\)"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", r"pnnx exited with code -11 \(no output\)"),
+        ("print('out of memory'); raise SystemExit(3)", r"pnnx exited with code 3 \(out of memory\)"),
         ("print('inline module = models.unknown.ErrorNet')", r"pnnx wrote no ncnn files"),
         ("print('pnnx attribute 5-rank tensor is not supported yet!')", r"\(pnnx attribute 5-rank"),
         ("print('ignore F.fold fold_1 param=2')", r"could not convert the network \(ignore F\.fold"),

@@ -11,7 +11,7 @@ from cell_runtime import CellRuntime, picture
 from PIL import Image
 
 from deploy import Predictor, PredictSettings
-from utils.detections import Detections
+from utils.detections.detections import Detections
 from utils.errors import ConfigError
 
 
@@ -120,7 +120,7 @@ def test_settings_are_changed_by_field_and_checked() -> None:
 def test_size_is_rounded_up_to_the_stride_with_a_note(caplog: pytest.LogCaptureFixture) -> None:
     model, runtime = make_predictor()
     model(picture((128, 128)), size=100)
-    assert "100 is no multiple of the stride 32; using 128" in caplog.text
+    assert "100 is not a multiple of the stride 32; using 128" in caplog.text
     model(picture((128, 128)), size=64)
     assert runtime.seen_shapes[-1] == (1, 3, 64, 64)
 

@@ -9,7 +9,7 @@ from mask_oracle import lively
 from test_masking import narrow
 from torch import nn
 
-from models.conv import Focus
+from models.blocks.conv import Focus
 from models.fuse import fuse
 from models.prepare import HalfNetwork, fold_focus, ready_for_export
 from models.spec import MODELS_FOLDER

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.integer import quantize_run
-from deploy.integer.quantize_config import QuantizeConfig
-from deploy.integer.quantize_run import run_quantization
+from commands import quantize as quantize_run
+from commands.quantize import run_quantization
+from commands.quantize_config import QuantizeConfig
 from deploy.integer.runtime import NETWORK_NAME
 from utils.errors import ConfigError
 
@@ -33,14 +33,14 @@ def test_folder_of_something_else_is_refused_before_the_network_is_read(tmp_path
     folder = tmp_path / "best_w8a8_integer_model"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=f"exists and holds no {NETWORK_NAME}; move it away"):
+    with pytest.raises(ConfigError, match=f"exists and contains no {NETWORK_NAME}; move it away"):
         run_quantization(config(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
 def test_output_below_a_file_is_refused_before_the_network_is_read(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="file is no folder that can be written to; choose another folder"):
+    with pytest.raises(ConfigError, match="file is not a writable folder; choose another folder"):
         run_quantization(config(tmp_path / "file" / "deeper"))
 
 

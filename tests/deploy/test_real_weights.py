@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deploy import Predictor, load
-from utils.boxes import box_iou, ltwh_to_xyxy
+from utils.boxes.boxes import box_iou, ltwh_to_xyxy
 
 NUM_IMAGES = 16
 LARGE = 96.0**2

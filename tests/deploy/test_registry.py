@@ -8,7 +8,7 @@ import pytest
 import torch
 from cell_runtime import CellRuntime, load_cells
 
-from deploy import RUNTIMES, load_runtime
+from deploy import FORMATS, Format, load_runtime
 from deploy.pytorch import PyTorchRuntime
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
@@ -46,7 +46,7 @@ def test_file_that_is_no_checkpoint_is_one_line(content: bytes, tmp_path: Path) 
 
 
 def test_registered_ending_chooses_its_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(RUNTIMES, "_cells_model", load_cells)
+    monkeypatch.setitem(FORMATS, "cells", Format(suffix="_cells_model", load=load_cells))
     (tmp_path / "best_cells_model").mkdir()
     assert isinstance(load_runtime(tmp_path / "best_cells_model", device=CPU), CellRuntime)
 

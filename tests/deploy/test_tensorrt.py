@@ -14,7 +14,7 @@ import pytest
 import torch
 from exporting import cut_off, export_arguments, images_of, network
 
-from deploy.metadata import ExportMetadata
+from deploy.artefact.metadata import ExportMetadata
 from deploy.onnx.graph import save_onnx
 from deploy.tensorrt import export as tensorrt_export
 from deploy.tensorrt.build import capabilities
@@ -100,12 +100,12 @@ def damaged(path: Path, old: bytes, new: bytes) -> None:
 @pytest.mark.parametrize(
     ("damage", "finding"),
     [
-        (lambda path: path.write_bytes(b""), "is no engine with metadata of this project"),
-        (lambda path: path.write_bytes(b"ftrt" + bytes(100)), "is no engine with metadata of this project"),
-        (cut_off, "is cut off or damaged"),
-        (lambda path: path.write_bytes(path.read_bytes() + b"x"), "is cut off or damaged"),
-        (lambda path: damaged(path, b'{"package"', b'["package"'), "no JSON"),
-        (lambda path: damaged(path, b'"package"', b'"pack_ge"'), "lack package"),
+        (lambda path: path.write_bytes(b""), "is not an engine with metadata of this project"),
+        (lambda path: path.write_bytes(b"ftrt" + bytes(100)), "is not an engine with metadata of this project"),
+        (cut_off, "is truncated or damaged"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"x"), "is truncated or damaged"),
+        (lambda path: damaged(path, b'{"package"', b'["package"'), "not JSON"),
+        (lambda path: damaged(path, b'"package"', b'"pack_ge"'), "lacks package"),
         (
             lambda path: damaged(path, b'"tensorrt_rtx", "comp', b'"tensorrt_rto", "comp'),
             "known: tensorrt, tensorrt_rtx",
@@ -185,10 +185,10 @@ def child(monkeypatch: pytest.MonkeyPatch, folder: Path, program: str) -> None:
             "import os, signal\nprint('Concat_12', flush=True)\nos.kill(os.getpid(), signal.SIGSEGV)",
             r"tensorrt_rtx crashed with SIGSEGV: Concat_12; try another",
         ),
-        ("raise SystemExit(3)", r"ended with code 3: no output; try another"),
+        ("raise SystemExit(3)", r"exited with code 3: no output; try another"),
         (
             "print('[11/22] [TRT] [E] first\\n[11/22] [TRT] [E] second')\nraise SystemExit('no engine')",
-            r"ended with code 1: no engine \(first\); try another",
+            r"exited with code 1: no engine \(first\); try another",
         ),
     ],
 )
@@ -223,7 +223,7 @@ def test_graph_that_tensorrt_cannot_read_is_one_line(
 
     monkeypatch.setattr(tensorrt_export, "save_onnx", unknown)
     with pytest.raises(
-        ConfigError, match=r"ended with code 1: TensorRT cannot read the ONNX graph: .*Plugin"
+        ConfigError, match=r"exited with code 1: TensorRT cannot read the ONNX graph: .*Plugin"
     ) as caught:
         export_tensorrt(tiny, tmp_path / "best.engine", **export_arguments(tiny), compute_capability=RTX_4090)
     assert "\n" not in str(caught.value)

@@ -12,7 +12,7 @@ from deploy.verification.agreement import BoxAgreement
 from deploy.verification.matching import matched_pairs, same_boxes
 from deploy.verification.ties import Choice, TieRule
 from deploy.verification.verify import box_agreement
-from utils.nms import non_max_suppression
+from utils.boxes.nms import non_max_suppression
 
 TIE = 1e-4
 

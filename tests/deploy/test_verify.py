@@ -12,13 +12,13 @@ import torch
 from exporting import images_of, network
 from torch import Tensor
 
+from deploy.artefact.runtime import RuntimeModel
 from deploy.pytorch import PyTorchRuntime
-from deploy.runtime import RuntimeModel
 from deploy.verification.agreement import BoxAgreement
 from deploy.verification.artefact import megabytes_of
 from deploy.verification.report import report_data, verify_table
 from deploy.verification.verify import TOLERANCES, Reference, VerifyReport, verify
-from utils.run_folder import plain
+from utils.storage.run_folder import plain
 
 CPU = torch.device("cpu")
 

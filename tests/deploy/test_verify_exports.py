@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from deploy.calibration import as_input
-from deploy.metadata import ExportSettings
+from deploy.formats import load_runtime
 from deploy.onnx.detector import export_onnx
 from deploy.pytorch import PyTorchRuntime
-from deploy.registry import load_runtime
+from deploy.settings import ExportSettings
 from deploy.verification.verify import Reference, VerifyReport, box_agreement, verify
 from models.detector import Detector
 from models.load import LoadedModel, load_model
-from utils.decode import decode_heads
+from utils.boxes.decode import decode_heads
 
 pytest.importorskip("onnx", reason="onnx is not installed; see requirements-export.txt")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed; see requirements-export.txt")
@@ -85,7 +85,7 @@ def test_wrong_export_fails_by_its_boxes(
     with torch.no_grad():
         wrong(model)
     report = report_of(model, loaded, photographs, tmp_path)
-    assert any(failure.startswith("share of boxes without partner: ") for failure in report.failures)
+    assert any(failure.startswith("share of boxes without a partner: ") for failure in report.failures)
     assert report.boxes.share < 0.9
 
 

@@ -12,10 +12,10 @@ from mask_oracle import lively
 from torch import nn
 
 from models.classifiers import ClassifierSpec, LeNet5
-from pruning.graph import ChannelGraph
-from pruning.surgery import cut
-from utils.checkpoint import Checkpoint, save_checkpoint
-from utils.datasets.classification import write_picture_file
+from pruning.channels.graph import ChannelGraph
+from pruning.surgery.cut import cut
+from utils.datasets.classes.pictures import write_picture_file
+from utils.storage.checkpoint import Checkpoint, save_checkpoint
 
 NAMES = tuple("abcdefg")
 SPEC = ClassifierSpec(name="lenet5", num_classes=7, image_chw=(1, 28, 28), mean=(0.5,), std=(0.25,))

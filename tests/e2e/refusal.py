@@ -15,23 +15,26 @@ import torch
 from PIL import Image
 from tiny import TINY_CFG
 
-from deploy.export_config import ExportConfig
-from deploy.export_run import run_export
-from deploy.integer.quantize_config import QuantizeConfig
-from deploy.integer.quantize_run import run_quantization
-from detect import DetectConfig, detect
-from engine.config import RESUME_LATEST
+from commands.detect import detect
+from commands.detect_config import DetectConfig
+from commands.export import run_export
+from commands.export_config import ExportConfig
+from commands.prune import run_pruning
+from commands.prune_config import PruneConfig
+from commands.quantize import run_quantization
+from commands.quantize_config import QuantizeConfig
+from commands.slim import run_slimming
+from commands.slim_config import SlimConfig
+from commands.train import train
+from commands.train_config import TrainConfig
+from commands.train_sparsity import run_sparsity_training
+from commands.train_sparsity_config import SparsityConfig
+from commands.val import val
+from commands.val_config import ValConfig
 from models.detector import build_model
 from models.spec import ModelSpec
-from pruning.pipeline import run_pruning
-from pruning.prune_config import PruneConfig
-from pruning.slim_config import SlimConfig
-from pruning.slimming import run_slimming
-from pruning.sparse_training import SparsityConfig, run_sparsity_training
-from train import TrainConfig, train
-from utils.checkpoint import Checkpoint, save_checkpoint
-from utils.cli import run_script
-from val import ValConfig, val
+from utils.config.cli import RESUME_LATEST, run_script
+from utils.storage.checkpoint import Checkpoint, save_checkpoint
 
 NAMES = ("RBC", "WBC", "Platelets")
 SCRIPTS: dict[str, tuple[Callable[[Any], object], type[Any]]] = {

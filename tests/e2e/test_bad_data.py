@@ -13,7 +13,7 @@ import pytest
 from refusal import Place, make_place, refusal, run, write_odd_pictures
 from tiny import ROOT
 
-from utils.checkpoint import load_checkpoint
+from utils.storage.checkpoint import load_checkpoint
 
 Breaks = Callable[[Path], Any]
 
@@ -73,15 +73,15 @@ BROKEN_SETS: dict[str, tuple[Breaks, list[str]]] = {
     ),
     "label in pixels": (
         writes(LABEL, "0 320 240 50 60"),
-        ["a.txt, line 1", "320 is no share", "divide those"],
+        ["a.txt, line 1", "320 is not a fraction", "divide those"],
     ),
     "no label at all": (
         lambda root: [path.unlink() for path in (root / "labels/train").iterdir()],
-        ["data.yaml: train", "no usable box in 2 images", "no image has a label file"],
+        ["data.yaml: train", "no usable box to learn from in 2 images", "no image has a label file"],
     ),
     "empty labels": (
         lambda root: [path.write_text("") for path in (root / "labels/train").iterdir()],
-        ["data.yaml: train", "no usable box in 2 images", "all labels are empty"],
+        ["data.yaml: train", "no usable box to learn from in 2 images", "all labels are empty"],
     ),
     "ids from one": (
         lambda root: [path.write_text("3 0.5 0.5 0.2 0.2") for path in (root / "labels/train").iterdir()],
@@ -93,7 +93,7 @@ BROKEN_SETS: dict[str, tuple[Breaks, list[str]]] = {
             writes("data.yaml", "train: l.txt\nval: l.txt\nnames: [a]\n")(root),
             writes("l.txt", "a\0")(root),
         ),
-        ["l.txt holds null characters", "save it as UTF-8 text"],
+        ["l.txt contains null characters", "save it as UTF-8 text"],
     ),
     "name too long": (
         lambda root: writes("data.yaml", f"train: {'x' * 5000}\nval: images/val\nnames: [a]\n")(root),
@@ -110,9 +110,9 @@ BROKEN_SETS: dict[str, tuple[Breaks, list[str]]] = {
 }
 
 BROKEN_JSON: dict[str, tuple[Breaks, list[str]]] = {
-    "truncated": (cut("train.json"), ["train.json", "truncated or no JSON", "fetch it again"]),
-    "nested too deeply": (writes("train.json", "[" * 100_000), ["train.json", "truncated or no JSON"]),
-    "a list": (writes("train.json", "[]"), ["train.json", "holds a list", "expected an object"]),
+    "truncated": (cut("train.json"), ["train.json", "truncated or not JSON", "download it again"]),
+    "nested too deeply": (writes("train.json", "[" * 100_000), ["train.json", "truncated or not JSON"]),
+    "a list": (writes("train.json", "[]"), ["train.json", "contains a list", "expected an object"]),
     "no annotations": (
         edits("train.json", lambda content: content.pop("annotations")),
         ["coco.yaml: train", "the JSON has no annotations", "give labelled data"],
@@ -204,7 +204,7 @@ def test_truncated_jpeg_is_skipped_and_counted(place: Place, caplog: pytest.LogC
     with caplog.at_level("INFO"):
         run("train", place.arguments("train"))
         run("detect", place.arguments("detect"))
-    assert "train: 1 images, 1 boxes\n  1 images corrupt or of a kind that cannot be read, skipped" in caplog.text
+    assert "train: 1 images, 1 boxes\n  1 images corrupt or of an unreadable kind, skipped" in caplog.text
     assert "a.jpg (corrupt: part of it is missing" in caplog.text
     assert "images: 1 (1 files skipped)" in caplog.text
     result = json.loads((place.project / "exp2/result.json").read_text())
@@ -230,7 +230,7 @@ def test_val_split_without_any_label_keeps_the_last_epoch_and_has_no_map(
     with caplog.at_level("INFO"):
         run("train", [*place.arguments("train"), "--epochs", "3", "--patience", "1"])
     assert "1 images without labels, used as background" in caplog.text
-    assert "val has no boxes, so no mAP can be measured; best.pt is the last epoch" in caplog.text
+    assert "val has no boxes, so mAP cannot be measured; best.pt is the last epoch" in caplog.text
     assert "-1.000" not in caplog.text
     result = json.loads((place.project / "exp/result.json").read_text())
     assert (result["metrics"]["boxes"], result["best_epoch"], result["metrics"]["AP"]) == (0, 2, None)

@@ -13,7 +13,7 @@ from refusal import Place, make_place, refusal, run
 from torch import Tensor
 
 from models.detector import Detector
-from utils.checkpoint import load_checkpoint
+from utils.storage.checkpoint import load_checkpoint
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_image_size_is_rounded_up_to_the_stride_with_a_note(
 ) -> None:
     with caplog.at_level("WARNING"):
         run(script, [*place.arguments(script), "--img-size", "50"])
-    assert "50 is no multiple of the stride 16; using 64" in caplog.text
+    assert "50 is not a multiple of the stride 16; using 64" in caplog.text
     assert (place.project / "exp/result.json").exists()
 
 
@@ -67,7 +67,7 @@ def test_validation_too_large_for_memory_says_what_to_lower(
     def exhausted(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 
-    monkeypatch.setattr("engine.validation.evaluate", exhausted)
+    monkeypatch.setattr("engine.training.validation.evaluate", exhausted)
     line = refusal("train", place.arguments("train"), capsys)
     assert line.endswith("lower --batch-size (now 2), --img-size (now 64) or --workers (now 0)")
     assert load_checkpoint(place.project / "exp/weights/last.pt").epoch == -1
@@ -79,7 +79,7 @@ def test_file_in_the_way_of_the_run_folder_is_refused(
 ) -> None:
     place.project.write_text("mine")
     line = refusal(script, place.arguments(script), capsys)
-    assert f"cannot make the run folder {place.project}/exp" in line
+    assert f"cannot create the run folder {place.project}/exp" in line
     assert line.endswith("choose another --project")
     assert place.project.read_text() == "mine"
 
@@ -90,7 +90,7 @@ def test_run_folder_where_nothing_can_be_made_is_refused(
     place: Place, script: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refusal(script, [*place.arguments(script), "--project", "/proc/runs"], capsys)
-    assert line.startswith("cannot make the run folder /proc/runs/exp")
+    assert line.startswith("cannot create the run folder /proc/runs/exp")
 
 
 @pytest.mark.parametrize("script", ["train", "val", "detect"])
@@ -100,7 +100,7 @@ def test_full_disk_is_named_with_the_file(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("utils.files.os.fsync", full)
+    monkeypatch.setattr("utils.storage.files.os.fsync", full)
     line = refusal(script, place.arguments(script), capsys)
     assert line.startswith(f"cannot write {place.project}/exp/")
     assert "No space left on device; free space or choose another folder" in line

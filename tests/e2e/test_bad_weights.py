@@ -10,7 +10,7 @@ import pytest
 import torch
 from refusal import Place, make_place, refusal, run
 
-from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.storage.checkpoint import load_checkpoint, save_checkpoint
 
 SCRIPTS = ["train", "val", "detect"]
 
@@ -36,7 +36,7 @@ def refusal_of_weights(place: Place, script: str, path: Path, capsys: pytest.Cap
         (b"", "are empty", "download or copy the file again"),
         (b"<!DOCTYPE html><html><body>404</body></html>", "are a web page", "download the file itself"),
         (b"just some text", "are not a checkpoint", "give a .pt file"),
-        (b"PK\x03\x04 and then nothing", "are cut short", "download or copy the file again"),
+        (b"PK\x03\x04 and then nothing", "are truncated", "download or copy the file again"),
     ],
     ids=["empty", "page", "text", "cut"],
 )
@@ -55,7 +55,7 @@ def test_truncated_checkpoint_is_refused(place: Place, script: str, capsys: pyte
     path = place.root / "cut.pt"
     content = place.weights.read_bytes()
     path.write_bytes(content[: len(content) * 9 // 10])
-    assert "are cut short" in refusal_of_weights(place, script, path, capsys)
+    assert "are truncated" in refusal_of_weights(place, script, path, capsys)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -112,8 +112,9 @@ def test_malicious_plain_pickle_does_not_run(place: Place, capsys: pytest.Captur
 def test_weights_of_another_class_count_are_refused_by_val(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.data.write_text("train: images/train\nval: images/val\nnames: [a, b]\n")
     line = refusal("val", place.arguments("val"), capsys)
-    assert f"{place.weights} knows 3 classes but {place.data} has 2" in line
-    assert "use the data the model was trained on, or --single-cls" in line
+    assert f"{place.weights} has 3 classes but {place.data} has 2" in line
+    assert "'Platelets'" in line
+    assert line.rstrip().endswith("or measure with --single-cls of val.py")
 
 
 def test_resume_of_a_missing_file_is_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +160,7 @@ def test_resume_without_the_files_of_its_run_folder_is_refused(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A last.pt that was copied somewhere else."""
-    monkeypatch.setattr("engine.checkpointing.CheckpointHook.end", lambda self, trainer: None)
+    monkeypatch.setattr("engine.training.checkpointing.CheckpointHook.end", lambda self, trainer: None)
     run("train", place.arguments("train"))
     copy = place.root / "elsewhere/weights/last.pt"
     copy.parent.mkdir(parents=True)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.checkpointing import CheckpointHook
-from engine.trainer import Trainer
+from engine.training.checkpointing import CheckpointHook
+from engine.training.trainer import Trainer
 from examples import lenet_mnist, repr_cifar, slim_cifar
 from examples.lenet_mnist import LenetConfig
 from examples.repr_cifar import ReprCifarConfig
@@ -196,6 +196,6 @@ def test_impossible_target_is_refused_before_the_dense_training(
 
 def test_share_of_no_filter_is_refused_before_plain_training(tmp_path: Path) -> None:
     config = ReprCifarConfig(data=stripes(tmp_path), ratio=0.001, project=str(tmp_path))
-    with pytest.raises(ConfigError, match="that is no filter of 64; give a larger share"):
+    with pytest.raises(ConfigError, match="that drops 0 of 64 filters; give a larger share"):
         repr_cifar.run(config)
     assert [path.name for path in (tmp_path / "exp").iterdir()] == ["opt.yaml"]

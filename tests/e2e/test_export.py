@@ -13,7 +13,7 @@ from refusal import Place, make_place, refusal, run
 
 from deploy.verification.verify import TOLERANCES, Tolerance
 from models.load import load_model
-from utils.checkpoint import Checkpoint, save_checkpoint
+from utils.storage.checkpoint import Checkpoint, save_checkpoint
 
 for package in ("ncnn", "pnnx"):
     pytest.importorskip(package, reason=f"the {package} package is not installed")
@@ -48,7 +48,7 @@ def test_formats_are_written_beside_the_weights_and_compared(place: Place, caplo
     assert "tiny.torchscript" in caplog.text
     assert "passed" in caplog.text
     assert all(item["boxes"]["expected"] == 0 for item in result["reports"])  # the network is untrained
-    assert "no box to compare: on these pictures the network gives none above .25" in caplog.text
+    assert "no boxes to compare: on these images the network finds none above 0.25" in caplog.text
 
 
 def test_classes_of_another_order_are_told_of(place: Place, caplog: pytest.LogCaptureFixture) -> None:
@@ -56,7 +56,7 @@ def test_classes_of_another_order_are_told_of(place: Place, caplog: pytest.LogCa
     place.data.write_text(text.replace("'RBC', 'WBC'", "'WBC', 'RBC'"))
     assert place.data.read_text() != text
     run("export", arguments(place, "--include", "torchscript", "--data", str(place.data), "--workers", "0"))
-    assert "call their classes differently; they are paired by position" in caplog.text
+    assert "have different class names; classes are paired by position" in caplog.text
 
 
 def test_verify_only_refuses_artefact_of_other_weights(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +91,7 @@ def test_int8_search_tells_which_layers_stay_in_16_bits(place: Place, caplog: py
     with suppress(SystemExit):  # boxes of a network with random numbers may differ; the search is what is asked about
         run("export", arguments(place, *search))
     assert "int8 with 0 more layers skipped: mAP" in caplog.text
-    assert "left in 16 bits: " in caplog.text
+    assert "kept in 16 bits: " in caplog.text
     assert (place.root / "tiny_int8_ncnn_model/model.ncnn.bin").is_file()
 
 
@@ -118,10 +118,10 @@ def test_boxes_from_the_graph_are_compared_too(place: Place, caplog: pytest.LogC
         (["--include", "onnx", "--nms", "--conf", "2"], "--conf-thres 2.0: expected 0 to 1"),
         (
             ["--include", "coreml"],
-            "invalid choice 'coreml' for argument '--include'. Expected one of ('ncnn', 'onnx'",
+            "--include coreml: unknown format; choose from ncnn, onnx, openvino, tensorrt, torchscript",
         ),
         (["--img", "64", "64", "64"], "give one side, or height and width"),
-        (["--int8"], "--int8 learns ranges from pictures; give --data"),
+        (["--int8"], "--int8 learns ranges from images; give --data"),
         (["--half", "--int8", "--data", "data.yaml"], "choose one"),
         (["--int8-skip", "model.0*"], "--int8-skip says what int8 leaves out; give --int8"),
         (["--int8-search"], "--int8-search is for ncnn; give --int8 --include ncnn"),

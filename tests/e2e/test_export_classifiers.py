@@ -11,9 +11,9 @@ import torch
 from classifier_place import NAMES, SPEC, pruned_lenet, save, write_pictures
 from refusal import refusal, run
 
-from deploy.classifier.runtime import load_classifier
-from engine.classifier_scores import score_classifier
-from utils.datasets.classification import read_picture_file
+from deploy.formats import load_classifier
+from engine.evaluation.classification_scores import score_classifier
+from utils.datasets.classes.pictures import read_picture_file
 
 
 @pytest.fixture

@@ -17,21 +17,22 @@ from interruption import KillAfter, Killed, assert_same_weights
 from tiny import TINY_CFG, tiny_config
 from torch import Tensor
 
-from engine.config import RESUME_LATEST, TrainConfig
-from engine.distributed import mean_over_ranks
-from engine.hooks import Hook, Step
-from engine.run_result import TrainResult
-from engine.trainer import Trainer
-from engine.training import run_training
+from commands.finetune import find_weights, finetuning_hooks, run_finetuning
+from commands.finetune_config import FinetuneConfig
+from commands.train import run_training
+from commands.train_config import TrainConfig
+from commands.train_result import TrainResult
+from engine.training.distributed import mean_over_ranks
+from engine.training.hooks import Hook, Step
+from engine.training.trainer import Trainer
 from models.detector import Detector, build_model
 from models.load import load_model
 from models.spec import ModelSpec
 from pruning.distillation import DistillationHook
-from pruning.finetune import FinetuneConfig, find_weights, finetuning_hooks, run_finetuning
-from utils.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from utils.cli import run_script
+from utils.config.cli import RESUME_LATEST, run_script
 from utils.errors import CheckpointError, ConfigError, DataError, PruningError
-from utils.run_folder import plain
+from utils.storage.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from utils.storage.run_folder import plain
 
 NAMES = ("RBC", "WBC", "Platelets")
 DENSE = ModelSpec.from_yaml(TINY_CFG)
@@ -88,7 +89,7 @@ def test_teacher_changes_the_weights_and_reports_its_loss(tmp_path: Path, caplog
         taught = finetuned(replace(config, name="taught"))
     with pytest.raises(AssertionError):
         assert_same_weights(alone.last, taught.last)
-    assert "distillation: teacher of 0." in caplog.text
+    assert "distillation: teacher with 0." in caplog.text
     assert caplog.text.count("distillation: box ") == 2
     for name in ("box", "obj", "cls"):
         values = column(taught, f"distill/{name}_loss")
@@ -127,7 +128,7 @@ def test_resumed_run_with_a_teacher_ends_with_bit_identical_weights(
     whole = finetuned(replace(config, name="whole"))
     with monkeypatch.context() as patched:
         patched.setattr(
-            "pruning.finetune.finetuning_hooks",
+            "commands.finetune.finetuning_hooks",
             lambda *given: [*finetuning_hooks(*given), KillAfter(1)],
         )
         with pytest.raises(Killed):
@@ -173,7 +174,7 @@ def test_teacher_draws_no_random_numbers_and_touches_no_statistics(
         watchers.append(Watcher(hook))
         return [*watchers]
 
-    monkeypatch.setattr("pruning.finetune.finetuning_hooks", watched)
+    monkeypatch.setattr("commands.finetune.finetuning_hooks", watched)
     finetuned(with_teacher(tmp_path, epochs=1, multi_scale=True, amp="bf16"))
     assert watchers[0].is_untouched == [True, True, True]  # two steps and the end
 
@@ -229,16 +230,16 @@ def test_what_does_not_fit_is_refused_in_one_line_and_leaves_no_folder(
     assert not Path(config.project).exists()
 
 
-def test_classes_in_another_order_are_refused(tmp_path: Path) -> None:
-    weights = save(PRUNED, tmp_path / "other.pt", names=("WBC", "RBC", "Platelets"))
-    with pytest.raises(DataError, match=r"\['RBC', 'WBC', 'Platelets'\], .* has \['WBC', 'RBC', 'Platelets'\]"):
+def test_other_classes_are_refused(tmp_path: Path) -> None:
+    weights = save(PRUNED, tmp_path / "other.pt", names=("WBC", "RBC", "Blasts"))
+    with pytest.raises(DataError, match=r"\['RBC', 'WBC', 'Platelets'\], .* has \['WBC', 'RBC', 'Blasts'\]"):
         run_finetuning(finetune_config(tmp_path, weights=weights))
 
 
 def test_teacher_of_other_anchors_is_refused_before_a_folder_is_made(tmp_path: Path) -> None:
     other = save(replace(DENSE, anchors=((3.0, 3.0) * 3, (5.0, 5.0) * 3)), tmp_path / "other.pt")
     config = finetune_config(tmp_path, teacher=other)
-    with pytest.raises(ConfigError, match="its anchors are"):
+    with pytest.raises(ConfigError, match="got anchors "):
         run_finetuning(config)
     assert not Path(config.project).exists()
 

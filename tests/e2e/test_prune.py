@@ -17,15 +17,15 @@ from refusal import Place, make_place, refusal, run
 from tiny import ROOT, TINY_CFG
 from torch import nn
 
+from commands.prune import PruneResult, run_pruning
+from commands.prune_config import PruneConfig
+from models.complexity import count_macs
 from models.detector import Detector, build_model
 from models.load import load_model
 from models.spec import ModelSpec
-from pruning.pipeline import PruneResult, run_pruning
-from pruning.plan import PruningPlan
-from pruning.prune_config import PruneConfig
-from utils.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from utils.complexity import count_macs
+from pruning.surgery.plan import PruningPlan
 from utils.errors import ConfigError
+from utils.storage.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 NAMES = ("RBC", "WBC", "Platelets")
 FILES = {
@@ -156,8 +156,8 @@ def test_table_threshold_and_change_are_told(place: Place, caplog: pytest.LogCap
     with caplog.at_level(logging.INFO):
         run_pruning(config_of(place, data=str(place.data), percent=0.5))
     text = caplog.text
-    assert "92 of 184 channels go (50.0%), threshold 0." in text
-    assert "its limit is 0." in text
+    assert "pruning 92 of 184 channels (50.0%) below 0." in text
+    assert "; above 0." in text
     assert re.search(r"model\.0\.conv +8 +4 ", text)
     assert re.search(r"model\.9\.m\.0 +24 +24\n", text)
     assert re.search(r"parameters 15,688 -> [\d,]+ \(\d\.\d\dx fewer\)", text)
@@ -167,8 +167,8 @@ def test_table_threshold_and_change_are_told(place: Place, caplog: pytest.LogCap
 def test_project_that_cannot_be_written_to_is_refused_before_the_work(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pruning.pipeline.load_model", lambda _: pytest.fail("it is read"))
-    with pytest.raises(ConfigError, match="is no folder that can be written to; choose another folder"):
+    monkeypatch.setattr("commands.prune.load_model", lambda _: pytest.fail("it is read"))
+    with pytest.raises(ConfigError, match="is not a writable folder; choose another folder"):
         run_pruning(config_of(place, project=str(place.data / "runs")))
 
 
@@ -239,7 +239,7 @@ def test_importance_by_taylor_expansion_takes_training_pictures(place: Place) ->
 
 def test_image_size_is_rounded_up_to_the_stride_with_a_note(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     result = run_pruning(config_of(place, img_size=50, dry_run=True))
-    assert "50 is no multiple of the stride 16; using 64" in caplog.text
+    assert "50 is not a multiple of the stride 16; using 64" in caplog.text
     assert result.report.after.macs == count_macs(result.model, (3, 64, 64))
 
 
@@ -250,7 +250,7 @@ def test_scan_recommends_a_percent_draws_it_and_prunes_by_it(
     def scores(measure: Any) -> Any:
         return lambda model: (0.6, 0.5) if sum(p.numel() for p in model.parameters()) > 9000 else (0.1, 0.05)
 
-    monkeypatch.setattr("pruning.pipeline._scores", scores)
+    monkeypatch.setattr("commands.prune._scores", scores)
     with caplog.at_level(logging.INFO):
         result = run_pruning(config_of(place, scan=True, data=str(place.data), noplots=False))
     assert result.scan is not None
@@ -299,7 +299,7 @@ def other_data(place: Place) -> list[str]:
         (["--percent", "-0.5"], r"--percent -0.5: expected a share from 0"),
         (
             ["--percent", "0.95", "--strict"],
-            r"layers model.* the highest threshold that leaves every layer one is 0\.\d+",
+            r"layers model.* above 0\.\d+ \(--percent 0\.\d+\) a layer would lose all its channels",
         ),
         (
             ["--cfg", "yolov5n"],
@@ -307,9 +307,9 @@ def other_data(place: Place) -> list[str]:
         ),
         (["--cfg", "none.yaml"], r"none.yaml"),
         (["--weights", "none.pt"], r"none.pt"),
-        (["--protect", "model.77*"], r"--protect model.77\* matches no layer; layers are such as model.0.conv"),
+        (["--protect", "model.77*"], r"--protect model.77\* matches no layer; the layers include model.0.conv"),
         (["--drop-bottlenecks", "model.8.m.0"], r"model.8.m.0: no bottleneck with a shortcut; known: model.3.m.0"),
-        (["--round", "64"], r"--round 64 would keep more than there is: the widest layer to prune has 32"),
+        (["--round", "64"], r"--round 64 exceeds every width: the widest layer to prune has 32"),
         (["--round", "pow3"], r"--round pow3: expected pow2, none or a number such as 8"),
         (
             ["--target", "macs=50"],
@@ -321,10 +321,10 @@ def other_data(place: Place) -> list[str]:
             r"cannot be reached .* the nearest is .* lower --min-channels or",
         ),
         (["--plan", "none.json"], r"plan none.json: cannot be read .*; give a plan that prune.py wrote"),
-        (["--scan"], r"--scan and --criterion taylor measure on pictures; give --data"),
+        (["--scan"], r"--scan and --criterion taylor measure on images; give --data"),
         (other_plan, r"the plan was made for another network \(fingerprint .*; make a plan for this one"),
-        (broken_scale, r"1 of 16 numbers of model.2.bn.weight are NaN or infinite"),
-        (other_data, r"the network knows 3 classes but the data has 4; use the data it was trained on"),
+        (broken_scale, r"1 of 16 values of model.2.bn.weight are NaN or infinite"),
+        (other_data, r"the network has 3 classes but .*four.yaml has 4: .*use the data the model was trained on"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(

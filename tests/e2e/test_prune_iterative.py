@@ -18,15 +18,15 @@ import torch
 from refusal import NAMES, Place, make_place, refusal, run
 from tiny import ROOT, TINY_CFG
 
+from commands.prune import PruneResult, run_pruning
+from commands.prune_config import PruneConfig
+from models.complexity import count_macs
 from models.detector import build_model
 from models.load import load_model
 from models.spec import ModelSpec
-from pruning.pipeline import PruneResult, run_pruning
-from pruning.plan import PruningPlan
-from pruning.prune_config import PruneConfig
-from pruning.surgery import apply_plan
-from utils.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from utils.complexity import count_macs
+from pruning.surgery.cut import apply_plan
+from pruning.surgery.plan import PruningPlan
+from utils.storage.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 IMAGE = (3, 64, 64)
 FLAGS = {
@@ -47,9 +47,9 @@ KILLED = """
 import os, signal, sys, torch
 torch.set_num_threads(THREADS)
 from pathlib import Path
-from pruning import iterative_run
-from pruning.pipeline import run_pruning
-from pruning.prune_config import PruneConfig
+from commands import prune_rounds as iterative_run
+from commands.prune import run_pruning
+from commands.prune_config import PruneConfig
 save = iterative_run.save_checkpoint
 def save_or_die(checkpoint, path):
     if checkpoint.training_state["round"]["number"] == 2:
@@ -226,7 +226,7 @@ def test_other_weights_than_at_the_start_are_refused_on_resume(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pruning.iterative_run.prune_iteratively", interrupted)
+    monkeypatch.setattr("commands.prune_rounds.prune_iteratively", interrupted)
     with pytest.raises(SystemExit) as caught:
         run("prune", arguments(place))
     assert caught.value.code == 130

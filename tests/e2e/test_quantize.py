@@ -13,13 +13,13 @@ from mask_oracle import lively
 from refusal import NAMES, Place, make_place, refusal, run
 from tiny import TINY_CFG
 
-from deploy.classifier.runtime import load_classifier
-from engine.classification import make_classifier, read_pictures, train_classifier
-from engine.classifier_config import ClassifierConfig
+from commands.classify import make_classifier, read_pictures, train_classifier
+from commands.classify_config import ClassifierConfig
+from deploy.formats import load_classifier
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
-from utils.checkpoint import Checkpoint, save_checkpoint
-from utils.datasets.classification import PictureSet, read_picture_file, write_picture_file
+from utils.datasets.classes.pictures import PictureSet, read_picture_file, write_picture_file
+from utils.storage.checkpoint import Checkpoint, save_checkpoint
 
 CLASSIFIER_ARTEFACT = "best_w8a8_integer_model"
 
@@ -180,8 +180,8 @@ def test_operator_that_integers_cannot_do_is_named(place: Place, capsys: pytest.
         (["--calib-images", "0"], "--calib-images 0: expected at least 1"),
         (["--calib-images", "5"], "lower --calib-images to 2"),
         (["--percentile", "40"], "percentile is 40.0, expected more than 50"),
-        (["--layers", "model.99*=8"], "fits none; known: input, model.0"),
-        (["--layers", "input=4/"], "'input' fits none with weights; known: model.0"),
+        (["--layers", "model.99*=8"], "matches none; known: input, model.0"),
+        (["--layers", "input=4/"], "'input' matches none with weights; known: model.0"),
         (["--layers", "model.9"], '--layers model.9: expected such as "model.24*=8"'),
         (["--layers", "model.9*=20"], "--layers model.9*=20: bits of weights: got 20"),
         (["--budget", "1K"], "in 4 bits, the fewest of --budget-bits"),
@@ -191,7 +191,7 @@ def test_operator_that_integers_cannot_do_is_named(place: Place, capsys: pytest.
         (["--img", "60"], "--img-size 60: expected a multiple of the stride 16"),
         (["--img", "64", "64", "64"], "give one side, or height and width"),
         (["--threads", "0"], "--threads 0: expected at least 1"),
-        (["--project", "README.md"], "README.md is no folder that can be written to; choose another folder"),
+        (["--project", "README.md"], "README.md is not a writable folder; choose another folder"),
         (["--data", "nothing.npz"], "not a classifier; give one, or the YAML of a detector's data"),
         (["--weights", "nothing.pt"], "nothing.pt"),
     ],
@@ -207,7 +207,7 @@ def test_refusal_is_one_line_and_leaves_nothing(
 def test_detector_of_other_classes_is_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.data.write_text("train: images/train\nval: images/val\nnc: 1\nnames: [cell]\n")
     message = refusal("quantize", arguments(place), capsys)
-    assert message == "the network knows 3 classes but the data has 1; use the data it was trained on"
+    assert message.startswith(f"the network has 3 classes but {place.data} has 1: only the network has 'RBC'")
 
 
 def test_network_with_nan_is_refused_with_the_layer(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,7 +223,7 @@ def test_classifier_for_other_pictures_is_refused(
 ) -> None:
     photographs = str(shared / "data/classification/cifar10_subset.npz")
     message = refusal("quantize", of_digits(digits, tmp_path, "--data", photographs), capsys)
-    assert "tells 10 classes of (1, 28, 28) apart" in message
+    assert "has 10 classes and takes images of (1, 28, 28)" in message
     assert "use the data it was trained on" in message
 
 

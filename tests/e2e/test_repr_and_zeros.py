@@ -13,20 +13,22 @@ import torch
 from interruption import KillAfter, Killed, assert_same_weights
 from tiny import TINY_CFG, tiny_config
 
-from engine.config import RESUME_LATEST, TrainConfig
-from engine.run_result import TrainResult
-from engine.training import HookFactory, run_training
+from commands.finetune import finetuning_hooks, run_finetuning
+from commands.finetune_config import FinetuneConfig
+from commands.prune import PruneResult, run_pruning
+from commands.prune_config import PruneConfig
+from commands.train import HookFactory, repr_hooks, run_training
+from commands.train_config import TrainConfig
+from commands.train_result import TrainResult
 from models.detector import build_model
 from models.load import load_model
 from models.spec import ModelSpec
-from pruning.finetune import FinetuneConfig, finetuning_hooks, run_finetuning
-from pruning.pipeline import PruneResult, run_pruning
-from pruning.prune_config import PruneConfig
-from pruning.repr import ReprSettings, repr_hooks
-from pruning.unstructured import prunable_weights, zero_masks
-from utils.checkpoint import Checkpoint, save_checkpoint
+from pruning.repr.hook import ReprSettings
+from pruning.zeros.masks import prunable_weights, zero_masks
+from utils.config.cli import RESUME_LATEST
 from utils.errors import ConfigError
-from utils.run_folder import plain
+from utils.storage.checkpoint import Checkpoint, save_checkpoint
+from utils.storage.run_folder import plain
 
 NAMES = ("RBC", "WBC", "Platelets")
 DENSE = ModelSpec.from_yaml(TINY_CFG)
@@ -135,7 +137,7 @@ def test_finetuning_with_frozen_zeros_goes_on_after_a_kill(tmp_path: Path, monke
     config = finetuning_of(tmp_path, checkpoint_of(pruned(tmp_path, unstructured=0.9)), freeze_zeros=True)
     whole = finished(run_finetuning(replace(config, name="whole")))
     with monkeypatch.context() as patched:
-        patched.setattr("pruning.finetune.finetuning_hooks", killed_in(1, finetuning_hooks))
+        patched.setattr("commands.finetune.finetuning_hooks", killed_in(1, finetuning_hooks))
         with pytest.raises(Killed):
             run_finetuning(replace(config, name="killed"))
     resumed = finished(run_finetuning(FinetuneConfig(resume=RESUME_LATEST, project=config.project)))

@@ -18,13 +18,13 @@ from interruption import KillAfter, Killed, assert_same_weights
 from refusal import make_place, refusal
 from tiny import tiny_config
 
-from engine.config import RESUME_LATEST
+from commands.finetune import finetuning_hooks
+from commands.slim import StageResult, run_slimming
+from commands.slim_config import SlimConfig
+from models.complexity import count_macs, count_parameters
 from models.load import load_model
-from pruning.finetune import finetuning_hooks
-from pruning.slim_config import SlimConfig
-from pruning.slimming import StageResult, run_slimming
-from utils.checkpoint import load_checkpoint
-from utils.complexity import count_macs, count_parameters
+from utils.config.cli import RESUME_LATEST
+from utils.storage.checkpoint import load_checkpoint
 
 STAGES = [f"round{number}/{stage}" for number in (1, 2) for stage in ("sparse", "prune", "finetune")]
 # The dense network has 15688 parameters.
@@ -103,7 +103,9 @@ def test_resumed_run_repeats_no_stage_and_ends_with_the_same_weights(
 ) -> None:
     folder = place / "runs/killed"
     with monkeypatch.context() as patched:
-        patched.setattr("pruning.finetune.finetuning_hooks", lambda *given: [*finetuning_hooks(*given), KillAfter(1)])
+        patched.setattr(
+            "commands.finetune.finetuning_hooks", lambda *given: [*finetuning_hooks(*given), KillAfter(1)]
+        )
         with pytest.raises(Killed):
             run_slimming(slim_config(place, name="killed"))
     assert not (folder / "result.json").exists()
@@ -125,9 +127,9 @@ def test_complete_run_is_only_told_again(
         raise AssertionError(f"{config.name} is run again")
 
     shutil.copytree(place / "runs/exp", place / "again/runs/exp")
-    monkeypatch.setattr("pruning.slimming.run_pruning", run)
-    monkeypatch.setattr("pruning.slimming.run_sparsity_training", run)
-    monkeypatch.setattr("pruning.slimming.run_finetuning", run)
+    monkeypatch.setattr("commands.slim.run_pruning", run)
+    monkeypatch.setattr("commands.slim.run_sparsity_training", run)
+    monkeypatch.setattr("commands.slim.run_finetuning", run)
     found = run_slimming(SlimConfig(resume=RESUME_LATEST, project=str(place / "again/runs")))
     assert [(row.stage, row.AP) for row in found] == [(row.stage, row.AP) for row in rows]
 
@@ -177,7 +179,7 @@ def test_teacher_without_distillation_is_a_warning(place: Path, caplog: pytest.L
     [
         (["--rounds", "0"], "--rounds 0: expected at least 1"),
         (["--target", "params=100"], "target of 100 parameters cannot be reached with these roundings"),
-        (["--round", "64"], "--round 64 would keep more than there is: the widest layer to prune has 32 channels"),
+        (["--round", "64"], "--round 64 exceeds every width: the widest layer to prune has 32 channels"),
         (["--distill", "1", "--teacher", "none.pt"], "none.pt"),
         (["--weights", "none.pt"], "none.pt"),
         (["--resume"], "--resume: no run in"),

@@ -20,18 +20,19 @@ from refusal import make_place, refusal
 from tiny import tiny_config
 from torch import nn
 
-from engine.config import TrainConfig
-from engine.hooks import Hook
-from engine.run_result import TrainResult
-from engine.trainer import Trainer
-from engine.training import run_training
+from commands.train import run_training
+from commands.train_config import TrainConfig
+from commands.train_result import TrainResult
+from commands.train_sparsity import run_sparsity_training, sparsity_hooks
+from commands.train_sparsity_config import SparsityConfig
+from engine.training.hooks import Hook
+from engine.training.trainer import Trainer
 from models.detector import Detector, build_model
 from models.load import load_model
 from models.spec import ModelSpec
-from pruning.sparse_training import SparsityConfig, run_sparsity_training, sparsity_hooks
-from pruning.sparsity_monitor import SparsityMonitor
-from utils.checkpoint import load_checkpoint
+from pruning.sparsity.monitor import SparsityMonitor
 from utils.errors import ConfigError
+from utils.storage.checkpoint import load_checkpoint
 
 
 def sparse_config(folder: Path, **settings: Any) -> SparsityConfig:
@@ -120,7 +121,7 @@ def test_resumed_run_ends_with_the_same_weights_and_the_whole_report(
     whole = trained(replace(config, name="whole"))
     with monkeypatch.context() as patched:
         patched.setattr(
-            "pruning.sparse_training.sparsity_hooks", lambda *given: [*sparsity_hooks(*given), KillAfter(1)]
+            "commands.train_sparsity.sparsity_hooks", lambda *given: [*sparsity_hooks(*given), KillAfter(1)]
         )
         with pytest.raises(Killed):
             run_sparsity_training(replace(config, name="killed"))
@@ -217,4 +218,4 @@ def test_scale_that_is_no_number_is_refused_with_its_layer(
     content["weights"]["model.2.bn.weight"][3] = float("nan")
     torch.save(content, place.weights)
     arguments = [*place.arguments("train_sparsity"), "--cfg", "", "--weights", str(place.weights)]
-    assert "1 of 16 numbers of model.2.bn.weight are NaN" in refusal("train_sparsity", arguments, capsys)
+    assert "1 of 16 values of model.2.bn.weight are NaN" in refusal("train_sparsity", arguments, capsys)

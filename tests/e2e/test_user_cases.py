@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 
-from detect import DetectConfig, detect
-from engine.evaluate import Evaluation
-from train import TrainConfig, train
-from utils.checkpoint import load_checkpoint
+from commands.detect import detect
+from commands.detect_config import DetectConfig
+from commands.train import train
+from commands.train_config import TrainConfig
+from commands.val import val
+from commands.val_config import ValConfig
+from engine.evaluation.evaluate import Evaluation
 from utils.errors import DataError
 from utils.metrics.coco import Metrics, evaluate_coco
-from val import ValConfig, val
+from utils.storage.checkpoint import load_checkpoint
 
 # AP50 and AP of yolov5n v6 at 320 px on the eight photographs, counted by pycocotools.
 BASE = (0.912, 0.673)
@@ -143,7 +146,7 @@ def test_labels_keep_the_names_of_their_images(cases: Cases) -> None:
 @pytest.mark.parametrize(
     ("data", "finding"),
     [
-        ("train-on-nothing/onebased.yaml", "class ids run from 1 to 1; they start at 0"),
+        ("train-on-nothing/onebased.yaml", "class ids run from 1 to 1, but must start at 0"),
         ("train-on-nothing/jpegimages.yaml", "no image has a label file"),
         ("coco-iscrowd-string/ones.yaml", "iscrowd is 1 for most objects"),
         ("coco-submission/testdev.yaml", "has no 'train:' line"),
@@ -157,7 +160,7 @@ def test_nothing_to_learn_from_is_refused(cases: Cases, data: str, finding: str)
 
 
 def test_labels_in_pixels_are_refused_by_name(cases: Cases) -> None:
-    with pytest.raises(DataError, match=r"000000000785.txt, line 1: 195.1 is no share of the image"):
+    with pytest.raises(DataError, match=r"000000000785.txt, line 1: 195.1 is not a fraction of the image"):
         cases.val("yolo-pixel-coordinates/data.yaml")
 
 
@@ -178,7 +181,7 @@ def test_predictions_can_be_scored_with_official_tools(cases: Cases) -> None:
 def test_a_test_set_without_annotations_can_be_predicted_on(cases: Cases, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         cases.val("coco-submission/testdev.yaml", task="test")
-    assert "no mAP can be measured" in caplog.text
+    assert "mAP cannot be measured" in caplog.text
     assert "-1.000" not in caplog.text
     truth = json.loads((cases.root / "_base/base.json").read_text())
     assert scores(evaluate_coco(truth, cases.predictions(), engine="pycocotools")) == BASE
@@ -188,7 +191,7 @@ def test_a_test_set_without_annotations_can_be_predicted_on(cases: Cases, caplog
 def test_val_without_boxes_keeps_the_last_epoch(cases: Cases, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         cases.train("val-without-boxes/data.yaml", weights=cases.weights, epochs=3, patience=1)
-    assert "val has no boxes, so no mAP can be measured; best.pt is the last epoch" in caplog.text
+    assert "val has no boxes, so mAP cannot be measured; best.pt is the last epoch" in caplog.text
     assert "-1.000" not in caplog.text
     assert load_checkpoint(cases.out / "train/exp/weights/best.pt").epoch == 2
 
@@ -200,7 +203,7 @@ def test_damaged_images_are_named_counted_and_skipped(
     with caplog.at_level(logging.INFO):
         found = cases.val(f"damaged-and-odd-pixels/{data}")
     assert found.images == 7
-    assert "1 images corrupt or of a kind that cannot be read, skipped" in caplog.text
+    assert "1 images corrupt or of an unreadable kind, skipped" in caplog.text
     assert f"{kind} (corrupt: " in caplog.text
 
 

@@ -16,9 +16,9 @@ from torch import nn
 
 from deploy.classifier.export import export_classifier
 from deploy.classifier.metadata import ClassifierSettings
-from engine.classifier_scores import score_classifier
+from engine.evaluation.classification_scores import score_classifier
 from models.classifiers import ClassifierSpec, build_classifier
-from utils.datasets.classification import read_picture_file, write_picture_file
+from utils.datasets.classes.pictures import read_picture_file, write_picture_file
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_network_of_one_answer_has_the_accuracy_of_that_class(
     }
     assert Image.open(tmp_path / "exp/confusion_matrix.png").width > 300
     assert "accuracy 0.1429, top-5 0.7143, loss " in caplog.text
-    assert "       c       10 pictures, 1.0000 right" in caplog.text
+    assert "       c       10 images, 1.0000 right" in caplog.text
     assert caplog.messages[-1].endswith(f"results in {tmp_path / 'exp'}")
 
 
@@ -126,28 +126,31 @@ def test_flags_of_detectors_are_one_warning(place: Path, tmp_path: Path, caplog:
 def test_other_names_of_classes_are_a_warning(place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     weights = save(lenet(), tmp_path / "other.pt", names=tuple("hijklmn"))
     run("val", arguments(place, tmp_path, "--weights", str(weights)))
-    assert "call their classes differently; they are paired by position" in caplog.text
+    assert "have different class names; classes are paired by position" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("more", "finding"),
     [
-        (["--data", "wide.npz"], "tells 7 classes of (1, 28, 28) apart but wide.npz has 7 of (1, 28, 30)"),
-        (["--data", "colour.npz"], "has 7 of (3, 28, 28); use the data it was trained on"),
-        (["--data", "few.npz"], "has 6 of (1, 28, 28); use the data it was trained on"),
+        (
+            ["--data", "wide.npz"],
+            "has 7 classes and takes images of (1, 28, 28), but wide.npz has 7 and images of (1, 28, 30)",
+        ),
+        (["--data", "colour.npz"], "has 7 and images of (3, 28, 28); use the data it was trained on"),
+        (["--data", "few.npz"], "has 6 and images of (1, 28, 28); use the data it was trained on"),
         (["--data", "text.npz"], "text.npz cannot be read"),
         (["--data", "nowhere.npz"], "nowhere.npz do not exist"),
         (["--weights", "nowhere.pt"], "nowhere.pt do not exist"),
         (["--weights", "text.npz"], "text.npz are not a checkpoint"),
         (["--weights", "none_integer_model"], "none_integer_model does not exist"),
-        (["--weights", "empty_integer_model"], "empty_integer_model holds no readable metadata.json"),
+        (["--weights", "empty_integer_model"], "empty_integer_model contains no readable metadata.json"),
         (["--weights", "odd_integer_model"], "metadata of odd_integer_model: mean: got ('a',), expected numbers"),
         (["--weights", "tiny.pt"], "tiny.pt: not a classifier; give one, or the YAML of a detector's data"),
         (["--weights", "a.pt", "tiny.pt"], "--weights: got 2 with --data"),
-        (["--data", "data.yaml"], "of a classifier, expected of a detector; val.py, quantize.py and export.py"),
+        (["--data", "data.yaml"], "got a classifier, expected a detector; val.py, quantize.py and export.py"),
         (
             ["--data", "data.yaml", "--weights", "odd_integer_model"],
-            "of a classifier, expected of a detector; give one that command and data are for",
+            "got those of a classifier, expected those of a detector; give an artefact",
         ),
         (["--task", "study"], "--task study: it is for detectors; expected train, val, test"),
         (["--batch-size", "0"], "--batch-size 0: expected at least 1"),
@@ -198,4 +201,4 @@ def test_weights_that_are_no_numbers_are_refused_by_name(
         next(model.parameters()).view(-1)[3] = torch.nan
     weights = save(model, tmp_path / "nan.pt")
     message = refusal("val", arguments(place, tmp_path, "--weights", str(weights)), capsys)
-    assert message.startswith(f"weights {weights}: 1 of 150 numbers of features.0.weight are NaN or infinite; use an")
+    assert message.startswith(f"weights {weights}: 1 of 150 values of features.0.weight are NaN or infinite; use an")

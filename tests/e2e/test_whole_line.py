@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
+from commands.detect import detect
+from commands.detect_config import DetectConfig
+from commands.train import train
+from commands.train_result import TrainResult
+from commands.val import val
+from commands.val_config import ValConfig
 from deploy import load
-from detect import DetectConfig, detect
-from engine.run_result import TrainResult
-from train import train
 from utils.metrics.coco import TWELVE
-from val import ValConfig, val
 
 
 @pytest.fixture(scope="module")

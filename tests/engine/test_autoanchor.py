@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.autoanchor import best_possible_recall, box_sizes, check_anchors, search_anchors
+from engine.losses.autoanchor import best_possible_recall, box_sizes, check_anchors, search_anchors
 
 
 def index_of(sizes: list[tuple[float, float]]) -> Any:

@@ -14,17 +14,17 @@ import torch
 from interruption import KillAfter, Killed, assert_same_weights
 from torch import nn
 
-from engine import classification
-from engine.classification import classifier_spec, make_classifier, read_pictures, train_classifier
-from engine.classifier_config import ClassifierConfig
-from engine.classifier_scores import ClassificationLoss, score, score_classifier
-from engine.hooks import Hook
-from engine.trainer import Trainer
+from commands import classify as classification
+from commands.classify import classifier_spec, make_classifier, read_pictures, train_classifier
+from commands.classify_config import ClassifierConfig
+from engine.evaluation.classification_scores import ClassificationLoss, score, score_classifier
+from engine.training.hooks import Hook
+from engine.training.trainer import Trainer
 from models.classifiers import ClassifierSpec, build_classifier, load_classifier
-from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.datasets.classification import PictureData, PictureSet, read_picture_file, write_picture_file
-from utils.datasets.picture_loader import Normalisation, PictureLoader
+from utils.datasets.classes.loader import Normalisation, PictureLoader
+from utils.datasets.classes.pictures import PictureData, PictureSet, read_picture_file, write_picture_file
 from utils.errors import CheckpointError, ConfigError, TrainingError
+from utils.storage.checkpoint import load_checkpoint, save_checkpoint
 
 
 def small_pictures(*, train: int = 48, test: int = 20, chw: tuple[int, int, int] = (1, 28, 28)) -> PictureData:
@@ -232,7 +232,10 @@ def test_training_goes_on_from_a_file_and_refuses_one_for_other_data(tmp_path: P
     tuned = replace(config, weights=str(first.best), name="tuned", lr0=1e-9, weight_decay=0.0)
     second = train_classifier(make_classifier(tuned, data), data, config=tuned)
     assert second.best_accuracy == first.best_accuracy
-    with pytest.raises(ConfigError, match=r"tells 2 classes of \(1, 28, 28\) apart but .* has 2 of \(3, 32, 32\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"has 2 classes and takes images of \(1, 28, 28\), but .* has 2 and images of \(3, 32, 32\)",
+    ):
         make_classifier(tuned, small_pictures(chw=(3, 32, 32)))
 
 
@@ -245,7 +248,7 @@ def test_network_that_is_not_the_one_named_is_refused_and_leaves_no_folder(tmp_p
 
 def test_network_for_other_pictures_is_refused() -> None:
     large = small_pictures(chw=(1, 32, 32))
-    with pytest.raises(ConfigError, match=r"--model lenet5: no network for pictures of \(1, 32, 32\)"):
+    with pytest.raises(ConfigError, match=r"--model lenet5: no network for images of \(1, 32, 32\)"):
         classifier_spec(build_classifier("lenet5", num_classes=2, in_channels=1), large, name="lenet5")
     with pytest.raises(ConfigError, match=r"give logits of \(2, 10\), expected \(2, 2\)"):
         classifier_spec(build_classifier("vgg11", in_channels=1), large, name="vgg11")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.classifier_evaluation import ClassifierEvaluation, check_same_task, evaluate_classifier
+from engine.evaluation.classification import ClassifierEvaluation, check_same_task, evaluate_classifier
 from models.classifiers import ClassifierSpec
-from utils.datasets.classification import PictureData, PictureSet
+from utils.datasets.classes.pictures import PictureData, PictureSet
 from utils.errors import ConfigError
 
 
@@ -71,8 +71,8 @@ def test_time_is_told_by_stage() -> None:
 @pytest.mark.parametrize(
     ("num_classes", "side", "finding"),
     [
-        (3, 1, r"best.pt tells 3 classes of \(1, 1, 1\) apart but p.npz has 2 of \(1, 1, 1\)"),
-        (2, 4, r"best.pt tells 2 classes of \(1, 1, 1\) apart but p.npz has 2 of \(1, 4, 4\)"),
+        (3, 1, r"best.pt has 3 classes and takes images of \(1, 1, 1\), but p.npz has 2 and images of \(1, 1, 1\)"),
+        (2, 4, r"best.pt has 2 classes and takes images of \(1, 1, 1\), but p.npz has 2 and images of \(1, 4, 4\)"),
     ],
 )
 def test_pictures_of_another_task_are_refused(num_classes: int, side: int, finding: str) -> None:
@@ -93,4 +93,4 @@ def test_other_words_for_the_classes_are_told_of(
     )
     data = PictureData(train=pictures, test=pictures)
     check_same_task(spec_of(2), data, names=names, weights="best.pt", name="p.npz")
-    assert caplog.text.count("best.pt and p.npz call their classes differently") == warnings
+    assert caplog.text.count("best.pt and p.npz have different class names") == warnings

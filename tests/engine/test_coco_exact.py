@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.evaluate import EvalSettings, _score
-from utils.boxes import ltwh_to_xyxy
-from utils.datasets.config import load_data_config
-from utils.datasets.index import build_label_index
-from utils.metrics.coco import TWELVE, Engine, evaluate_coco
+from engine.evaluation.evaluate import EvalSettings, _score
+from utils.boxes.boxes import ltwh_to_xyxy
+from utils.config.choices import Engine
+from utils.datasets.indexing.config import load_data_config
+from utils.datasets.indexing.index import build_label_index
+from utils.metrics.coco import TWELVE, evaluate_coco
 
 
 @pytest.mark.parametrize("engine", ["faster", "pycocotools"])

@@ -12,11 +12,11 @@ import torch.multiprocessing as mp
 from tiny import tiny_config
 from torch import Tensor, nn
 
-from engine.distributed import mean_over_ranks, process_group, this_process
-from engine.hooks import Hook, Step
-from engine.sync_bn import CpuSyncBatchNorm2d, plain_batch_norms_, synchronise_batch_norms_
-from engine.trainer import Trainer
-from engine.training import run_training
+from commands.train import run_training
+from engine.training.distributed import mean_over_ranks, process_group, this_process
+from engine.training.hooks import Hook, Step
+from engine.training.sync_bn import CpuSyncBatchNorm2d, plain_batch_norms_, synchronise_batch_norms_
+from engine.training.trainer import Trainer
 
 STEPS = 20
 
@@ -103,8 +103,8 @@ def test_batch_norm_over_processes_equals_that_of_the_whole_batch() -> None:
 
 
 def test_batch_that_processes_cannot_share_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from engine.distributed import Process
-    from engine.materials import make_model, make_train_loader, read_data, read_hyp
+    from commands.train_parts import make_model, make_train_loader, read_data, read_hyp
+    from engine.training.distributed import Process
     from utils.errors import ConfigError
 
     config = tiny_config(tmp_path, batch_size=3)

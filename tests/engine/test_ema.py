@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.ema import Ema, ema_decay
+from engine.training.ema import Ema, ema_decay
 
 
 def test_decay_of_a_long_run_is_that_of_v5() -> None:

@@ -7,14 +7,14 @@ import pytest
 import torch
 from tiny import label_index
 
-from engine.eval_report import LabelFiles, SamplePictures, metrics_table, result_of, save_evaluation, speed_line
-from engine.evaluate import EvalSettings, evaluate
-from engine.predict import augmented, ensemble, predictor
-from engine.study import run_study
-from utils.batch import Batch, ImageInfo
+from engine.evaluation.evaluate import EvalSettings, evaluate
+from engine.evaluation.predict import augmented, ensemble, predictor
+from engine.evaluation.report import LabelFiles, SamplePictures, metrics_table, result_of, save_evaluation, speed_line
+from engine.evaluation.study import run_study
+from utils.datasets.loading.batch import Batch, ImageInfo
+from utils.detections.output_names import OutputNames, below_common_folder
 from utils.errors import ConfigError
 from utils.metrics.coco import TWELVE
-from utils.output_names import OutputNames, below_common_folder
 
 CPU = torch.device("cpu")
 NAMES = ("cat", "dog")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tiny import tiny_config
 
-from engine.evolve import SEARCH_SPACE, run_evolution
-from utils.hyp import Hyp, load_hyp
+from commands.evolve import SEARCH_SPACE, run_evolution
+from utils.config.hyp import Hyp, load_hyp
 
 
 def test_search_is_resumed_and_writes_its_best_hyper_parameters(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine.assign import assign_targets
-from engine.loss import DetectionLoss, LossGains, _last_at, complete_iou
-from utils.hyp import Hyp
+from engine.losses.assign import assign_targets
+from engine.losses.detection import DetectionLoss, LossGains, _last_at, complete_iou
+from utils.config.hyp import Hyp
 
 ANCHORS = torch.tensor(
     [

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from engine.loss import DetectionLoss, LossGains, LossParts, complete_iou
-from utils.hyp import Hyp
+from engine.losses.detection import DetectionLoss, LossGains, LossParts, complete_iou
+from utils.config.hyp import Hyp
 
 TOLERANCE = 1e-5
 ANCHORS = {

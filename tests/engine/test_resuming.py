@@ -12,16 +12,16 @@ import torch
 from interruption import KillAfter, Killed, assert_same_weights
 from tiny import tiny_config
 
-from engine.config import TrainConfig
-from engine.optim import OPTIMIZERS, STATE_ENTRIES, build_optimizer
-from engine.resuming import resume_
-from engine.schedule import Schedule
-from engine.trainer import Trainer, TrainerSettings
-from engine.training import run_training
+from commands.train import run_training
+from commands.train_config import TrainConfig
+from engine.training.optim import OPTIMIZERS, STATE_ENTRIES, build_optimizer
+from engine.training.resuming import resume_
+from engine.training.schedule import Schedule
+from engine.training.trainer import Trainer, TrainerSettings
 from models.classifiers import build_classifier
-from utils.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from utils.config.hyp import Hyp
 from utils.errors import CheckpointError
-from utils.hyp import Hyp
+from utils.storage.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 NAMES = sorted(OPTIMIZERS)
 CPU = torch.device("cpu")

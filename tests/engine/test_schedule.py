@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from engine.optim import OPTIMIZERS, build_optimizer, parameter_groups
-from engine.schedule import SCHEDULES, Schedule
-from utils.hyp import Hyp
+from engine.training.optim import OPTIMIZERS, build_optimizer, parameter_groups
+from engine.training.schedule import SCHEDULES, Schedule
+from utils.config.hyp import Hyp
 
 
 def small_model() -> nn.Module:

@@ -15,13 +15,13 @@ from interruption import KillAfter, Killed, assert_same_weights
 from tiny import tiny_config, tiny_data
 from torch import Tensor
 
-from engine.config import TrainConfig
-from engine.hooks import Hook, Step
-from engine.trainer import Trainer
-from engine.training import run_training
+from commands.train import run_training
+from commands.train_config import TrainConfig
+from engine.training.hooks import Hook, Step
+from engine.training.trainer import Trainer
 from models.detector import Detector
-from utils.checkpoint import load_checkpoint
 from utils.errors import CheckpointError, ConfigError, TrainingError
+from utils.storage.checkpoint import load_checkpoint
 
 
 def weights_of(path: Path) -> dict[str, Tensor]:
@@ -161,7 +161,7 @@ def test_run_killed_before_its_result_was_written_gets_it_by_resume(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr("engine.training.finish_run", kill)
+        patched.setattr("commands.train.finish_run", kill)
         with pytest.raises(Killed):
             run_training(tiny_config(tmp_path))
     last = tmp_path / "runs/exp/weights/last.pt"

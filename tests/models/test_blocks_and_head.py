@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models.blocks import SPP
-from models.conv import Conv, Focus
+from models.blocks.blocks import SPP
+from models.blocks.conv import Conv, Focus
 from models.detector import Detector, build_model
 from models.fuse import fuse
 from models.spec import ModelSpec

@@ -15,7 +15,7 @@ from models.classifiers import (
     VggCifar,
     build_classifier,
 )
-from pruning.graph import ChannelGraph
+from pruning.channels.graph import ChannelGraph
 from utils.errors import ConfigError
 
 

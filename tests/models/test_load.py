@@ -13,9 +13,9 @@ from models.detector import Detector, build_model
 from models.load import create_model, load_model
 from models.spec import MODELS_FOLDER, ModelSpec
 from models.transfer import transfer_weights_
-from utils.checkpoint import Checkpoint, save_checkpoint
-from utils.decode import decode_heads
+from utils.boxes.decode import decode_heads
 from utils.errors import CheckpointError, ConfigError
+from utils.storage.checkpoint import Checkpoint, save_checkpoint
 
 
 def golden(shared: Path, name: str) -> tuple[torch.Tensor, dict[str, np.ndarray]]:
@@ -105,7 +105,7 @@ def test_state_dict_of_a_pruned_network_without_its_spec_is_refused(tmp_path: Pa
     state = tiny_detector().state_dict()
     state["model.0.conv.conv.weight"] = state["model.0.conv.conv.weight"][:9]
     torch.save(state, tmp_path / "pruned.pt")
-    with pytest.raises(CheckpointError, match="those of no YOLOv5"):
+    with pytest.raises(CheckpointError, match="match no YOLOv5"):
         load_model(tmp_path / "pruned.pt")
 
 

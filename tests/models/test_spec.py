@@ -92,7 +92,7 @@ def test_fingerprint_tells_widths_apart() -> None:
         ({"anchors": None}, "expected one row"),
         ({"strides": [8, 16]}, "the layers give [2, 4]"),
         ({"widths": {"model.0": 0}}, "model.0 is 0"),
-        ({"widths": [1]}, "widths is no mapping"),
+        ({"widths": [1]}, "widths is not a mapping"),
         ({"head": []}, "last layer must be Detect"),
         ({"head": [[[1, 9], 1, "Detect", []]]}, "layer 3: Detect: 'from' (1, 9) names no earlier layer"),
         ({"head": [[[0, 2], 1, "Concat", [1]], [[-1], 1, "Detect", []]]}, "different sizes: 1/2, 1/4"),

@@ -11,9 +11,9 @@ from mask_oracle import lively, outputs, silence_, some_ids
 from torch import Tensor, nn
 
 from models.detector import Detector
-from pruning.channel_ids import IntArray
-from pruning.graph import ChannelGraph
-from pruning.surgery import cut
+from pruning.channels.graph import ChannelGraph
+from pruning.channels.ids import IntArray
+from pruning.surgery.cut import cut
 
 
 def cuttable_ids(graph: ChannelGraph, *, seed: int, share: float = 0.4) -> IntArray:

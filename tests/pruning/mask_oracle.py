@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning.channel_ids import IntArray
-from pruning.graph import ChannelGraph
+from pruning.channels.graph import ChannelGraph
+from pruning.channels.ids import IntArray
 
 
 def lively(model: nn.Module) -> nn.Module:

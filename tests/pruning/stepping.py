@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.checkpointing import EmaHook
-from engine.hooks import Hook
-from engine.optim import OptimizerName, build_optimizer
-from engine.trainer import TrainState
+from engine.choices import OptimizerName
+from engine.training.checkpointing import EmaHook
+from engine.training.hooks import Hook
+from engine.training.optim import build_optimizer
+from engine.training.trainer import TrainState
 from models.detector import Detector
 
 Check = Callable[[Any], None]

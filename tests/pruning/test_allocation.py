@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from random_networks import Program, RandomNetwork, programs
 from torch import Tensor, nn
 
-from pruning.allocation import Allocator, ranked_ids
-from pruning.channel_ids import FloatArray, IntArray
-from pruning.cost import ChannelCost
-from pruning.criteria import num_ids, random_order
-from pruning.graph import ChannelGraph
-from pruning.rounding import Rounding
+from pruning.channels.graph import ChannelGraph
+from pruning.channels.ids import FloatArray, IntArray
+from pruning.importance.cost import ChannelCost
+from pruning.importance.criteria import num_ids, random_order
+from pruning.selection.allocation import Allocator, ranked_ids
+from pruning.selection.rounding import Rounding
 from utils.errors import ConfigError, PruningError
 
 IMAGE = (1, 8, 8)
@@ -163,13 +163,13 @@ def test_equal_scores_do_not_keep_a_target_from_being_reached() -> None:
 
 
 def test_rounding_wider_than_every_layer_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--round 8 would keep more than there is: the widest .* has 4"):
+    with pytest.raises(ConfigError, match="--round 8 exceeds every width: the widest .* has 4"):
         allocator_of(chain(4, 4), TWO, rounding=Rounding(unit=8))
 
 
 def test_network_without_candidates_is_refused() -> None:
     graph = ChannelGraph.of(chain(4), image_chw=IMAGE)
-    with pytest.raises(PruningError, match="no channel of this network may be pruned"):
+    with pytest.raises(PruningError, match="no channel of this network can be pruned"):
         Allocator(graph=graph, importance=np.zeros(num_ids(graph)), candidates=np.empty(0, dtype=np.int64))
 
 

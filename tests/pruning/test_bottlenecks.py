@@ -12,10 +12,10 @@ from test_masking import narrow
 
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
-from pruning.bottlenecks import drop_bottlenecks
-from pruning.graph import ChannelGraph
-from pruning.shortcuts import shortcut_bottleneck_names
-from pruning.surgery import cut
+from pruning.channels.graph import ChannelGraph
+from pruning.channels.shortcuts import shortcut_bottleneck_names
+from pruning.surgery.bottlenecks import drop_bottlenecks
+from pruning.surgery.cut import cut
 from utils.errors import PruningError
 
 IMAGES = torch.rand(1, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

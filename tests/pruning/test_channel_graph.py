@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from models.classifiers import DenseNetCifar, LeNet5
 from models.detector import build_model
 from models.spec import ModelSpec
-from pruning.graph import ChannelGraph, id_ranges
+from pruning.channels.graph import ChannelGraph, id_ranges
+from utils.boxes.torchvision_compat import import_torchvision
 from utils.errors import PruningError
-from utils.torchvision_compat import import_torchvision
 
 
 def graph_of(name: str) -> ChannelGraph:
@@ -162,12 +162,12 @@ def test_groups_and_owners_say_who_makes_scales_and_reads_a_channel() -> None:
 
 def test_text_shows_sharing_and_reasons_in_ranges() -> None:
     assert ChannelGraph.of(Twice()).as_text().splitlines() == [
-        "4 layers make 11 channels; 9 can be pruned",
+        "4 layers produce 11 channels; 9 can be pruned",
         "4 channels 3-6: first, second -> shared",
         "5 channels 7-11: shared -> last",
-        "2 channels 21-22 (stay): last -> no layer",
-        "stay 0-2: input",
-        "stay 21-22: output",
+        "2 channels 21-22 (kept): last -> no layer",
+        "kept 0-2: input",
+        "kept 21-22: output",
     ]
     assert id_ranges(np.array([9, 3, 4, 5, 5, 12])) == "3-5,9,12"
 

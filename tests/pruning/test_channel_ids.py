@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.channel_ids import ChannelIds
+from pruning.channels.ids import ChannelIds
 
 
 def ids_of(*values: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from mask_oracle import deviation
 from torch import Tensor, nn
 
-from pruning.graph import ChannelGraph
+from pruning.channels.graph import ChannelGraph
 from utils.errors import PruningError
 
 Operator = Callable[[Tensor], Tensor]
@@ -138,7 +138,7 @@ def test_unknown_use_keeps_channels_and_says_why(name: str) -> None:
 def test_stored_numbers_per_channel_keep_the_channels() -> None:
     graph = ChannelGraph.of(Scaled(nn.Identity()))
     assert set(graph.protected.values()) >= {
-        "_operator.mul in the network: it combines channels with a stored tensor of one number each"
+        "_operator.mul in the network: it combines channels with a stored tensor of one value per channel"
     }
     assert len(graph.prunable_ids) == 0
 
@@ -156,7 +156,7 @@ def test_gate_is_followed(gate: nn.Module, count: int) -> None:
 def test_one_channel_spread_over_many_stays() -> None:
     graph = ChannelGraph.of(Between(SpatialGate()))
     (single,) = graph.layers["operator.conv"].output_ids
-    assert graph.protected[int(single)] == "mul spreads it over 4 channels"
+    assert graph.protected[int(single)] == "mul broadcasts it over 4 channels"
 
 
 def test_split_slice_and_chunk_take_parts_and_are_listed() -> None:
@@ -182,7 +182,7 @@ def test_grouped_convolution_keeps_both_its_ends() -> None:
     graph = ChannelGraph.of(Between(nn.Conv2d(4, 6, 1, groups=2), read=6))
     assert len(graph.prunable_ids) == 0
     assert graph.layers["operator"].kind == "grouped"
-    reason = "operator is a convolution of 2 groups, which must stay equally wide"
+    reason = "operator is a convolution of 2 groups, which must remain equally wide"
     assert {graph.protected[channel] for channel in graph.layers["operator"].output_ids.tolist()} == {reason}
 
 

@@ -14,14 +14,14 @@ from mask_oracle import lively, outputs
 from test_masking import narrow
 from torch import Tensor, nn
 
-from models.blocks import BottleneckCSP
+from models.blocks.blocks import BottleneckCSP
 from models.classifiers import DenseLayer
 from models.widths import Width, Widths
-from pruning.channel_ids import IntArray
-from pruning.constants import dropped_constants, zero_scales_
-from pruning.graph import ChannelGraph
-from pruning.slicing import stays_by_id
-from pruning.surgery import cut
+from pruning.channels.graph import ChannelGraph
+from pruning.channels.ids import IntArray
+from pruning.surgery.constants import dropped_constants, zero_scales_
+from pruning.surgery.cut import cut
+from pruning.surgery.slicing import stays_by_id
 
 
 def test_constant_goes_into_the_bias_of_its_reader_as_counted_by_hand() -> None:
@@ -157,7 +157,7 @@ def test_gated_channel_is_no_constant_but_what_its_gate_reads_is(caplog: pytest.
     with caplog.at_level(logging.INFO):
         pruned: Any = cut(model, graph, graph.layers["conv"].output_ids[:1])
     assert torch.equal(pruned.last.bias, model.last.bias)
-    assert "1 inputs of layers" in caplog.text
+    assert "1 cut input channels" in caplog.text
 
 
 def test_channel_without_a_norm_is_its_bias() -> None:
@@ -173,7 +173,7 @@ def test_shift_that_no_bias_and_no_norm_can_take_is_reported(caplog: pytest.LogC
     graph = ChannelGraph.of(model, image_chw=(3, 8, 8))
     with caplog.at_level(logging.INFO):
         pruned = cut(model, graph, graph.layers["0"].output_ids[:1])
-    assert "1 inputs of layers" in caplog.text
+    assert "1 cut input channels" in caplog.text
     assert "2.bias" not in pruned.state_dict()
 
 

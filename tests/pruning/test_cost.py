@@ -12,13 +12,13 @@ from random_networks import Program, RandomNetwork, programs
 from torch import fx, nn
 
 from models.classifiers import LeNet5
+from models.complexity import count_macs, count_parameters
 from models.detector import build_model
 from models.spec import ModelSpec
-from pruning.cost import ChannelCost
-from pruning.graph import ChannelGraph
-from pruning.surgery import cut
-from utils.complexity import count_macs, count_parameters
-from utils.torchvision_compat import import_torchvision
+from pruning.channels.graph import ChannelGraph
+from pruning.importance.cost import ChannelCost
+from pruning.surgery.cut import cut
+from utils.boxes.torchvision_compat import import_torchvision
 
 
 def test_lenet_without_one_filter_costs_what_is_counted_by_hand() -> None:

@@ -10,8 +10,17 @@ from torch import Tensor, nn
 from models.classifiers import DenseNetCifar, LeNet5
 from models.detector import build_model
 from models.spec import ModelSpec
-from pruning.criteria import CRITERIA, CRITERION_NAMES, bn_gamma, fpgm, kernel_l1, kernel_l2, num_ids, random_order
-from pruning.graph import ChannelGraph
+from pruning.channels.graph import ChannelGraph
+from pruning.importance.criteria import (
+    CRITERIA,
+    CRITERION_NAMES,
+    bn_gamma,
+    fpgm,
+    kernel_l1,
+    kernel_l2,
+    num_ids,
+    random_order,
+)
 from utils.errors import PruningError
 
 IMAGE = (1, 8, 8)

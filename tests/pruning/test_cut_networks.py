@@ -14,7 +14,7 @@ from models.classifiers import DenseNetCifar, LeNet5
 from models.detector import build_model
 from models.load import load_model
 from models.spec import ModelSpec
-from utils.torchvision_compat import import_torchvision
+from utils.boxes.torchvision_compat import import_torchvision
 
 
 @pytest.mark.parametrize("name", NAMES)

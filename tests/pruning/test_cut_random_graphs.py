@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from mask_oracle import lively, outputs, silence_
 from random_networks import Program, RandomNetwork, programs
 
-from pruning.graph import ChannelGraph
-from pruning.surgery import cut
+from pruning.channels.graph import ChannelGraph
+from pruning.surgery.cut import cut
 
 
 @settings(max_examples=200)

@@ -11,13 +11,13 @@ import torch
 from tiny import TINY_CFG
 from torch import Tensor
 
-from engine.loss import DetectionLoss, LossGains
+from engine.losses.detection import DetectionLoss, LossGains
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
 from pruning.distillation import DistillationLoss, divergence, load_teacher
-from utils.checkpoint import Checkpoint, save_checkpoint
+from utils.config.hyp import Hyp
 from utils.errors import ConfigError
-from utils.hyp import Hyp
+from utils.storage.checkpoint import Checkpoint, save_checkpoint
 
 NAMES = ("RBC", "WBC", "Platelets")
 SPEC = ModelSpec.from_yaml(TINY_CFG)
@@ -178,10 +178,10 @@ def test_wider_network_of_the_same_answers_may_teach(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "names", "message"),
     [
-        (replace(SPEC, num_classes=2), NAMES[:2], r"its classes are \['RBC', 'WBC'\], those of the student \['RBC'"),
-        (SPEC, ("WBC", "RBC", "Platelets"), r"its classes are \['WBC', 'RBC'"),
-        (ModelSpec.from_yaml("yolov5n", num_classes=3), NAMES, r"its strides are \[8, 16, 32\], .* \[8, 16\]"),
-        (replace(SPEC, anchors=((10.0, 14.0) * 3, (30.0, 61.0) * 3)), NAMES, r"its anchors are \[\(10\.0, 14\.0"),
+        (replace(SPEC, num_classes=2), NAMES[:2], r"got classes \['RBC', 'WBC'\], expected the student's \['RBC'"),
+        (SPEC, ("WBC", "RBC", "Platelets"), r"got classes \['WBC', 'RBC'"),
+        (ModelSpec.from_yaml("yolov5n", num_classes=3), NAMES, r"got strides \[8, 16, 32\], .* \[8, 16\]"),
+        (replace(SPEC, anchors=((10.0, 14.0) * 3, (30.0, 61.0) * 3)), NAMES, r"got anchors \[\(10\.0, 14\.0"),
     ],
     ids=["classes", "order", "strides", "anchors"],
 )

@@ -12,11 +12,11 @@ from stepping import average_of, fit, make_trainer, small_net
 from tiny import TINY_CFG
 from torch import Tensor, nn
 
-from engine.optim import OptimizerName
+from engine.choices import OptimizerName
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
-from pruning.frozen_zeros import FrozenZerosHook, GradualPruning, cubic_sparsity
-from pruning.unstructured import UnstructuredSettings, l1_masks, prunable_weights, zero_masks
+from pruning.zeros.hooks import FrozenZerosHook, GradualPruning, cubic_sparsity
+from pruning.zeros.masks import UnstructuredSettings, l1_masks, prunable_weights, zero_masks
 from utils.errors import ConfigError, PruningError
 
 HALF = UnstructuredSettings(sparsity=0.5)

@@ -12,15 +12,16 @@ from tiny import TINY_CFG, tiny_config
 from torch import Tensor, nn
 
 from benchmarks.taylor_oracle import mnist
-from engine.materials import read_data, read_hyp
+from commands.train_parts import read_data, read_hyp
+from commands.train_task import detector_task
+from engine.training.task import Labelled, TrainingTask, classifier_task
 from models.classifiers import LeNet5
+from models.complexity import count_macs, count_parameters
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
-from pruning.graph import ChannelGraph
+from pruning.channels.graph import ChannelGraph
 from pruning.iterative import IterativeSettings, Quantity, Round, prune_iteratively
-from pruning.rounding import Direction, Rounding
-from pruning.training_task import Labelled, TrainingTask, classifier_task, detector_task
-from utils.complexity import count_macs, count_parameters
+from pruning.selection.rounding import Direction, Rounding
 from utils.errors import ConfigError, DataError, PruningError, TrainingError
 
 IMAGE = (1, 28, 28)
@@ -221,5 +222,5 @@ def test_settings_that_prune_nothing_or_everything_are_refused(settings: dict[st
 
 
 def test_less_than_a_batch_of_pictures_is_refused() -> None:
-    with pytest.raises(DataError, match="3 pictures are less than a batch of 8"):
+    with pytest.raises(DataError, match="3 images are fewer than a batch of 8"):
         classifier_task(torch.rand(3, *IMAGE), torch.arange(3), batch_size=8)

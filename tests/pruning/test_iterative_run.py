@@ -10,16 +10,16 @@ import pytest
 import torch
 from tiny import TINY_CFG
 
+from commands.prune_config import PruneConfig
+from commands.prune_rounds import SavedRound, iterative_settings
+from models.complexity import count_macs, count_parameters
 from models.detector import Detector, build_model
+from models.fingerprint import network_fingerprint
 from models.spec import ModelSpec
 from pruning.iterative import Quantity, Round, before_rounds
-from pruning.iterative_run import SavedRound, iterative_settings
-from pruning.prune_config import PruneConfig
-from pruning.rounding import Rounding
-from utils.checkpoint import Checkpoint, save_checkpoint
-from utils.complexity import count_macs, count_parameters
+from pruning.selection.rounding import Rounding
 from utils.errors import CheckpointError, PruningError
-from utils.fingerprint import network_fingerprint
+from utils.storage.checkpoint import Checkpoint, save_checkpoint
 
 IMAGE = (3, 64, 64)
 # Of the tiny network: without those that shortcuts hold, and all that may be pruned.

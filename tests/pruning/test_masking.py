@@ -15,9 +15,9 @@ from models.classifiers import DenseNetCifar, LeNet5
 from models.detector import Detector, build_model
 from models.load import load_model
 from models.spec import MODELS_FOLDER, ModelSpec
-from pruning.graph import ChannelGraph, LayerChannels
-from utils.files import read_yaml
-from utils.torchvision_compat import import_torchvision
+from pruning.channels.graph import ChannelGraph, LayerChannels
+from utils.boxes.torchvision_compat import import_torchvision
+from utils.storage.files import read_yaml
 
 NAMES = sorted(path.stem for path in MODELS_FOLDER.glob("*.yaml"))
 TOLERANCE = 1e-10

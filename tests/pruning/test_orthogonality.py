@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruning.orthogonality import new_filters, overlap
+from pruning.repr.orthogonality import new_filters, overlap
 
 
 def largest_cosine(first: Tensor, second: Tensor) -> float:

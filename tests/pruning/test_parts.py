@@ -11,8 +11,8 @@ from cut_oracle import difference, image_for, masked_outputs
 from mask_oracle import lively, outputs
 from torch import Tensor, fx, nn
 
-from pruning.graph import ChannelGraph
-from pruning.surgery import cut
+from pruning.channels.graph import ChannelGraph
+from pruning.surgery.cut import cut
 from utils.errors import PruningError
 
 Operator = Callable[[Tensor], Tensor]

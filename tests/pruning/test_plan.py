@@ -12,11 +12,11 @@ import pytest
 from tiny import TINY_CFG
 
 from models.detector import Detector, build_model
+from models.fingerprint import network_fingerprint
 from models.spec import ModelSpec
-from pruning.graph import ChannelGraph
-from pruning.plan import PruningPlan
+from pruning.channels.graph import ChannelGraph
+from pruning.surgery.plan import PruningPlan
 from utils.errors import PruningError
-from utils.fingerprint import network_fingerprint
 
 SPEC = ModelSpec.from_yaml(TINY_CFG)
 
@@ -91,9 +91,9 @@ def test_plan_that_does_not_fit_the_layers_is_refused(
     ("kept", "message"),
     [
         ((), "keeps none of its channels; lower --percent"),
-        ((1, 0), "must be distinct, growing and not negative"),
-        ((1, 1), "must be distinct, growing and not negative"),
-        ((-1, 0), "must be distinct, growing and not negative"),
+        ((1, 0), "must be distinct, ascending and not negative"),
+        ((1, 1), "must be distinct, ascending and not negative"),
+        ((-1, 0), "must be distinct, ascending and not negative"),
     ],
 )
 def test_channels_that_are_no_choice_are_refused(kept: tuple[int, ...], message: str) -> None:

@@ -12,14 +12,14 @@ import torch
 from tiny import TINY_CFG
 from torch import nn
 
+from commands.prune_config import PruneConfig
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
-from pruning.cost import ChannelCost
-from pruning.criteria import bn_gamma, kernel_l1
-from pruning.graph import ChannelGraph
-from pruning.planning import Planner, protected_ids
-from pruning.prune_config import PruneConfig
-from pruning.shortcuts import candidate_ids
+from pruning.channels.graph import ChannelGraph
+from pruning.channels.shortcuts import candidate_ids
+from pruning.importance.cost import ChannelCost
+from pruning.importance.criteria import bn_gamma, kernel_l1
+from pruning.selection.planner import Planner, protected_ids
 from utils.errors import PruningError
 
 BOTTLENECKS = ("model.3.m.0", "model.5.m.0")
@@ -37,7 +37,9 @@ def model() -> Detector:
 
 
 def planner_of(model: Detector, **settings: Any) -> Planner:
-    return Planner.of(model, PruneConfig(**{"weights": "a.pt", "round": "none", "img_size": 64, **settings}))
+    return Planner.of(
+        model, PruneConfig(**{"weights": "a.pt", "round": "none", "img_size": 64, **settings}).plan_settings()
+    )
 
 
 def test_half_of_the_free_channels_go_by_default(model: Detector) -> None:
@@ -90,7 +92,7 @@ def test_pattern_protects_what_these_layers_make(model: Detector) -> None:
 
 
 def test_pattern_that_fits_no_layer_is_refused(model: Detector) -> None:
-    message = r"--protect model.77\* matches no layer; layers are such as model.0.conv, model.1.conv, model.2.conv"
+    message = r"--protect model.77\* matches no layer; the layers include model.0.conv, model.1.conv, model.2.conv"
     with pytest.raises(PruningError, match=message):
         planner_of(model, protect=("model.8.*", "model.77*"))
 
@@ -128,14 +130,12 @@ def test_percent_beyond_the_limit_warns_and_keeps_one_channel(
     with caplog.at_level(logging.WARNING):
         plan = planner.plan(planner.allocate())
     assert min(len(kept) for kept in plan.keep.values()) == 1
-    assert "layers would keep fewer than 1 channels and keep that many: model." in caplog.text
+    assert "layers would keep fewer than --min-channels 1, so they keep that many: model." in caplog.text
 
 
 def test_percent_beyond_the_limit_is_refused_under_strict(model: Detector) -> None:
     limit = planner_of(model).allocator.limit
-    message = (
-        rf"the highest threshold that leaves every layer one is {limit.threshold:.4g}, --percent {limit.percent:.3f}"
-    )
+    message = rf"above {limit.threshold:.4g} \(--percent {limit.percent:.3f}\) a layer would lose all its channels"
     with pytest.raises(PruningError, match=message):
         planner_of(model, percent=0.95, strict=True).allocate()
     assert planner_of(model, percent=limit.percent, strict=True).allocate().raised == ()
@@ -162,11 +162,11 @@ def test_dense_network_is_called_dense_with_numbers() -> None:
     [
         (
             {"criterion": "kernel_l1"},
-            "only 0.0% of kernels (of their layer's mean) are below 1e-2, half of them above",
+            "only 0.0% of kernels (relative to their layer's mean) are below 1e-2, half of them above",
         ),
         (
             {"bn_percent": 0.3, "conv_percent": 0.3},
-            "half of them above 1, only 0.0% of kernels (of their layer's mean)",
+            "half of them above 1, only 0.0% of kernels (relative to their layer's mean)",
         ),
     ],
 )
@@ -193,7 +193,7 @@ def test_description_names_threshold_and_limit(model: Detector) -> None:
     planner = planner_of(model)
     limit = planner.allocator.limit
     text = planner.describe(planner.allocate())
-    assert text.startswith(f"92 of 184 channels go (50.0%), threshold {planner.threshold:.4g}; its limit is ")
+    assert text.startswith(f"pruning 92 of 184 channels (50.0%) below {planner.threshold:.4g}; above ")
     assert f"{limit.threshold:.4g} (--percent {limit.percent:.3f})" in text
 
 
@@ -201,7 +201,7 @@ def test_channels_without_batch_norm_stay_with_a_warning(caplog: pytest.LogCaptu
     mobile = build_model(ModelSpec.from_yaml("yolov5s-mobilenetv3-small-075", num_classes=2))
     with caplog.at_level(logging.WARNING):
         by_gamma = planner_of(mobile)
-    assert "456 of 6984 channels stay, since bn_gamma tells nothing of them" in caplog.text
+    assert "456 of 6984 channels are kept: bn_gamma cannot rank them" in caplog.text
     assert len(planner_of(mobile, criterion="kernel_l1").allocator.candidates) == 6984
     assert len(by_gamma.allocator.candidates) == 6984 - 456
 

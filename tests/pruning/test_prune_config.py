@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from pruning.prune_config import PruneConfig, parse_target, training_config
+from commands.prune_config import PruneConfig, training_config
+from pruning.selection.targets import parse_target
 from utils.errors import ConfigError
 
 
@@ -33,7 +34,7 @@ def test_target_is_a_number_or_a_share_of_now(text: str, quantity: str, absolute
     ["", "macs", "macs=", "=5", "flops=2G", "macs=-1G", "macs=0", "macs=nan", "macs=inf", "macs=2GG", "macs=2T"],
 )
 def test_text_that_is_no_target_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="expected such as macs=2.1G, params=700K or macs=50%"):
+    with pytest.raises(ConfigError, match="expected a form such as macs=2.1G, params=700K or macs=50%"):
         parse_target(text)
 
 
@@ -48,13 +49,13 @@ def test_text_that_is_no_target_is_refused(text: str) -> None:
         ({"img_size": 0}, r"--img-size 0: expected at least 1"),
         ({"tolerance": -0.1}, r"--tolerance -0.1: expected at least 0"),
         ({"round": "pow3"}, r"--round pow3: expected pow2, none or a number"),
-        ({"target": "macs"}, r"--target macs: expected such as"),
+        ({"target": "macs"}, r"--target macs: expected a form such as"),
         ({"percent": 0.5, "target": "macs=50%"}, r"--percent and --target both say how much to cut; leave one out"),
         ({"percent": 0.5, "conv_percent": 0.5}, r"--percent and --bn-percent/--conv-percent both say"),
         ({"plan": "plan.json", "percent": 0.5}, r"--percent and --plan both say"),
         ({"plan": "plan.json", "drop_bottlenecks": ("all",)}, r"leave --drop-bottlenecks out"),
         ({"scan": True, "data": "d.yaml", "target": "macs=50%"}, r"--scan looks for a percent .* leave one out"),
-        ({"scan": True}, r"--scan and --criterion taylor measure on pictures; give --data"),
+        ({"scan": True}, r"--scan and --criterion taylor measure on images; give --data"),
         ({"criterion": "taylor"}, r"give --data"),
     ],
 )
@@ -73,7 +74,7 @@ def test_either_share_makes_pruning_mixed() -> None:
     ("settings", "message"),
     [
         ({"criterion": "bn_gamma"}, r"--iterative ranks by Taylor expansion, not bn_gamma; add --criterion taylor"),
-        ({"data": ""}, r"--criterion taylor measure on pictures; give --data"),
+        ({"data": ""}, r"--criterion taylor measure on images; give --data"),
         ({"plan": "p.json"}, r"--iterative decides round by round, without --plan; leave one of them out"),
         ({"scan": True}, r"without --scan; leave one"),
         ({"bn_percent": 0.5}, r"without --bn-percent/--conv-percent; leave one"),

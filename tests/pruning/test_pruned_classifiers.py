@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from engine.classification import classifier_spec, make_classifier, train_classifier
-from engine.classifier_config import ClassifierConfig
-from engine.classifier_scores import score_classifier
+from commands.classify import classifier_spec, make_classifier, train_classifier
+from commands.classify_config import ClassifierConfig
+from engine.evaluation.classification_scores import score_classifier
 from models.classifiers import build_classifier, load_classifier
-from pruning.graph import ChannelGraph
-from pruning.sparsity import SparsityHook, Strengths, make_penalties
-from pruning.surgery import cut
-from utils.datasets.classification import PictureData, PictureSet
+from pruning.channels.graph import ChannelGraph
+from pruning.sparsity.penalties import SparsityHook, make_penalties
+from pruning.sparsity.settings import Strengths
+from pruning.surgery.cut import cut
+from utils.datasets.classes.pictures import PictureData, PictureSet
 
 CHW = (3, 16, 16)
 

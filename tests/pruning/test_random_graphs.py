@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mask_oracle import deviation, some_ids
 from random_networks import Program, RandomNetwork, programs
 
-from pruning.graph import ChannelGraph
+from pruning.channels.graph import ChannelGraph
 
 
 @settings(max_examples=80)

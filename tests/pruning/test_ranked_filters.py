@@ -10,12 +10,12 @@ from tiny import TINY_CFG
 from torch import Tensor, nn
 
 from models.classifiers import DenseNetCifar, LeNet5
+from models.copies import tensors_by_name
 from models.detector import build_model
 from models.spec import ModelSpec
-from pruning.graph import ChannelGraph
-from pruning.ranked_filters import RankedLayer, most_overlapping, ranked_layers, zeros_of
+from pruning.channels.graph import ChannelGraph
+from pruning.repr.ranked_filters import RankedLayer, most_overlapping, ranked_layers, zeros_of
 from utils.errors import PruningError
-from utils.twins import tensors_by_name
 
 
 class Residual(nn.Module):
@@ -70,7 +70,7 @@ def test_layers_that_do_not_train_are_exempt() -> None:
 
 def test_network_without_a_second_convolution_is_refused() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-    with pytest.raises(PruningError, match="no convolution that RePr may drop .*; give a deeper network"):
+    with pytest.raises(PruningError, match="no convolution whose filters RePr may drop.*; give a deeper network"):
         layers_of(model)
 
 

@@ -16,16 +16,15 @@ from stepping import average_of, fit, make_trainer, small_net
 from tiny import TINY_CFG
 from torch import Tensor, nn
 
-from engine.hooks import Hook
-from engine.optim import OptimizerName
+from engine.choices import OptimizerName
+from engine.training.hooks import Hook
+from models.copies import tensors_by_name
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
-from pruning.graph import ChannelGraph
-from pruning.ranked_filters import most_overlapping, ranked_layers, zeros_of
-from pruning.repr import ReprHook, ReprSettings
-from pruning.revival import revive_
+from pruning.channels.graph import ChannelGraph
+from pruning.repr.hook import ReprHook, ReprSettings, revive_
+from pruning.repr.ranked_filters import most_overlapping, ranked_layers, zeros_of
 from utils.errors import ConfigError
-from utils.twins import tensors_by_name
 
 # Off in epochs 1 and 3 of 5.
 SHORT = ReprSettings(s1=1, s2=1, cycles=2)
@@ -87,7 +86,7 @@ def test_run_that_ends_before_filters_are_back_is_refused() -> None:
 
 
 def test_ratio_of_no_filter_is_refused() -> None:
-    with pytest.raises(ConfigError, match="ratio is 0.01: that is no filter of 18; give a larger share"):
+    with pytest.raises(ConfigError, match="ratio is 0.01: that drops 0 of 18 filters; give a larger share"):
         ReprHook(small_net(), settings=ReprSettings(ratio=0.01))
 
 

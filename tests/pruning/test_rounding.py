@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pruning.rounding import Direction, Rounding
+from pruning.selection.rounding import Direction, Rounding
 from utils.errors import ConfigError
 
 roundings = st.builds(

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.allocation import Allocator
-from pruning.criteria import bn_gamma
-from pruning.graph import ChannelGraph
-from pruning.scales import DENSE_SHARE, ScaleStats, Verdict, judge
-from pruning.sparsity_monitor import Watched
+from pruning.channels.graph import ChannelGraph
+from pruning.importance.criteria import bn_gamma
+from pruning.selection.allocation import Allocator
+from pruning.selection.scales import DENSE_SHARE, ScaleStats, Verdict, judge
+from pruning.sparsity.monitor import Watched
 
 
 def stats_of(first: list[float], second: list[float], *, aim: float = 0.5) -> ScaleStats:

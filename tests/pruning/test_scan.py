@@ -10,12 +10,12 @@ import torch
 from tiny import TINY_CFG
 from torch import nn
 
+from commands.prune_config import PruneConfig
+from models.complexity import count_parameters
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
-from pruning.planning import Planner
-from pruning.prune_config import PruneConfig
-from pruning.scan import Scan, scan
-from utils.complexity import count_parameters
+from pruning.selection.planner import Planner
+from pruning.selection.scan import Scan, scan
 from utils.errors import PruningError
 
 
@@ -26,7 +26,7 @@ def planner() -> Planner:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0, 1)
-    return Planner.of(model, PruneConfig(weights="a.pt", round="none"))
+    return Planner.of(model, PruneConfig(weights="a.pt", round="none").plan_settings())
 
 
 def cliff_at(planner: Planner, percent: float) -> Callable[[Detector], tuple[float, float]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pruning.slim_config import SlimConfig
+from commands.slim_config import SlimConfig
 from utils.errors import ConfigError
 
 FOLDER = Path("runs/slim/exp/round1/stage")
@@ -71,7 +71,7 @@ def test_there_is_a_teacher_only_with_distillation() -> None:
         ({"min_channels": 0}, r"--min-channels 0: expected at least 1"),
         ({"percent": 1.0}, r"--percent 1.0: expected a share from 0"),
         ({"percent": 0.5, "target": "macs=50%"}, r"--percent and --target both say how much to cut; leave one out"),
-        ({"target": "size=3"}, r"--target size=3: expected such as macs=2.1G"),
+        ({"target": "size=3"}, r"--target size=3: expected a form such as macs=2.1G"),
         ({"round": "pow3"}, r"--round pow3: expected pow2, none or a number"),
         ({"distill": -1.0}, r"--distill -1.0: expected 0 or a positive number"),
         ({"sr": -1.0}, r"--sr -1.0: expected 0 or a positive number"),

@@ -13,16 +13,17 @@ import torch
 from tiny import TINY_CFG, tiny_config
 from torch import Tensor, nn
 
-from engine.config import TrainConfig
-from engine.hooks import Hook
-from engine.sync_bn import synchronise_batch_norms_
-from engine.trainer import Trainer
-from engine.training import run_training
+from commands.train import run_training
+from commands.train_config import TrainConfig
+from engine.training.hooks import Hook
+from engine.training.sync_bn import synchronise_batch_norms_
+from engine.training.trainer import Trainer
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
-from pruning.scale_rate import ScaleRateHook
-from pruning.shortcuts import Shortcuts
-from pruning.sparsity import Penalty, Sparsity, SparsityHook, Strengths, decayed, make_penalties
+from pruning.choices import Shortcuts, Sparsity
+from pruning.sparsity.penalties import Penalty, SparsityHook, decayed, make_penalties
+from pruning.sparsity.scale_rate import ScaleRateHook
+from pruning.sparsity.settings import Strengths
 
 STRENGTHS = Strengths(scale=0.1, shift=1.0, kernel=0.01)
 # Halfway through a run of 10 epochs, a strength that falls to a tenth is at 1 - .9 * 5 / 10.

@@ -17,9 +17,9 @@ from models.detector import Detector, build_model
 from models.fuse import fuse
 from models.layer_table import LayerSpec
 from models.spec import ModelSpec
-from pruning.graph import ChannelGraph
-from pruning.plan import PruningPlan
-from pruning.surgery import apply_plan, cut
+from pruning.channels.graph import ChannelGraph
+from pruning.surgery.cut import apply_plan, cut
+from pruning.surgery.plan import PruningPlan
 from utils.errors import PruningError
 
 
@@ -166,7 +166,7 @@ def test_channel_that_must_stay_is_refused_with_the_reason() -> None:
     model = tiny_detector()
     graph = ChannelGraph.of(model)
     with pytest.raises(
-        PruningError, match=r"layer model\.9\.m\.0: channel 2 must stay \(view in model\.9: .*\); leave it"
+        PruningError, match=r"layer model\.9\.m\.0: channel 2 must be kept \(view in model\.9: .*\); do not"
     ):
         cut(model, graph, dropping(graph, "model.9.m.0", 2))
 
@@ -180,7 +180,7 @@ def test_layer_without_channels_is_refused_by_name() -> None:
 
 def test_unknown_id_is_refused() -> None:
     model = tiny_detector()
-    with pytest.raises(PruningError, match="channel 99999 is made by no layer"):
+    with pytest.raises(PruningError, match="channel 99999 is produced by no layer"):
         cut(model, ChannelGraph.of(model), np.array([99999]))
 
 

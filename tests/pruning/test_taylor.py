@@ -12,13 +12,14 @@ from tiny import TINY_CFG, tiny_config
 from torch import Tensor, nn
 
 from benchmarks.taylor_oracle import mnist, spearman
+from commands.train_task import detector_taylor
+from engine.training.task import classifier_task
 from models.classifiers import DenseNetCifar, LeNet5
 from models.detector import build_model
 from models.spec import ModelSpec
-from pruning.graph import ChannelGraph
-from pruning.masking import masked, oracle_importance
-from pruning.taylor import TaylorRecorder, detector_taylor, measured_layers, taylor_importance
-from pruning.training_task import classifier_task
+from pruning.channels.graph import ChannelGraph
+from pruning.importance.masking import masked, oracle_importance
+from pruning.importance.taylor import TaylorRecorder, measured_layers, taylor_importance
 from utils.errors import ConfigError, DataError, PruningError
 
 IMAGE = (1, 2, 1)

@@ -13,8 +13,8 @@ from torch import nn
 from models.classifiers import LeNet5
 from models.detector import build_model
 from models.spec import ModelSpec
-from pruning.unstructured import (
-    Scope,
+from pruning.choices import Scope
+from pruning.zeros.masks import (
     UnstructuredSettings,
     apply_masks_,
     l1_masks,
@@ -119,7 +119,7 @@ def test_sparsity_outside_its_range_is_refused(sparsity: float) -> None:
 
 
 def test_pattern_that_fits_nothing_is_refused() -> None:
-    with pytest.raises(PruningError, match="--protect 7 matches no layer; layers are such as 0, 2; use"):
+    with pytest.raises(PruningError, match="--protect 7 matches no layer; the layers include 0, 2; use"):
         kept_by(0.5, protect=("7",))
 
 
@@ -150,4 +150,4 @@ def test_masks_of_another_network_are_refused(masks: dict[str, torch.Tensor], me
     with pytest.raises(PruningError, match=message) as caught:
         apply_masks_(two_layers(), masks)
     assert "\n" not in str(caught.value)
-    assert "; make masks of this very network" in str(caught.value)
+    assert "; make masks for this very network" in str(caught.value)

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from quantization.affine import quantise
-from quantization.config import QuantConfig
-from quantization.executor import Executor
+from quantization.execution.executor import Executor
 from quantization.network import QuantizedNetwork, quantize
+from quantization.ranges.affine import quantise
+from quantization.ranges.config import QuantConfig
 
 
 def made(model: nn.Module, images: Tensor, **settings: object) -> QuantizedNetwork:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantization.program import Affine, IntArray, IntegerProgram, Operation, Setting
-from quantization.program_shapes import result_shapes
+from quantization.program.program import Affine, IntArray, IntegerProgram, Operation, Setting
+from quantization.program.shapes import result_shapes
 
 FINGERPRINT = "0123456789abcdef" * 4
 CONV: dict[str, Setting] = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantization.affine import affine_of_range, dequantise, fake_quantise, quantise, within
-from quantization.program import Affine
+from quantization.program.program import Affine
+from quantization.ranges.affine import affine_of_range, dequantise, fake_quantise, quantise, within
 
 
 def test_scale_and_zero_point_of_a_range() -> None:

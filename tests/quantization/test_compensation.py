@@ -12,13 +12,12 @@ from quantised import made, noise, settled
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from quantization import compensation
-from quantization.affine import fake_quantise
-from quantization.compensation import compensate_
-from quantization.held_values import HeldReals, HeldValues
-from quantization.moments import Moments
 from quantization.network import QuantizedNetwork
-from quantization.program import Affine
+from quantization.program.program import Affine
+from quantization.ranges.affine import fake_quantise
+from quantization.rounding import compensation
+from quantization.rounding.compensation import Moments, compensate_
+from quantization.rounding.held_values import HeldReals, HeldValues
 from utils.errors import DataError
 
 

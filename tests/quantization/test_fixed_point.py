@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantization.fixed_point import LARGEST_MULTIPLIER, common_fixed_point, fixed_point
+from quantization.ranges.affine import LARGEST_MULTIPLIER, common_fixed_point, fixed_point
 
 
 def test_power_of_two_is_exact() -> None:

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantization import integer_matrix
-from quantization.integer_matrix import ConstantMatrix, digits, num_digits
+from quantization.execution import matrix as integer_matrix
+from quantization.execution.matrix import ConstantMatrix, digits, num_digits
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from engine.training.task import classifier_task
 from models.classifiers import LeNet5
-from pruning.training_task import classifier_task
-from quantization.compensation import compensate_
-from quantization.config import QuantConfig
 from quantization.network import QuantizedNetwork, quantize
+from quantization.ranges.config import QuantConfig
+from quantization.rounding.compensation import compensate_
 from quantization.sensitivity import Sensitivity, mixed_precision, sensitivities, weight_bytes
 from utils.errors import ConfigError
 

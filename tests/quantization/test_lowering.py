@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from models.classifiers import DenseNetCifar, LeNet5
-from quantization.graph import Graph
-from quantization.lowering import lower
+from quantization.lowering.graph import Graph
+from quantization.lowering.lower import lower
 from utils.errors import QuantizationError
 
 
@@ -132,11 +132,11 @@ def test_values_before_tables_and_outputs_are_wide() -> None:
         (lambda m, x: F.softmax(m.conv(x), 1), "softmax: softmax is an operator, which has no integer form"),
         (lambda m, x: m.conv(x).view(4, 2, 8, 8), "view: view reshapes"),
         (lambda m, x: F.interpolate(m.conv(x), scale_factor=2, mode="bilinear"), "interpolates"),
-        (lambda m, x: m.conv(x) - x[:, :1], "takes one result"),
+        (lambda m, x: m.conv(x) - x[:, :1], "subtracts shapes"),
         (lambda m, x: F.avg_pool2d(m.conv(x), 3, 2, ceil_mode=True), "ceil_mode"),
         (lambda m, x: F.avg_pool2d(m.conv(x), 3, 1, 1, count_include_pad=False), "count_include_pad=False"),
         (lambda m, x: torch.sub(m.conv(x), 1.0, alpha=3), "sub has a factor alpha"),
-        (lambda m, x: torch.div(m.conv(x), 0.5, rounding_mode="floor"), "div rounds what it divides"),
+        (lambda m, x: torch.div(m.conv(x), 0.5, rounding_mode="floor"), "div rounds the quotient"),
         (lambda m, x: m.conv(x) / 0, "truediv divides by zero"),
         (lambda m, x: torch.pow(x.abs(), m.conv(x)[:, :1]), "pow has another argument that is a tensor"),
         (lambda m, x: m.conv(x).abs() ** torch.ones(1, 4, 1, 1), "pow has another argument that is a tensor"),

@@ -27,7 +27,7 @@ from storage_programs import (
 )
 from tiny import ROOT
 
-from quantization.program import Affine, IntArray, IntegerProgram, Operation
+from quantization.program.program import Affine, IntArray, IntegerProgram, Operation
 from quantization.storage.arithmetic import rescale
 from quantization.storage.binary import save_program
 from quantization.storage.reader import dequantise, quantise, run, run_integers
@@ -275,10 +275,10 @@ def test_many_images_give_what_each_gives_alone(seed: int) -> None:
     [
         (np.zeros((2, 3, 3)), r"shape \(2, 3, 3\), expected \(B, C, H, W\)"),
         (np.zeros((0, 1, 3, 3)), "at least one image"),
-        (np.zeros((1, 2, 3, 3)), r"takes images of \(1, 3, 3\)"),
+        (np.zeros((1, 2, 3, 3)), r"channels first, expected \(1, 3, 3\)"),
         (np.full((1, 1, 3, 3), np.nan), "NaN"),
         (np.full((1, 1, 3, 3), np.inf), "infinity"),
-        (np.zeros((1, 1, 4, 3)), "mean over a whole map"),
+        (np.zeros((1, 1, 4, 3)), "averages over a whole map"),
     ],
 )
 def test_images_that_do_not_fit_are_refused(images: Any, words: str) -> None:
@@ -357,12 +357,12 @@ def test_command_tells_of_damaged_pictures_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("network", "finding"),
     [
-        ("other.npz", "no whole file of a quantised network"),
+        ("other.npz", "not a complete file of a quantised network"),
         (".", "give the network.npz in it"),
         ("lenet5.npz", "images nowhere.npz do not exist; check the path"),
         (
             "maps.npz",
-            "as detectors do, expected one row of scores; val.py and detect.py take the folder of a detector",
+            "as detectors do, expected one row of scores; for a detector, give its folder to val.py or detect.py",
         ),
     ],
 )

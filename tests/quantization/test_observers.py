@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from quantization.config import Observer
-from quantization.observers import RangeObserver
+from quantization.ranges.config import Observer
+from quantization.ranges.observers import RangeObserver
 from utils.errors import DataError
 
 
@@ -81,7 +81,7 @@ def test_zeros_alone_are_a_range_of_zero(kind: Observer) -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_number_that_is_none_names_the_layer(bad: float) -> None:
-    with pytest.raises(DataError, match="layer: calibration images give NaN"):
+    with pytest.raises(DataError, match="layer: calibration images lead to NaN"):
         observed(torch.tensor([0.0, bad]))
 
 

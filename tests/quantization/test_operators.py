@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from quantization.network import QuantizedNetwork
 from quantization.storage.binary import program_bytes, program_from_bytes
 from quantization.storage.reader import run
-from utils.torchvision_compat import import_torchvision
+from utils.boxes.torchvision_compat import import_torchvision
 
 
 class Between(nn.Module):

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from storage_programs import CONV, POOL, affine, ints, lenet5_program, program_of, random_program
 
-from quantization.program import Affine, IntegerProgram, Operation
-from quantization.program_shapes import result_shapes
+from quantization.program.program import Affine, IntegerProgram, Operation
+from quantization.program.shapes import result_shapes
 from quantization.storage.checks import check_program
 from utils.errors import CheckpointError
 
@@ -80,7 +80,7 @@ def test_shapes_of_lenet5_are_those_of_the_paper() -> None:
         (conv(inputs=("later",)), "reads 'later', which is no earlier operation"),
         (conv(inputs=("conv",)), "reads 'conv', which is no earlier"),
         (conv(inputs=("input", "input")), "has 2 inputs"),
-        (conv(name="input"), "'input' is there twice"),
+        (conv(name="input"), "'input' occurs twice"),
         (
             Operation(name="more", kind="input", inputs=(), output=affine()),
             "and no other, is expected to be the input",
@@ -89,7 +89,7 @@ def test_shapes_of_lenet5_are_those_of_the_paper() -> None:
         (conv(output=affine(scale=float("nan"))), "scale is nan"),
         (conv(output=affine(zero_point=256)), "zero point 256 and range 0 to 255"),
         (conv(output=affine(low=9, high=3, zero_point=5)), "zero point 5 and range 9 to 3"),
-        (conv(output=affine(high=2**40)), "not of 16 bits"),
+        (conv(output=affine(high=2**40)), "not fit 16 bits"),
         (conv(output=affine(low=-40000, high=40000)), "wider than 16 bits"),
         (conv(settings={**CONV, "colour": 3}), "settings are"),
         (conv(settings={}), "settings are"),
@@ -97,7 +97,7 @@ def test_shapes_of_lenet5_are_those_of_the_paper() -> None:
         (conv(settings={**CONV, "stride": 1}), "stride is 1, expected 2 numbers"),
         (conv(settings={**CONV, "groups": (1, 1)}), "groups is .1, 1., expected 1 numbers"),
         (conv(settings={**CONV, "padding": (-1, 0)}), "padding is .-1, 0."),
-        (conv(settings={**CONV, "padding": (60000, 60000)}), "numbers per image"),
+        (conv(settings={**CONV, "padding": (60000, 60000)}), "values per image"),
         (conv(settings={**CONV, "groups": 2}), "weights for 1 x 2 channels in 2 groups and gets 1"),
         (conv(settings={**CONV, "dilation": (3, 3)}), "windows of .7, 7. on a map of .6, 6."),
         (conv(arrays={}), "arrays are"),
@@ -109,9 +109,12 @@ def test_shapes_of_lenet5_are_those_of_the_paper() -> None:
         (with_arrays(conv(), multiplier=ints(1, 2**31)), "multiplier has a number outside 0 to 2147483647"),
         (with_arrays(conv(), bias=ints(-(2**31), 0)), "bias has a number outside"),
         (with_arrays(conv(), weight=np.full((2, 9), 1)), "weight has shape .2, 9., expected 4 axes"),
-        (with_arrays(conv(), weight=np.full((2, 1, 3, 3), 16)), "weight goes from 16 to 16, which is not of 4 bits"),
-        (with_arrays(conv(), weight=np.full((2, 1, 3, 3), -9)), "weight goes from -9 to -9"),
-        (with_arrays(conv(), weight_zero_point=ints(0, 99)), "weight_zero_point goes from 0 to 99"),
+        (
+            with_arrays(conv(), weight=np.full((2, 1, 3, 3), 16)),
+            "weight ranges from 16 to 16, which does not fit 4 bits",
+        ),
+        (with_arrays(conv(), weight=np.full((2, 1, 3, 3), -9)), "weight ranges from -9 to -9"),
+        (with_arrays(conv(), weight_zero_point=ints(0, 99)), "weight_zero_point ranges from 0 to 99"),
         (conv(weight_bits=1), "weights have 1 bits, expected 2 to 16"),
         (conv(weight_scales=np.ones(3)), "weight_scales has shape"),
         (conv(weight_scales=np.array([1.0, np.inf])), "not finite"),
@@ -127,10 +130,10 @@ def test_unsound_operation_is_found(operation: Operation, words: str) -> None:
     ("program", "words"),
     [
         (after_conv("lookup", arrays={"table": np.arange(255)}), "table has shape .255,., expected .256,."),
-        (after_conv("lookup", arrays={"table": np.arange(1, 257)}), "table goes from 1 to 256, outside 0 to 255"),
+        (after_conv("lookup", arrays={"table": np.arange(1, 257)}), "table ranges from 1 to 256, outside 0 to 255"),
         (
             after_conv("max_pool", settings=POOL, output=affine(high=9)),
-            "stand for other numbers than those of 'conv'",
+            "scale, zero point or range differs from that of 'conv'",
         ),
         (after_conv("max_pool", settings={**POOL, "kernel": (5, 5)}), "windows of .5, 5. on a map of .4, 4."),
         (after_conv("add", ("conv",), arrays={"factor": ints(1), "shift": ints(1)}), "has 1 inputs"),
@@ -148,9 +151,9 @@ def test_unsound_operation_is_found(operation: Operation, words: str) -> None:
         ),
         (after_conv("slice", settings={"axis": 1, "start": 2, "stop": 9, "step": 1}), "takes nothing"),
         (after_conv("slice", settings={"axis": 4, "start": 0, "stop": 9, "step": 1}), "has axis 4"),
-        (after_conv("permute", settings={"axes": (1, 0, 2, 3)}), "the batch staying first"),
-        (after_conv("permute", settings={"axes": (0, 1, 2, 2)}), "cannot put axes"),
-        (after_conv("upsample", settings={"scale": (60000, 60000)}), "numbers per image"),
+        (after_conv("permute", settings={"axes": (1, 0, 2, 3)}), "which must keep the batch first"),
+        (after_conv("permute", settings={"axes": (0, 1, 2, 2)}), "cannot permute"),
+        (after_conv("upsample", settings={"scale": (60000, 60000)}), "values per image"),
         (after_conv("mean", settings={"kernel": (0, 2), "stride": (1, 1)}, arrays=RESCALED), "windows of .0, 2."),
     ],
 )
@@ -172,7 +175,7 @@ def test_linear_layer_on_other_than_one_list_of_its_width_is_found(source: str, 
         arrays={**arrays, "weight": np.full((2, width), 1)},
         weight_bits=8,
     )
-    with pytest.raises(CheckpointError, match=f"operation 'fc' takes {width} numbers and gets .1, "):
+    with pytest.raises(CheckpointError, match=f"operation 'fc' takes {width} values and gets .1, "):
         check_program(program_of(flat, linear, image_shape=(1, 6, 6)))
 
 

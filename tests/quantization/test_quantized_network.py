@@ -15,17 +15,17 @@ from tiny import TINY_CFG
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from commands.quantize_subjects import QuantizedDetector
 from models.classifiers import LeNet5
 from models.detector import build_model
 from models.spec import ModelSpec
-from quantization.affine import quantise
-from quantization.config import LayerBits, QuantConfig
-from quantization.detector import QuantizedDetector
-from quantization.executor import Executor
+from quantization.execution.executor import Executor
+from quantization.ranges.affine import quantise
+from quantization.ranges.config import LayerBits, QuantConfig
 from quantization.storage.binary import program_bytes, program_from_bytes
 from quantization.storage.reader import run
+from utils.boxes.torchvision_compat import import_torchvision
 from utils.errors import ConfigError, DataError, QuantizationError
-from utils.torchvision_compat import import_torchvision
 
 
 class FloatCounter(TorchDispatchMode):
@@ -276,7 +276,7 @@ def test_bits_of_single_layers() -> None:
     assert network.bits.weights["classifier.0"] == 8
     assert (network.bits.values["features.3"], network.bits.values["input"]) == (5, 6)
     assert network.bits.values["classifier.4"] == 12  # an output
-    with pytest.raises(ConfigError, match="'nothing' fits none; known: input, features.0"):
+    with pytest.raises(ConfigError, match="'nothing' matches none; known: input, features.0"):
         network.set_config_(QuantConfig(layers={"nothing": LayerBits(weights=4)}))
 
 
@@ -317,14 +317,14 @@ def test_calibration_without_images_or_with_nan_is_an_error() -> None:
     network = made(LeNet5(), noise(2, 1, 28, 28))
     with pytest.raises(DataError, match="no calibration images"):
         network.calibrate([])
-    with pytest.raises(DataError, match="input: calibration images give NaN"):
+    with pytest.raises(DataError, match="input: calibration images lead to NaN"):
         network.calibrate([torch.full((1, 1, 28, 28), float("nan"))])
 
 
 def test_images_of_another_size_are_refused_where_a_mean_fixes_it() -> None:
     network = made(everything(), noise(2, 3, 16, 16))
     network.mode = "integer"
-    with pytest.raises(DataError, match=r"images of shape \(3, 20, 16\): .* holds for images of \(3, 16, 16\)"):
+    with pytest.raises(DataError, match=r"images of shape \(3, 20, 16\): .* correct for images of \(3, 16, 16\)"):
         network(noise(2, 3, 20, 16))
 
 
@@ -334,7 +334,7 @@ def test_images_of_another_size_are_refused_where_a_mean_fixes_it() -> None:
         (noise(1, 1, 32, 32), r"images of shape \(1, 32, 32\): operation 'classifier.0'"),
         (noise(0, 1, 28, 28), "expected .* with at least one image"),
         (noise(1, 28, 28), "expected .* with at least one image"),
-        (torch.full((1, 1, 28, 28), float("nan")), "images hold NaN or infinity"),
+        (torch.full((1, 1, 28, 28), float("nan")), "images contain NaN or infinity"),
     ],
 )
 def test_images_that_integers_cannot_be_made_of_are_refused(images: Tensor, message: str) -> None:
@@ -347,7 +347,7 @@ def test_images_that_integers_cannot_be_made_of_are_refused(images: Tensor, mess
 def test_program_needs_bits_for_everything() -> None:
     network = made(LeNet5(), noise(2, 1, 28, 28))
     network.set_bits_(type(network.bits)(weights=network.bits.weights, values={**network.bits.values, "input": None}))
-    with pytest.raises(QuantizationError, match="input: has no integers yet"):
+    with pytest.raises(QuantizationError, match="input: is not quantised"):
         network.to_program()
 
 

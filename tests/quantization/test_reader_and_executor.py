@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from storage_programs import random_images, random_program
 
 from models.classifiers import LeNet5
-from quantization.config import QuantConfig
-from quantization.executor import Executor
+from quantization.execution.executor import Executor
 from quantization.network import quantize
-from quantization.program import IntegerProgram
+from quantization.program.program import IntegerProgram
+from quantization.ranges.config import QuantConfig
 from quantization.storage.binary import load_program, program_bytes, program_from_bytes, save_program
 from quantization.storage.reader import run, run_integers
 from utils.errors import CheckpointError

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from quantization.storage.sparse import Layout, check_layout, from_gaps, to_gaps, to_matrix, to_parts
+from quantization.choices import Layout
+from quantization.storage.sparse import check_layout, from_gaps, to_gaps, to_matrix, to_parts
 from utils.errors import CheckpointError, ConfigError
 
 SPARSE = ("coo", "csr", "csc")
@@ -86,8 +87,8 @@ def test_floats_keep_their_type_and_bits(layout: Layout) -> None:
     ("layout", "changed", "words"),
     [
         ("csr", {"indptr": [0, 3, 2, 5]}, "not monotone: 3 at 1 is followed by 2"),
-        ("csr", {"indptr": [1, 2, 2, 5]}, "go from 1 to 5, expected 0 to 5"),
-        ("csr", {"indptr": [0, 2, 2, 4]}, "go from 0 to 4, expected 0 to 5"),
+        ("csr", {"indptr": [1, 2, 2, 5]}, "range from 1 to 5, expected 0 to 5"),
+        ("csr", {"indptr": [0, 2, 2, 4]}, "range from 0 to 4, expected 0 to 5"),
         ("csr", {"indptr": [0, 2, 5]}, "3 index pointers, expected 4"),
         ("csr", {"indices": [0, 4, 1, 2, 3]}, "index 4 of a sparse matrix is outside 0 to 3"),
         ("csr", {"indices": [0, 3, -1, 2, 3]}, "index -1"),

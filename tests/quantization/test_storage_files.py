@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from storage_programs import FINGERPRINT, assert_same_program, lenet5_program, random_program
 
-from quantization.program import IntegerProgram
+from quantization.program.program import IntegerProgram
 from quantization.storage.binary import load_program, program_bytes, program_from_bytes, save_program
 from quantization.storage.sizes import as_table, float_bytes, form_sizes
 from quantization.storage.text import load_float_yaml, load_yaml, program_text, save_float_yaml, save_yaml
@@ -140,18 +140,22 @@ class TestYaml:
         ("find", "put", "words"),
         [
             ("version: 1", "version: 2", "format version is 2, expected 1"),
-            ("format: quantised network", "format: recipe", "no quantised network"),
+            ("format: quantised network", "format: recipe", "not a quantised network"),
             ("layout: csr", "layout: bsr", "layout is 'bsr'; known"),
-            ("indptr: [0, ", "indptr: [9, ", "index pointers go from 9"),
+            ("indptr: [0, ", "indptr: [9, ", "index pointers range from 9"),
             ("weight_bits: 8", "weight_bits: 0x" + "f" * 6000, "more than 64 bits"),
             ("weight_bits: 8", "weight_bits: many", "weight_bits is 'many', expected an integer"),
-            ("bias: [", "bias: [1.5, ", "no list of int"),
+            ("bias: [", "bias: [1.5, ", "not a list of int"),
             ("bias: [", "bias: [0x" + "f" * 6000 + ", ", "more than 64 bits"),
             ("kind: conv", "kind: conv3d", "kind is 'conv3d', known"),
-            ("shape: [6, 1, 5, 5]", "shape: [1000000, 1000000]", "weight_zero_point is not one number for each"),
+            (
+                "shape: [6, 1, 5, 5]",
+                "shape: [1000000, 1000000]",
+                "weight_zero_point does not have one value for each",
+            ),
             ("shape: [6, 1, 5, 5]", "shape: [6, 1, 5000000, 5000000]", "numbers are declared"),
             ("shape: [6, 1, 5, 5]", "shape: [-6, 1, 5, 5]", "expected .O, I."),
-            ("settings: {}", "settings: {1: 1}", "keys that are no names"),
+            ("settings: {}", "settings: {1: 1}", "keys that are not strings"),
             ("operations:", "operation:", "no 'operations'"),
         ],
     )
@@ -167,7 +171,7 @@ class TestYaml:
     @pytest.mark.parametrize("content", ["a: [1", "[" * 100000, "- 1", "", "\x00", "!!python/object:os.system {}"])
     def test_other_text_is_refused(self, tmp_path: Path, content: str) -> None:
         (tmp_path / "other.yaml").write_text(content)
-        with pytest.raises(CheckpointError, match=r"no YAML|no quantised network"):
+        with pytest.raises(CheckpointError, match=r"not YAML|not a quantised network"):
             load_yaml(tmp_path / "other.yaml")
 
     def test_rows_that_refer_to_one_row_many_times_over_are_refused(self, tmp_path: Path) -> None:
@@ -177,7 +181,7 @@ class TestYaml:
         end = text.index("- name: pool1")
         rows = f"      data: [&a {row}" + ", *a" * 100000 + "]\n"
         (tmp_path / "bomb.yaml").write_text(text[:start] + rows + text[end:])
-        with pytest.raises(CheckpointError, match="no YAML .has a reference to another part, .a."):
+        with pytest.raises(CheckpointError, match="not YAML .has a reference to another part, .a."):
             load_yaml(tmp_path / "bomb.yaml")
 
 
@@ -211,13 +215,13 @@ class TestFloatYaml:
     @pytest.mark.parametrize(
         ("find", "put", "words"),
         [
-            ("float64", "complex64", "another type or shape"),
-            ("shape: [2, 2]", "shape: [2, -2]", "another type or shape"),
+            ("float64", "complex64", "unknown type or a negative size"),
+            ("shape: [2, 2]", "shape: [2, -2]", "unknown type or a negative size"),
             ("shape: [2, 2]", "shape: [2, 3000000000]", "numbers are declared"),
             ("shape: [2, 2]", "shape: [4]", "has 2 numbers, expected shape"),
             ("shape: [2, 2]", "shape: [2, 1]", "outside 0 to 0"),
             ("indices: [0, 1]", "indices: [0, 7]", "index 7"),
-            ("indices: [0, 1]", "indices: [0, a]", "no list of int"),
+            ("indices: [0, 1]", "indices: [0, a]", "not a list of int"),
             ("arrays:", "array:", "no 'arrays'"),
         ],
     )
@@ -247,7 +251,7 @@ class TestBadFiles:
     def test_file_cut_off_anywhere_is_refused(self) -> None:
         data = program_bytes(random_program(3), layout="csr")
         for size in range(0, len(data), 97):
-            refused(data[:size], "no whole file of a quantised network")
+            refused(data[:size], "not a complete file of a quantised network")
 
     def test_no_changed_byte_goes_unnoticed(self) -> None:
         program = random_program(4)
@@ -263,22 +267,22 @@ class TestBadFiles:
 
     @pytest.mark.parametrize("content", [b"", b"hello", b"\x93NUMPY\x01\x00", bytes(1000)])
     def test_other_files_are_refused(self, content: bytes) -> None:
-        refused(content, "no whole file of a quantised network")
+        refused(content, "not a complete file of a quantised network")
 
     def test_npz_of_other_arrays_is_refused(self) -> None:
         buffer = io.BytesIO()
         np.savez(buffer, images=np.zeros(3))
-        refused(buffer.getvalue(), "no whole file")
+        refused(buffer.getvalue(), "not a complete file")
 
     def test_members_of_another_type_are_refused(self) -> None:
         buffer = io.BytesIO()
         np.savez(buffer, header=np.zeros(3), streams=np.zeros(3, np.uint8))
-        refused(buffer.getvalue(), "header.npy is no array .N,. of bytes")
+        refused(buffer.getvalue(), "header.npy is not an array .N,. of bytes")
 
     def test_pickled_members_are_not_read(self) -> None:
         buffer = io.BytesIO()
         np.savez(buffer, header=np.array([{}], object), streams=np.zeros(3, np.uint8), allow_pickle=True)
-        refused(buffer.getvalue(), "header.npy is no array .N,. of bytes")
+        refused(buffer.getvalue(), "header.npy is not an array .N,. of bytes")
 
     def test_member_of_more_bytes_than_the_file_can_hold_is_not_unpacked(self) -> None:
         buffer = io.BytesIO()
@@ -291,7 +295,7 @@ class TestBadFiles:
         [
             (lambda header: header.update(version=2), "format version is 2, expected 1"),
             (lambda header: header.update(version=True), "expected an integer"),
-            (lambda header: header.update(format="zip"), "no quantised network"),
+            (lambda header: header.update(format="zip"), "not a quantised network"),
             (lambda header: header.update(layout="bsr"), "layout is 'bsr'; known"),
             (lambda header: header.update(image_shape=[1, 28]), "expected .C, H, W."),
             (lambda header: header.update(operations=5), "operations is 5"),
@@ -316,7 +320,7 @@ class TestBadFiles:
         for content in (b"\xff\xfe", b"{", b"[" * 100000, b"1" * 5000):
             buffer = io.BytesIO()
             np.savez(buffer, header=np.frombuffer(content, np.uint8), streams=np.zeros(0, np.uint8))
-            refused(buffer.getvalue(), "no JSON")
+            refused(buffer.getvalue(), "not JSON")
 
     def test_unknown_layout_is_refused(self, tmp_path: Path) -> None:
         for save in (save_program, save_yaml):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from utils.batch import Batch, ImageInfo
+from utils.datasets.loading.batch import Batch, ImageInfo
 
 INFO = ImageInfo(path="a.jpg", index=0, original_hw=(4, 6))
 

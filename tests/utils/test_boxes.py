@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from utils.boxes import (
+from utils.boxes.boxes import (
     box_iou,
     clip_boxes,
     cxcywh_to_xyxy,

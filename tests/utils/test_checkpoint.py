@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils.checkpoint import FORMAT, Checkpoint, load_checkpoint, save_checkpoint, strip
 from utils.errors import CheckpointError
+from utils.storage.checkpoint import FORMAT, Checkpoint, load_checkpoint, save_checkpoint, strip
 
 
 def example() -> Checkpoint:
@@ -88,7 +88,7 @@ def whole_file(tmp_path: Path) -> bytes:
         (b"\n<!DOCTYPE html><html>", "are a web page"),
         (b"hello", "are not a checkpoint"),
         (b"\x80\x02\x8a", "before 1.6"),
-        (b"PK\x03\x04 and no more", "are cut short"),
+        (b"PK\x03\x04 and no more", "are truncated"),
     ],
 )
 def test_other_file_is_named_for_what_it_is(content: bytes, finding: str, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
     content = whole_file(tmp_path)
     path = tmp_path / "cut.pt"
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match="cut short"):
+    with pytest.raises(CheckpointError, match="truncated"):
         load_checkpoint(path)
 
 
@@ -120,7 +120,7 @@ def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
 
 def test_arrays_of_numpy_are_refused_as_such(tmp_path: Path) -> None:
     np.savez(tmp_path / "network.npz", weight=np.zeros(3))
-    with pytest.raises(CheckpointError, match="are arrays of numpy, as quantize.py writes them; give the .pt file"):
+    with pytest.raises(CheckpointError, match="are numpy arrays, as quantize.py writes them; give the .pt file"):
         load_checkpoint(tmp_path / "network.npz")
 
 
@@ -130,8 +130,8 @@ def test_arrays_of_numpy_are_refused_as_such(tmp_path: Path) -> None:
         ({"version": 99}, "format version 99"),
         ({"format": "other"}, "not a checkpoint of this project"),
         ({"names": 3}, "lack a valid 'names'"),
-        ({"weights": {}}, "hold no tensors"),
-        ({"ema": {"w": 1}}, "hold no tensors"),
+        ({"weights": {}}, "have no tensors"),
+        ({"ema": {"w": 1}}, "have no tensors"),
         ({"epoch": None}, "lack a valid 'epoch'"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pytest
 
-from utils.cli import config_from_values, parse, run_script
+from utils.config.cli import config_from_values, parse, run_script
 from utils.errors import ConfigError, DataError
 
 
@@ -145,7 +145,7 @@ def test_system_error_met_by_another_package_is_one_line(capsys: pytest.CaptureF
         raise OSError(errno.ENOSPC, "No space left on device", "runs/exp/events")
 
     assert exit_code(main, "--weights", "a.pt") == 2
-    expected = "error: runs/exp/events: No space left on device; check the path, its rights and the free space\n"
+    expected = "error: runs/exp/events: No space left on device; check the path, its permissions and the free space\n"
     assert capsys.readouterr().err == expected
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from models.classifiers import LeNet5
+from models.complexity import count_macs, count_parameters, weight_uses
 from models.detector import build_model
 from models.spec import ModelSpec
-from utils.complexity import count_macs, count_parameters, weight_uses
-from utils.torchvision_compat import import_torchvision
+from utils.boxes.torchvision_compat import import_torchvision
 
 
 def test_lenet_is_as_large_as_counted_by_hand() -> None:

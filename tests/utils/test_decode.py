@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from utils.decode import decode_heads
+from utils.boxes.decode import decode_heads
 
 
 def test_logits_of_zero_are_the_middle_of_the_cell_and_the_anchor() -> None:

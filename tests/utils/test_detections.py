@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from utils.datasets.images import read_image
-from utils.detections import Detections, class_ids_of
+from utils.datasets.reading.images import read_image
+from utils.detections.detections import Detections, class_ids_of
 from utils.errors import ConfigError, DataError
 
 NAMES = ("RBC", "WBC", "Platelets")

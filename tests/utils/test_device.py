@@ -56,7 +56,7 @@ def test_each_process_takes_the_gpu_of_its_local_rank(gpus: None) -> None:
 
 @pytest.mark.parametrize("text", ["gpu", "0,", "0;1"])
 def test_text_that_names_no_device_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="expected cpu, or GPU numbers"):
+    with pytest.raises(ConfigError, match="expected cpu, or GPU indices"):
         select_device(text)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from utils.errors import ConfigError
-from utils.files import atomic_write, read_yaml, sha256_of, write_json, write_text, write_yaml
+from utils.storage.files import atomic_write, read_yaml, sha256_of, write_json, write_text, write_yaml
 
 
 def test_write_makes_missing_folders(tmp_path: Path) -> None:
@@ -78,8 +78,8 @@ def test_yaml_comes_back_in_the_given_order(tmp_path: Path) -> None:
     [
         (b"a: [1, 2\nb: 3", "cannot be read as YAML"),
         (b"\xff\xfe\x00", "cannot be read as YAML"),
-        (b"- 1\n- 2\n", "holds list"),
-        (b"", "holds NoneType"),
+        (b"- 1\n- 2\n", "contains list"),
+        (b"", "contains NoneType"),
         (b"a: " + b"[" * 5000, "cannot be read as YAML"),
         (b"a: !!python/object/apply:os.system ['true']", "cannot be read as YAML"),
     ],

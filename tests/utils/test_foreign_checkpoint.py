@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from utils.errors import CheckpointError
-from utils.foreign_checkpoint import read_foreign_checkpoint
-from utils.inert_pickle import read_inert, tensor_in
+from utils.storage.foreign_checkpoint import read_foreign_checkpoint
+from utils.storage.inert_pickle import read_inert, tensor_in
 
 
 def write_zip(path: Path, pickled: bytes, **storages: bytes) -> Path:
@@ -84,7 +84,7 @@ def hostile(name: str, *arguments: object) -> bytes:
 def test_global_outside_the_list_is_refused_by_name_and_not_run(name: str, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     path = write_zip(tmp_path / "evil.pt", hostile(name, f"touch {victim}"))
-    with pytest.raises(CheckpointError, match=f"ask for {name}") as caught:
+    with pytest.raises(CheckpointError, match=f"refer to {name}") as caught:
         read_foreign_checkpoint(path)
     assert str(path) in str(caught.value)
     assert not victim.exists()
@@ -128,7 +128,7 @@ def test_method_of_a_stand_in_cannot_be_replaced_by_a_call(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("key", ["../../etc/passwd", "/etc/passwd", "..", "a/b"])
 def test_storage_key_with_a_path_is_refused(key: str, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no storage of this file"):
+    with pytest.raises(CheckpointError, match="not a storage of this file"):
         read_inert(write_zip(tmp_path / "t.pt", tensor_pickle(key=key), s0=bytes(16)))
 
 
@@ -153,9 +153,9 @@ def test_tensor_outside_its_storage_is_refused(change: dict[str, object], tmp_pa
 @pytest.mark.parametrize(
     ("content", "finding"),
     [
-        ({"epoch": 3}, "hold no network"),
-        ({"model": None, "ema": None}, "hold no network"),
-        ([1, 2], "hold no network"),
+        ({"epoch": 3}, "contain no network"),
+        ({"model": None, "ema": None}, "contain no network"),
+        ([1, 2], "contain no network"),
     ],
 )
 def test_pickle_without_a_network_is_refused(content: object, finding: str, tmp_path: Path) -> None:

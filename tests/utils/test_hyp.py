@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from utils.config.hyp import Hyp, hyp_from_dict, load_hyp
 from utils.errors import ConfigError
-from utils.hyp import Hyp, hyp_from_dict, load_hyp
 
 FOLDER = Path(__file__).parents[2] / "data/hyp"
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils import nms
-from utils.boxes import box_iou
-from utils.nms import greedy_nms, non_max_suppression
+from utils.boxes import nms
+from utils.boxes.boxes import box_iou
+from utils.boxes.nms import greedy_nms, non_max_suppression
 
 
 def naive_nms(boxes: np.ndarray, scores: np.ndarray, iou: float) -> list[int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from utils.errors import DataError
-from utils.npm_package import DEFAULT_REGISTRY, NpmPackage, check_integrity, fetch_package, registry_url
+from utils.storage.npm_package import DEFAULT_REGISTRY, NpmPackage, check_integrity, fetch_package, registry_url
 
 PACKAGE = NpmPackage(name="pictures", version="1.0.0")
 
@@ -86,5 +86,5 @@ def test_archive_that_is_none_is_refused(tmp_path: Path) -> None:
     digest = base64.b64encode(hashlib.sha512(b"not an archive").digest()).decode()
     described = {"dist": {"tarball": tarball.as_uri(), "integrity": f"sha512-{digest}"}}
     (tmp_path / PACKAGE.name / PACKAGE.version).write_text(json.dumps(described))
-    with pytest.raises(DataError, match="is no archive of a package"):
+    with pytest.raises(DataError, match="is not a package archive"):
         fetch_package(PACKAGE, registry=registry)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.output_names import OutputNames, below_common_folder, class_folders
+from utils.detections.output_names import OutputNames, below_common_folder, class_folders
 
 TOP = Path("/data/in")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from utils.errors import ConfigError
-from utils.files import read_yaml
-from utils.run_folder import RunFolder, plain
+from utils.storage.files import read_yaml
+from utils.storage.run_folder import RunFolder, plain
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def test_existing_folder_is_used_when_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("exist_ok", [False, True])
 def test_file_in_the_way_of_the_project_is_named(tmp_path: Path, exist_ok: bool) -> None:
     (tmp_path / "runs").write_text("")
-    with pytest.raises(ConfigError, match=r"cannot make the run folder .*runs/exp.*; choose another --project"):
+    with pytest.raises(ConfigError, match=r"cannot create the run folder .*runs/exp.*; choose another --project"):
         RunFolder.create(project=tmp_path / "runs", name="exp", exist_ok=exist_ok)
 
 

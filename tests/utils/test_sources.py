@@ -146,7 +146,7 @@ def test_folder_of_corrupt_pictures_only_is_an_error(tmp_path: Path) -> None:
     [
         ("missing.jpg", "does not exist"),
         ("missing/*.jpg", "matches no image"),
-        ("empty", "holds no image"),
+        ("empty", "contains no image"),
         ("empty.txt", "is empty"),
     ],
 )

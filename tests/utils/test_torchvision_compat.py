@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from utils import nms
-from utils.nms import non_max_suppression
-from utils.torchvision_compat import compiled_nms, import_torchvision
+from utils.boxes import nms
+from utils.boxes.nms import non_max_suppression
+from utils.boxes.torchvision_compat import compiled_nms, import_torchvision
 
 
 def test_python_parts_of_torchvision_work() -> None:

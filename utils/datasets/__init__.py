@@ -1,1 +1,1 @@
-"""Data sets on disk, what is wrong with them, augmentation, and the loader that feeds a network."""
+"""Data sets: reading and checking files, augmentation, and the loader that feeds a network."""

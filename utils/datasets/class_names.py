@@ -1,4 +1,4 @@
-"""Classes of a network, of a YAML and of COCO JSON files, matched by their names."""
+"""Matching of the classes of a network, a YAML and COCO JSON files by name."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from utils.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 _PLACEHOLDER = re.compile(r"(class|cls|item|object|label)?[ _-]?\d*", re.IGNORECASE)
-# Names that a message lists.
+# Most names that a message lists.
 _MOST_NAMED = 6
 
 
 def class_name(value: object) -> str:
-    """Return a class name without blanks around it, accents composed, so that equal looks are equal names."""
+    """Return a class name without surplus blanks and with composed accents, so that names that look equal are."""
     return "" if value is None else unicodedata.normalize("NFC", " ".join(str(value).split()))
 
 
 def class_order(wanted: Sequence[str], given: Sequence[str]) -> tuple[int, ...] | None:
-    """Return for each given name its position among the wanted ones; None if the names are not the same.
+    """Return the position of each given name among the wanted ones; None if the names are not the same.
 
-    Where a name occurs several times, the first occurrences belong together, then the second ones.
+    If a name occurs several times, first occurrences are matched with each other, then second ones, and so on.
     """
     place = {key: position for position, key in enumerate(_numbered(wanted))}
     order = [place.get(key) for key in _numbered(given)]
@@ -34,11 +34,11 @@ def class_order(wanted: Sequence[str], given: Sequence[str]) -> tuple[int, ...] 
 
 
 def different_names(first: Sequence[str], second: Sequence[str], *, what: tuple[str, str]) -> str:
-    """Say which names only one of two lists has.
+    """Return a text that says which names only one of two lists has.
 
     Args:
-        first, second: The names.
-        what: What the user calls the two lists.
+        first, second: Lists of names.
+        what: Names of the two lists in the text.
     """
     mine, yours = Counter(map(class_name, first)), Counter(map(class_name, second))
     only = [(what[0], mine - yours), (what[1], yours - mine)]
@@ -46,26 +46,26 @@ def different_names(first: Sequence[str], second: Sequence[str], *, what: tuple[
 
 
 def match_classes(own: Sequence[str], given: Sequence[str], *, weights: str, data: str) -> tuple[str, ...]:
-    """Return the data's class names in the order in which a network knows them.
+    """Return the class names of a data set in the order of a network's class ids.
 
-    Names that say nothing, such as `class0`, are paired by position, with a warning.
+    Placeholder names, such as `class0`, are paired by position, with a warning.
 
     Args:
-        own: Names of the network's classes.
-        given: Names of the data's classes.
-        weights, data: What the user calls the two.
+        own: Class names of the network.
+        given: Class names of the data set.
+        weights, data: Names of the network and the data set in messages.
 
     Raises:
-        ConfigError: The two have different classes.
+        ConfigError: Network and data set have different classes.
     """
     if class_order(own, given) is not None:
         if tuple(own) != tuple(given):
-            logger.info("%s and %s list their classes in different orders; they are matched by name", weights, data)
+            logger.info("%s and %s order their classes differently; classes are matched by name", weights, data)
         return tuple(own)
     if len(own) == len(given) and (_says_nothing(own) or _says_nothing(given)):
-        logger.warning("%s and %s call their classes differently; they are paired by position", weights, data)
+        logger.warning("%s and %s have different class names; classes are paired by position", weights, data)
         return tuple(given)
-    counts = f"{weights} knows {len(own)} classes but {data} has {len(given)}"
+    counts = f"{weights} has {len(own)} classes but {data} has {len(given)}"
     raise ConfigError(
         f"{counts}: {different_names(own, given, what=(weights, data))}; use the data the model was trained on, make "
         "the names agree, or measure with --single-cls of val.py"
@@ -73,19 +73,19 @@ def match_classes(own: Sequence[str], given: Sequence[str], *, weights: str, dat
 
 
 def compare_class_names(own: Sequence[str], given: Sequence[str], *, weights: str, data: str) -> None:
-    """Warn of classes that are called differently and paired by position; a network without names is passed.
+    """Warn if classes paired by position have different names; accept a network without names.
 
     Args:
-        own: Names of the network's classes, or none.
-        given: Names of the data's, as many.
-        weights, data: What the user calls the two.
+        own: Class names of the network, or none.
+        given: Class names of the data set, as many.
+        weights, data: Names of the network and the data set in messages.
     """
     if own and tuple(own) != tuple(given):
-        logger.warning("%s and %s call their classes differently; they are paired by position", weights, data)
+        logger.warning("%s and %s have different class names; classes are paired by position", weights, data)
 
 
 def _numbered(names: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Yield each name with how often it came before."""
+    """Yield each name with the number of its earlier occurrences."""
     seen: Counter[str] = Counter()
     for name in map(class_name, names):
         yield name, seen[name]

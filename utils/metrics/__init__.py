@@ -1,1 +1,1 @@
-"""How good detections are: COCO's twelve numbers, curves over confidence, the confusion matrix."""
+"""Quality of detections: COCO's twelve metrics, curves over confidence, the confusion matrix."""

@@ -1,4 +1,4 @@
-"""The twelve COCO numbers, by faster-coco-eval or by pycocotools (same definition, same numbers)."""
+"""The twelve COCO metrics, by faster-coco-eval or by pycocotools (same definition, same values)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
+from utils.config.choices import Engine
 from utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 Detections = Sequence[Mapping[str, Any]] | np.ndarray[Any, Any]
-Engine = Literal["faster", "pycocotools"]
 
 # Positions in COCOeval's arrays: area ranges all, small, medium, large; at most 1, 10, 100 boxes per image.
 _AREAS = {"": 0, "_small": 1, "_medium": 2, "_large": 3}
@@ -28,14 +28,14 @@ _IOU_50, _IOU_75 = 0, 5
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """COCO's twelve numbers, and precision and recall at the best F1.
+    """COCO's twelve metrics, and precision and recall at the best F1.
 
-    The twelve are in [0, 1], or NaN (COCO writes -1) where the data has no true box of that kind. `precision`,
-    `recall`, `f1` are means over classes at IoU .5 and at `confidence`, where the mean F1 is highest; NaN where the
-    data has no true box, precision and confidence where nothing was found either.
+    The twelve are in [0, 1], or NaN (COCO writes -1) if the data have no true box of that kind. `precision`,
+    `recall`, `f1` are means over classes at IoU .5 and at `confidence`, where the mean F1 is highest. They are NaN if
+    the data have no true box; precision and confidence are also NaN if nothing was found.
 
     Attributes:
-        per_class: Class name to its "AP" and "AP50".
+        per_class: "AP" and "AP50" of each class, by class name.
     """
 
     AP: float
@@ -57,11 +57,11 @@ class Metrics:
     confidence: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; the twelve numbers come first, under their names."""
+        """Return plain values for JSON, the twelve COCO metrics first, under their names."""
         return asdict(self)
 
     def twelve(self) -> dict[str, float]:
-        """The twelve COCO numbers by name."""
+        """Return the twelve COCO metrics by name."""
         return {name: getattr(self, name) for name in TWELVE}
 
 
@@ -69,13 +69,13 @@ TWELVE = tuple(item.name for item in fields(Metrics))[:12]
 
 
 def fitness(metrics: Metrics) -> float:
-    """Return what decides which epoch is best, v5.0's .1 AP50 + .9 AP; 0 when there are no true boxes."""
+    """Return the score that decides the best epoch, v5.0's .1 AP50 + .9 AP; 0 if there are no true boxes."""
     value = 0.1 * metrics.AP50 + 0.9 * metrics.AP
     return 0.0 if math.isnan(value) else value
 
 
 def number_text(value: float, form: str = ".3f") -> str:
-    """Write a number for people, a dash for one that does not exist."""
+    """Format a number for display, as a dash if it is NaN."""
     return "-" if math.isnan(value) else format(value, form)
 
 
@@ -86,13 +86,13 @@ def evaluate_coco(ground_truth: Mapping[str, Any], detections: Detections, *, en
         ground_truth: COCO JSON data: "images", "annotations" (bbox ltwh in pixels, area, iscrowd), "categories".
         detections: COCO results ("image_id", "category_id", "bbox" ltwh in pixels, "score"), or the same as an
             (N, 7) array: image id, left, top, width, height, score, category id.
-        engine: Which package counts.
+        engine: Package that computes the metrics.
 
     Raises:
         ConfigError: `engine` is unknown.
     """
     coco_class, eval_class = _engine_classes(engine)
-    # Both packages write into the dictionaries they are given, and pycocotools prints.
+    # Both packages write into the given dictionaries, and pycocotools prints.
     own_truth = {**ground_truth, "annotations": [dict(item) for item in ground_truth["annotations"]]}
     with contextlib.redirect_stdout(io.StringIO()):
         truth = coco_class()
@@ -128,7 +128,7 @@ def _engine_classes(engine: str) -> tuple[Any, Any]:
 
 
 def _results(truth: Any, detections: Detections) -> Any:
-    """The detections as a COCO object; unlike pycocotools' own loader, none at all is allowed."""
+    """Return the detections as a COCO object; unlike with pycocotools' own loader, there may be none."""
     if isinstance(detections, np.ndarray) and len(detections):
         return truth.loadRes(detections)
     if len(detections):
@@ -151,6 +151,6 @@ def _twelve(precision: Any, recall: Any) -> dict[str, float]:
 
 
 def _mean(values: Any) -> float:
-    """Return the mean of what is defined (COCO marks the rest with -1); NaN when nothing is."""
+    """Return the mean of the defined values (COCO marks others with -1); NaN if there are none."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else math.nan

@@ -21,21 +21,21 @@ def confusion_matrix(
     conf: float = 0.25,
     iou: float = 0.45,
 ) -> Array:
-    """Count which class was predicted where which class is true.
+    """Count the pairs of predicted and true class.
 
     Boxes are paired whatever their classes, the largest overlap first, each box once.
 
     Args:
-        predictions: One (n, 6) array per image: xyxy, score, class.
-        truths: One (m, 5) array per image: class, xyxy.
-        crowds: The same for crowd regions, in which a prediction of no object is left out.
-        num_classes: K.
-        conf: Predictions of a lower score are left out.
-        iou: Smallest overlap of a pair.
+        predictions: Boxes of each image (n, 6): xyxy, score, class.
+        truths: True boxes of each image (m, 5): class, xyxy.
+        crowds: Crowd regions of each image (m, 5): class, xyxy; unpaired predictions inside are ignored.
+        num_classes: Number of classes, K.
+        conf: Score below which predictions are ignored.
+        iou: Smallest IoU of a pair.
 
     Returns:
-        (K + 1, K + 1) int64 counts, rows predicted, columns true. The last row holds true boxes that were missed,
-        the last column predictions where nothing is.
+        Counts (K + 1, K + 1) int64, rows predicted, columns true. The last row contains true boxes that were missed,
+        the last column predictions without a true box.
     """
     sure = [boxes[boxes[:, 4] >= conf] for boxes in predictions]
     predicted_class = np.concatenate([np.zeros(0), *(boxes[:, 5] for boxes in sure)]).astype(np.int64)
@@ -44,7 +44,7 @@ def confusion_matrix(
     order = np.argsort(-pairs.iou, kind="stable")
     chosen = order[greedy_one_to_one(pairs.predicted[order], pairs.true[order])]
 
-    # Each box starts as background of the other side; paired ones learn their partner's class.
+    # Each box starts paired with background; paired boxes then get their partner's class.
     partner_of_predicted = np.full(len(predicted_class), num_classes)
     partner_of_predicted[pairs.predicted[chosen]] = true_class[pairs.true[chosen]]
     is_missed = np.ones(len(true_class), bool)

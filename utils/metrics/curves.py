@@ -19,17 +19,17 @@ NUM_RECALLS = 101
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """Curves of the C classes that have true boxes.
+    """The curves of the C classes that have true boxes.
 
     Attributes:
-        classes: (C,) class ids.
-        confidence: (1000,) thresholds from 0 to 1.
-        precision: (C, 1000) share of predictions at or above each threshold that are right; 1 where there are none.
-        is_found: (C, 1000) bool, whether the class has a prediction at or above each threshold.
-        recall: (C, 1000) share of true boxes found at or above each threshold.
-        recall_grid: (101,) recalls from 0 to 1.
-        precision_at_recall: (C, 101) best precision at that recall or a higher one (COCO's definition).
-        num_true: (C,) true boxes of each class.
+        classes: Class ids (C,).
+        confidence: Thresholds (1000,) from 0 to 1.
+        precision: Share (C, 1000) of predictions at or above each threshold that are right; 1 if there are none.
+        is_found: Mask (C, 1000) bool, True where the class has a prediction at or above the threshold.
+        recall: Share (C, 1000) of true boxes found at or above each threshold.
+        recall_grid: Recalls (101,) from 0 to 1.
+        precision_at_recall: Best precision (C, 101) at that recall or a higher one (COCO's definition).
+        num_true: Number of true boxes of each class (C,).
     """
 
     classes: Array
@@ -43,19 +43,19 @@ class Curves:
 
     @property
     def f1(self) -> Array:
-        """(C, 1000) harmonic mean of precision and recall."""
+        """Harmonic mean (C, 1000) of precision and recall."""
         total = self.precision + self.recall
         return np.asarray(2 * self.precision * self.recall / np.maximum(total, 1e-16))
 
     @property
     def ap(self) -> Array:
-        """(C,) average precision over 101 recalls at this IoU threshold."""
+        """Average precision (C,) over 101 recalls at this IoU threshold."""
         return np.asarray(self.precision_at_recall.mean(1))
 
     def best(self) -> BestPoint:
         """Return the point at which the mean F1 over classes is highest.
 
-        A class of which nothing was found there counts with a precision of 0, as in v5.0.
+        A class without predictions there counts with a precision of 0, as in v5.0.
         """
         if not len(self.classes):
             return BestPoint(precision=math.nan, recall=math.nan, f1=math.nan, confidence=math.nan)
@@ -74,7 +74,7 @@ class Curves:
 class BestPoint:
     """Means over classes at the confidence of the best mean F1, all in [0, 1].
 
-    All are NaN when no class has true boxes; precision and confidence are NaN when nothing was found.
+    All are NaN if no class has true boxes; precision and confidence are also NaN if nothing was found.
     """
 
     precision: float
@@ -93,10 +93,10 @@ def confidence_curves(
     """Match as COCO does (highest score first, each to its best free true box) and sweep the confidence.
 
     Args:
-        predictions: One (n, 6) array per image: xyxy, score, class.
-        truths: One (m, 5) array per image: class, xyxy.
-        crowds: The same for crowd regions, in which a prediction of no object is left out.
-        min_iou: Overlap from which a prediction counts as right.
+        predictions: Boxes of each image (n, 6): xyxy, score, class.
+        truths: True boxes of each image (m, 5): class, xyxy.
+        crowds: Crowd regions of each image (m, 5): class, xyxy; unmatched predictions inside are ignored.
+        min_iou: Smallest IoU at which a prediction counts as right.
     """
     scores = np.concatenate([np.zeros(0), *(boxes[:, 4] for boxes in predictions)])
     predicted_class = np.concatenate([np.zeros(0), *(boxes[:, 5] for boxes in predictions)])
@@ -136,7 +136,7 @@ def confidence_curves(
 def _right_predictions(
     predictions: Sequence[Array], truths: Sequence[Array], *, scores: Array, min_iou: float
 ) -> Array:
-    """(N,) whether each prediction of the concatenation found a true box of its class."""
+    """Return a mask (N,) of the concatenated predictions that found a true box of their class."""
     pairs = overlaps(predictions, truths, min_iou=min_iou, same_class=True)
     rank = np.empty(len(scores), np.int64)
     rank[np.argsort(-scores, kind="stable")] = np.arange(len(scores))
@@ -148,7 +148,7 @@ def _right_predictions(
 
 
 def _precision_at_recall(right: Array, *, total: int, grid: Array) -> Array:
-    """(101,) upper envelope of precision, from the running count (n,) of right predictions."""
+    """Return the upper envelope of precision (101,) from the running count (n,) of right predictions."""
     if not len(right):
         return np.zeros(len(grid))
     precision = right / np.arange(1, len(right) + 1)

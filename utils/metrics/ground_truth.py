@@ -1,4 +1,4 @@
-"""True boxes of a label index in the forms that metrics want, and predicted boxes as COCO results."""
+"""Conversion of true boxes of a label index for the metrics, and of predicted boxes to COCO results."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.boxes import ltwh_to_xyxy, xyxy_to_ltwh
+from utils.boxes.boxes import ltwh_to_xyxy, xyxy_to_ltwh
 
 if TYPE_CHECKING:
-    from utils.datasets.index import LabelIndex
+    from utils.datasets.indexing.index import LabelIndex
 
 Array = np.ndarray[Any, Any]
 
-# Both engines count in float64, which does not tell larger integers from their neighbours.
+# Both engines convert ids to float64, which cannot distinguish larger integers from their neighbours.
 _LARGEST_EXACT = 2**53
 
 
@@ -60,7 +60,7 @@ def ground_truth_from_index(index: LabelIndex) -> dict[str, Any]:
 
 
 def true_boxes(index: LabelIndex, *, crowds: bool = False) -> list[Array]:
-    """Return per image (m, 5) float64 class, xyxy in pixels of the original image: its objects, or its crowds."""
+    """Return the objects, or the crowds, of each image as (m, 5) float64 class, xyxy in original pixels."""
     boxes = []
     for truth in index.truth:
         chosen = truth[truth.is_crowd == crowds]
@@ -69,15 +69,15 @@ def true_boxes(index: LabelIndex, *, crowds: bool = False) -> list[Array]:
 
 
 def detection_rows(boxes: Array, *, image_id: int, category_ids: Sequence[int]) -> Array:
-    """Boxes of one image as rows of COCO results.
+    """Return the boxes of one image as rows of COCO results.
 
     Args:
-        boxes: (n, 6) xyxy in pixels of the original image, score, class.
-        image_id: The image's id in the data set.
-        category_ids: The data set's id of each class.
+        boxes: Boxes (n, 6) xyxy in pixels of the original image, score, class.
+        image_id: Id of the image in the data set.
+        category_ids: Id of each class in the data set.
 
     Returns:
-        (n, 7) float64: image id, left, top, width, height (3 decimals), score (5 decimals), category id.
+        Rows (n, 7) float64: image id, left, top, width, height (3 decimals), score (5 decimals), category id.
     """
     rows = np.empty((len(boxes), 7))
     rows[:, 0] = image_id
@@ -90,11 +90,11 @@ def detection_rows(boxes: Array, *, image_id: int, category_ids: Sequence[int]) 
 def coco_results(
     rows: Array, images: Mapping[int, tuple[int, str]], category_ids: Mapping[int, int]
 ) -> list[dict[str, Any]]:
-    """Return (N, 7) rows as the list of dictionaries that a COCO results file holds.
+    """Convert rows (N, 7) to the list of dictionaries of a COCO results file.
 
     Args:
-        rows: As `detection_rows` gives them.
-        images: Id in the data set and name of each image, by its id in `rows`; a name traces a box back.
+        rows: Rows from `detection_rows`.
+        images: Id in the data set and name of each image, by its id in `rows`; the name traces a box to its image.
         category_ids: Id in the data set of each category, by its id in `rows`.
     """
     return [

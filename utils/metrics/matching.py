@@ -1,6 +1,6 @@
-"""Which predicted box belongs to which true box, for the curves and the confusion matrix.
+"""Matching of predicted boxes to true boxes, for the curves and the confusion matrix.
 
-The COCO numbers do not come through here: their matching is the evaluation package's own.
+The COCO metrics do not use it; the evaluation package does its own matching.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.boxes import box_iou
+from utils.boxes.boxes import box_iou
 
 Array = np.ndarray[Any, Any]
 
@@ -21,9 +21,9 @@ class Overlaps:
     """Pairs of a predicted and a true box of the same image whose IoU reaches a threshold.
 
     Attributes:
-        predicted: (P,) rows in the concatenation of all images' predictions.
-        true: (P,) rows in the concatenation of all images' true boxes.
-        iou: (P,) intersection over union.
+        predicted: Rows (P,) in the concatenated predictions of all images.
+        true: Rows (P,) in the concatenated true boxes of all images.
+        iou: Intersection over union (P,).
     """
 
     predicted: Array
@@ -32,13 +32,13 @@ class Overlaps:
 
 
 def overlaps(predictions: Sequence[Array], truths: Sequence[Array], *, min_iou: float, same_class: bool) -> Overlaps:
-    """All pairs within each image that overlap enough.
+    """Find all pairs within each image that overlap enough.
 
     Args:
-        predictions: One (n, 6) array per image: xyxy, score, class.
-        truths: One (m, 5) array per image: class, xyxy, in the same pixels.
+        predictions: Boxes of each image (n, 6): xyxy, score, class.
+        truths: True boxes of each image (m, 5): class, xyxy, in the same pixels.
         min_iou: Smallest IoU of a pair, 0 to 1.
-        same_class: Whether both boxes must be of one class.
+        same_class: Whether both boxes must have the same class.
     """
     predicted, true, iou = [], [], []
     first_predicted = first_true = 0
@@ -63,15 +63,15 @@ def overlaps(predictions: Sequence[Array], truths: Sequence[Array], *, min_iou: 
 def lie_in_crowds(
     predictions: Sequence[Array], crowds: Sequence[Array], *, min_share: float, same_class: bool
 ) -> Array:
-    """Return (N,) bool for the concatenation of all images' predictions: whether each lies in a crowd region.
+    """Return a mask (N,) over the concatenated predictions of all images: True inside a crowd region.
 
-    As in COCO, such a box counts neither as right nor as wrong where it found no single object.
+    As in COCO, such a box counts neither as right nor as wrong if it matches no single object.
 
     Args:
-        predictions: One (n, 6) array per image: xyxy, score, class.
-        crowds: One (m, 5) array per image: class, xyxy, in the same pixels.
-        min_share: Least share of the predicted box that lies in the region.
-        same_class: Whether both must be of one class.
+        predictions: Boxes of each image (n, 6): xyxy, score, class.
+        crowds: Crowd regions of each image (m, 5): class, xyxy, in the same pixels.
+        min_share: Smallest share of the predicted box that must lie in the region.
+        same_class: Whether both must have the same class.
     """
     parts = [np.zeros(0, bool)]
     for boxes, regions in zip(predictions, crowds, strict=True):
@@ -92,12 +92,12 @@ def lie_in_crowds(
 def greedy_one_to_one(predicted: Array, true: Array) -> Array:
     """Choose pairs in their given order, each box at most once.
 
-    Sequential greedy matching, done in rounds: a pair that comes first both for its predicted and for its true
-    box is chosen whatever the others do, so all such pairs are settled at once.
+    The result is that of sequential greedy matching, computed in rounds: a pair that comes first both for its
+    predicted and for its true box is chosen in any case, so all such pairs are chosen at once.
 
     Args:
-        predicted: (P,) predicted box of each pair, most important pair first.
-        true: (P,) true box of each pair.
+        predicted: Predicted box of each pair (P,), most important pair first.
+        true: True box of each pair (P,).
 
     Returns:
         Positions (Q,) of the chosen pairs, ascending.

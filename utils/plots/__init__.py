@@ -1,1 +1,1 @@
-"""Pictures of data, results and training. matplotlib is used without pyplot, so nothing global is changed."""
+"""Plots of data, results and training. matplotlib is used without pyplot, so that no global state changes."""

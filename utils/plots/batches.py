@@ -1,4 +1,4 @@
-"""Mosaics of a batch: what the network is shown, what it should find, what it finds."""
+"""Mosaics of the images of a batch, with true or predicted boxes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import torch
 
-from utils.batch import Batch
-from utils.boxes import cxcywh_to_xyxy
+from utils.boxes.boxes import cxcywh_to_xyxy
+from utils.datasets.loading.batch import Batch
 from utils.plots.draw import draw_boxes
 from utils.plots.save import save_image
 
@@ -20,12 +20,12 @@ Array = np.ndarray[Any, Any]
 
 MAX_IMAGES = 16
 MAX_SIDE = 1920  # pixels of the whole mosaic
-MIN_TILE = 320  # of the longer side of a picture: smaller ones are enlarged, for labels do not shrink
+MIN_TILE = 320  # pixels of an image's longer side; smaller ones are enlarged, because captions do not shrink
 MIN_SCORE_DRAWN = 0.25
 
 
 def plot_labels(batch: Batch, path: str | Path, *, names: Sequence[str]) -> None:
-    """Write the batch's first 16 images with their true boxes (train_batchN.jpg, val_batchN_labels.jpg)."""
+    """Write the first 16 images of a batch with their true boxes (train_batchN.jpg, val_batchN_labels.jpg)."""
     targets = batch.targets.detach().cpu().numpy()
     height, width = batch.images.shape[2:]
     boxes = []
@@ -37,12 +37,12 @@ def plot_labels(batch: Batch, path: str | Path, *, names: Sequence[str]) -> None
 
 
 def plot_predictions(batch: Batch, boxes: Sequence[Array], path: str | Path, *, names: Sequence[str]) -> None:
-    """Write the batch's first 16 images with what was found (val_batchN_pred.jpg).
+    """Write the first 16 images of a batch with their predicted boxes (val_batchN_pred.jpg).
 
     Args:
-        batch: The images.
-        boxes: One (n, 6) array per image: xyxy in pixels of the batch, score, class. Scores under .25 are left out.
-        path: The JPEG.
+        batch: Batch of images.
+        boxes: Boxes of each image (n, 6): xyxy in pixels of the batch, score, class. Scores under .25 are not drawn.
+        path: JPEG to write.
         names: Class names by id.
     """
     sure = [found[found[:, 4] >= MIN_SCORE_DRAWN] for found in boxes[:MAX_IMAGES]]
@@ -50,7 +50,7 @@ def plot_predictions(batch: Batch, boxes: Sequence[Array], path: str | Path, *, 
 
 
 def _mosaic(batch: Batch, boxes: Sequence[Array], *, names: Sequence[str], show_score: bool) -> Array:
-    """(H, W, 3) uint8: near-square grid of tiles, each with its boxes and its file name."""
+    """Draw a near-square grid of tiles, each with its boxes and file name, as (H, W, 3) uint8."""
     count = min(len(batch), MAX_IMAGES)
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)

@@ -1,4 +1,4 @@
-"""One palette for boxes and lines, so that a class has one colour in every picture."""
+"""The palette of boxes and lines, so that a class has the same colour in every plot."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ PALETTE: tuple[RGB, ...] = (
 
 
 def class_color(class_id: int) -> RGB:
-    """RGB colour (0 to 255) of a class; colours repeat after the palette's length."""
+    """Return the RGB colour (0 to 255) of a class; colours repeat after the palette's length."""
     return PALETTE[class_id % len(PALETTE)]
 
 
 def line_color(number: int) -> tuple[float, float, float]:
-    """The same colours as matplotlib wants them, in [0, 1]."""
+    """Return the same colours in matplotlib's range, [0, 1]."""
     red, green, blue = class_color(number)
     return red / 255, green / 255, blue / 255
 
 
 def text_color(background: RGB) -> RGB:
-    """Black or white, whichever can be read on `background`."""
+    """Return black or white, whichever is readable on `background`."""
     red, green, blue = background
     # Luma of ITU-R BT.601.
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)

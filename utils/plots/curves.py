@@ -1,4 +1,4 @@
-"""F1, P, R and PR curves, and the confusion matrix."""
+"""Plots of F1, P, R and PR curves, and of the confusion matrix."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from utils.plots.save import save_figure
 
 Array = np.ndarray[Any, Any]
 
-# With more classes than this only their mean is named; thin grey lines show the classes.
+# With more classes than this, only the mean is named, and thin grey lines show the classes.
 MAX_NAMED_CLASSES = 14
 MAX_MATRIX_NUMBERS = 30
 
 
 def plot_curves(curves: Curves, folder: str | Path, *, names: Sequence[str]) -> list[Path]:
-    """Write F1_curve.png, P_curve.png, R_curve.png and PR_curve.png; returns their paths.
+    """Write F1_curve.png, P_curve.png, R_curve.png and PR_curve.png; return their paths.
 
     Args:
-        curves: Of the classes that have true boxes; with none, nothing is written.
-        folder: Where to.
+        curves: Curves of the classes that have true boxes; without any, nothing is written.
+        folder: Folder to write to.
         names: Class names by id.
     """
     if not len(curves.classes):
@@ -35,7 +35,7 @@ def plot_curves(curves: Curves, folder: str | Path, *, names: Sequence[str]) -> 
     own_names = [names[int(class_id)] for class_id in curves.classes]
     best = curves.best()
     paths = []
-    # No line where nothing was found: neither 1 nor 0 would be true. In the mean such a class counts with 0.
+    # No line where nothing was found, because neither 1 nor 0 is right. In the mean such a class counts with 0.
     precision = np.where(curves.is_found, curves.precision, np.nan)
     mean_precision = np.where(curves.is_found.any(0), np.nan_to_num(precision).mean(0), np.nan)
     for file, title, values, mean, at_best in (
@@ -59,12 +59,12 @@ def plot_curves(curves: Curves, folder: str | Path, *, names: Sequence[str]) -> 
 
 
 def plot_confusion(matrix: Array, path: str | Path, *, names: Sequence[str]) -> None:
-    """Write the confusion matrix, each column as shares of its true class.
+    """Plot the confusion matrix, each column as shares of its true class.
 
     Args:
-        matrix: (K + 1, K + 1) counts, rows predicted, columns true, background last; of a classifier (K, K).
-        path: The PNG.
-        names: K class names.
+        matrix: Counts (K + 1, K + 1), rows predicted, columns true, background last; (K, K) for a classifier.
+        path: PNG to write.
+        names: Class names, K of them.
     """
     shares = matrix / np.maximum(matrix.sum(0, keepdims=True), 1)
     labels = [*names, "background"][: len(matrix)]
@@ -95,7 +95,7 @@ def _axes(*, x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def _lines(axes: Axes, x: Array, y: Array, mean: Array, *, labels: Sequence[str], mean_label: str) -> None:
-    """Draw y (C, n) over x (n,), a line per class and a thick one for their mean (n,)."""
+    """Draw y (C, n) over x (n,), one line per class and a thick one for their mean (n,)."""
     is_named = len(labels) <= MAX_NAMED_CLASSES
     for number, (values, label) in enumerate(zip(y, labels, strict=True)):
         if is_named:

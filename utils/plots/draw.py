@@ -1,4 +1,4 @@
-"""Boxes and captions on a picture."""
+"""Drawing of boxes and captions on an image."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def draw_boxes(
     class_ids: Sequence[int] | Array,
     line_width: int | None = None,
 ) -> Array:
-    """Draw boxes with captions; weak boxes should come last in the input, they are drawn first.
+    """Draw boxes with captions, last box first, so that the best boxes, which come first, are on top.
 
     Args:
-        image: (H, W, 3) uint8 RGB; not changed.
-        xyxy: (N, 4) corners in pixels of `image`.
-        labels: N captions; an empty one draws the box alone.
-        class_ids: N class ids, which choose the colours.
-        line_width: Pixels; by default it grows with the picture, as the captions always do.
+        image: Pixels (H, W, 3) uint8 RGB; not changed.
+        xyxy: Corners (N, 4) in pixels of `image`.
+        labels: Captions, N of them; an empty one draws the box alone.
+        class_ids: Class ids, N of them, which decide the colours.
+        line_width: Line width in pixels; None scales it with the image, as captions always are.
 
     Returns:
-        A new (H, W, 3) uint8 RGB picture.
+        A new image (H, W, 3) uint8 RGB.
     """
     if not len(xyxy):
         return image.copy()
@@ -45,7 +45,7 @@ def draw_boxes(
     order = range(len(xyxy) - 1, -1, -1)
     for i in order:
         left, top, right, bottom = (float(value) for value in xyxy[i])
-        # A box of no width would be refused by Pillow.
+        # Pillow refuses boxes of negative size.
         corners = (left, top, max(left, right), max(top, bottom))
         pen.rectangle(corners, outline=class_color(int(class_ids[i])), width=width)
     for i in order:
@@ -56,7 +56,7 @@ def draw_boxes(
 
 @lru_cache(maxsize=16)
 def caption_font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and knows Latin, Greek, Cyrillic and Arabic.
+    """Return DejaVu Sans, which comes with matplotlib and supports Latin, Greek, Cyrillic and Arabic.
 
     Args:
         size: Height in pixels.
@@ -72,7 +72,7 @@ def _caption(
     class_id: int,
     font: ImageFont.FreeTypeFont,
 ) -> None:
-    """Text on a plate above the corner `at`, moved so that it stays inside the picture where it can."""
+    """Draw text on a plate above the corner `at`, moved inside the image where possible."""
     margin = 2
     _, _, width, height = pen.textbbox((0, 0), text, font=font)
     plate_width, plate_height = width + 2 * margin, height + 2 * margin

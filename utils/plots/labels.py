@@ -1,4 +1,4 @@
-"""labels.jpg: how many objects of each class, where they lie, and their sizes and shapes."""
+"""The plot labels.jpg: number of objects per class, their positions, sizes and shapes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.datasets.index import LabelIndex
-from utils.datasets.labels import Labels
+from utils.datasets.indexing.index import LabelIndex
+from utils.datasets.reading.labels import Labels
 from utils.plots.colors import class_color, line_color
 from utils.plots.save import save_figure
 
@@ -22,14 +22,14 @@ _DPI = 120
 
 
 def plot_labels(index: LabelIndex, path: str | Path) -> None:
-    """Draw four panels into the image file `path`: class counts, box outlines, centres, widths and heights."""
+    """Plot class counts, box outlines, centres, and widths and heights in four panels of the image file `path`."""
     labels = np.concatenate([*index.labels, np.zeros((0, 5), np.float32)])
     figure = Figure(figsize=(10, 10), layout="constrained")
     counts, outlines, centres, sizes = figure.subplots(2, 2).ravel()
     _draw_counts(counts, labels, index.names)
     _draw_outlines(outlines, labels)
     _draw_density(centres, labels[:, 1], labels[:, 2], names=("centre x", "centre y"))
-    centres.invert_yaxis()  # as in a picture
+    centres.invert_yaxis()  # as in an image
     _draw_density(sizes, labels[:, 3], labels[:, 4], names=("width", "height"))
     save_figure(figure, path, dpi=_DPI)
 
@@ -47,7 +47,7 @@ def _draw_counts(axes: Axes, labels: Labels, names: tuple[str, ...]) -> None:
 
 
 def _draw_outlines(axes: Axes, labels: Labels) -> None:
-    """Boxes moved to a common centre: their shapes at a glance."""
+    """Draw all boxes around a common centre, to show their shapes at a glance."""
     canvas = np.full((_OUTLINE_PIXELS, _OUTLINE_PIXELS, 3), 255, np.uint8)
     centre = _OUTLINE_PIXELS / 2
     for class_id, _, _, width, height in labels[:: max(1, len(labels) // _MAX_OUTLINES)].tolist():

@@ -1,4 +1,4 @@
-"""Pictures of sparsity and pruning: scales over epochs, channels kept, and where the cliff is."""
+"""Plots of sparsity and pruning: scales over epochs, channels kept, and the cliff of mAP."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from utils.plots.save import save_figure
 
 Array = np.ndarray[Any, Any]
 
-# More epochs than this are thinned out, the first and the last always shown.
+# Of more epochs than this, only some are shown, the first and the last always.
 _MAX_RIDGES = 40
 _OVERLAP = 2.5
 
 
 def plot_ridge(counts: Array, edges: Array, path: str | Path, *, what: str) -> None:
-    """One histogram per epoch, the first at the back.
+    """Plot one histogram per epoch, the first at the back.
 
     Args:
-        counts: (epochs + 1, bins) channels per bin, the start of training first.
-        edges: (bins + 1,) of the bins.
-        path: The PNG.
-        what: Is counted; the label of the axis.
+        counts: Channels per bin (epochs + 1, bins), the start of training first.
+        edges: Edges (bins + 1,) of the bins.
+        path: PNG to write.
+        what: Quantity that is counted, for the label of the axis.
     """
     rows = np.unique(np.linspace(0, len(counts) - 1, min(len(counts), _MAX_RIDGES)).round().astype(int))
     centres = (edges[:-1] + edges[1:]) / 2
-    # The square root: at the end nearly all channels are in the first bin.
+    # The square root, because at the end nearly all channels are in the first bin.
     heights = np.sqrt(counts[rows]) / max(1.0, float(np.sqrt(counts[rows]).max())) * _OVERLAP
     figure = Figure(figsize=(9, 0.16 * len(rows) + 3), layout="constrained")
     axes = figure.subplots()
@@ -42,16 +42,16 @@ def plot_ridge(counts: Array, edges: Array, path: str | Path, *, what: str) -> N
     shown = np.linspace(0, len(rows) - 1, min(len(rows), 10)).round().astype(int)
     axes.set_yticks(len(rows) - 1 - shown, ["start" if rows[i] == 0 else str(rows[i]) for i in shown])
     axes.set(xlabel=f"{what} of the channels that may be pruned", ylabel="after epoch", xlim=(0, edges[-1]))
-    axes.set_title("channels on their way to zero (height: square root of their number)", fontsize=10)
+    axes.set_title("channels approaching zero (height: square root of their number)", fontsize=10)
     save_figure(figure, path)
 
 
 def plot_kept(widths: Mapping[str, tuple[int, int]], path: str | Path) -> None:
-    """A bar per layer: channels before, and those kept.
+    """Plot a bar per layer: channels before, and channels kept.
 
     Args:
-        widths: By layer, in order: channels before and after.
-        path: The PNG.
+        widths: Channels before and after by layer, in order.
+        path: PNG to write.
     """
     figure = Figure(figsize=(max(9, 0.16 * len(widths)), 6), layout="constrained")
     axes = figure.subplots()
@@ -73,23 +73,23 @@ def plot_scan(
     recommended: float,
     limit: float,
 ) -> None:
-    """mAP right after cutting, over the share of channels cut.
+    """Plot mAP right after pruning over the share of channels pruned.
 
     Args:
-        percents: Shares tried, in [0, 1), growing.
-        scores: By name, one value per share.
-        path: The PNG.
-        recommended: Share to take.
-        limit: Share beyond which a layer would be empty.
+        percents: Shares tried, in [0, 1), ascending.
+        scores: Values per share, by name of the metric.
+        path: PNG to write.
+        recommended: Recommended share.
+        limit: Share above which a layer would lose all its channels.
     """
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
     for name, values in scores.items():
         axes.plot(percents, values, marker="o", markersize=4, label=name)
     axes.axvline(recommended, color="tab:green", label=f"recommended {recommended:.0%}")
-    axes.axvline(limit, color="tab:red", linestyle="--", label=f"a layer would be empty beyond {limit:.0%}")
+    axes.axvline(limit, color="tab:red", linestyle="--", label=f"a layer would be empty above {limit:.0%}")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set(xlabel="share of channels cut, before any fine-tuning", ylabel="mAP", ylim=(0, None))
+    axes.set(xlabel="share of channels pruned, before any fine-tuning", ylabel="mAP", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
     save_figure(figure, path)

@@ -1,4 +1,4 @@
-"""Pictures of RePr: which filters were off in which stage, and how good the network was over the epochs."""
+"""Plots of RePr: filters that were off in each stage, and a metric over the epochs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from matplotlib.figure import Figure
 from utils.plots.colors import line_color
 from utils.plots.save import save_figure
 
-# A map is never higher than this many inches, so that networks of thousands of filters fit.
+# Largest height of a map in inches, so that networks of thousands of filters fit.
 _MAX_HEIGHT = 40.0
 
 
 def plot_filter_map(
     widths: Mapping[str, int], stages: Sequence[Mapping[str, Sequence[int]]], path: str | Path
 ) -> None:
-    """A row per filter and a column per stage, dark where the filter was off.
+    """Plot a row per filter and a column per stage, dark where the filter was off.
 
     Args:
-        widths: Filters of each layer, in order.
-        stages: For each, by layer, the filters that were off.
-        path: The PNG.
+        widths: Number of filters of each layer, in order.
+        stages: Indices of the filters that were off, by layer, for each stage.
+        path: PNG to write.
     """
     starts = dict(zip(widths, np.cumsum([0, *widths.values()]).tolist(), strict=False))
     is_off = np.zeros((sum(widths.values()), len(stages)))
@@ -47,13 +47,13 @@ def plot_filter_map(
 def plot_stages(
     curve: Mapping[int, float], spans: Sequence[tuple[int, int | None]], path: str | Path, *, what: str
 ) -> None:
-    """A number over the epochs, the stages with filters off shaded.
+    """Plot a metric over the epochs, with the stages with filters off shaded.
 
     Args:
-        curve: By epoch, from 0.
-        spans: First epoch of each stage, and the first after it; None where the run ended before.
-        path: The PNG.
-        what: The number is.
+        curve: Metric by epoch, from 0.
+        spans: First epoch of each stage, and the first after it; None if the run ended before.
+        path: PNG to write.
+        what: Name of the metric.
     """
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""results.png: every column of results.csv over the epochs."""
+"""The plot results.png: every column of results.csv over the epochs."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ Array = np.ndarray[Any, Any]
 
 
 def plot_results(csv_path: str | Path, png_path: str | Path, *, best_epoch: int | None = None) -> None:
-    """Draw each column of a results.csv in a panel of its own.
+    """Plot each column of a results.csv in a separate panel.
 
     Args:
-        csv_path: A header, then one row per epoch; a column called "epoch" gives the x axis, else the row number
-            (counted from 0 there, drawn from 1). Cells that are empty or no number leave a gap.
-        png_path: The picture.
-        best_epoch: Marked in every panel, where given; counted from 0.
+        csv_path: CSV with a header and one row per epoch. The column "epoch", else the row index, gives the x axis
+            (counted from 0 in the file, drawn from 1). Cells that are empty or not numbers leave a gap.
+        png_path: PNG to write.
+        best_epoch: Epoch to mark in every panel, counted from 0; None for no mark.
 
     Raises:
-        DataError: The file is missing or holds no epoch.
+        DataError: The file is missing or contains no epoch.
     """
     columns = _read_columns(Path(csv_path))
     epochs = columns.pop("epoch", None)
     if epochs is None:
         epochs = np.arange(len(next(iter(columns.values()))), dtype=float)
-    epochs = epochs + 1  # the file counts from 0, as that of YOLOv5 does; messages count from 1
+    epochs = epochs + 1  # the file counts from 0, like YOLOv5's; messages count from 1
     width = min(5, max(1, len(columns)))
     height = max(1, math.ceil(len(columns) / width))
     figure = Figure(figsize=(3 * width, 2.4 * height), layout="constrained")
@@ -61,8 +61,8 @@ def _read_columns(path: Path) -> dict[str, Array]:
     except OSError as error:
         raise DataError(f"results file {path} cannot be read: {error.strerror}; check the path") from error
     if not header or not rows:
-        raise DataError(f"results file {path} holds no epoch; train for at least one")
-    # A row cut short by a killed run is padded, not refused.
+        raise DataError(f"results file {path} contains no epoch; train for at least one")
+    # A row truncated by a killed run is padded, not refused.
     table = np.array([[_number(cell) for cell in (row + [""] * len(header))[: len(header)]] for row in rows])
     return {name: table[:, column] for column, name in enumerate(header)}
 

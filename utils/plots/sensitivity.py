@@ -1,4 +1,4 @@
-"""What each layer costs when it alone is quantised."""
+"""Plot of the loss of accuracy when one layer alone is quantised."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from utils.plots.save import save_figure
 
 
 def plot_sensitivity(losses: Mapping[int, Mapping[str, float]], path: str | Path, *, metric: str) -> None:
-    """A bar per layer and number of bits.
+    """Plot a bar per layer and number of bits.
 
     Args:
-        losses: By bits, then by layer in order: how much of the metric is lost. The same layers for all bits.
-        path: The PNG.
-        metric: Its name.
+        losses: Loss of the metric by bits, then by layer in order; the same layers for all bits.
+        path: PNG to write.
+        metric: Name of the metric.
     """
     layers = list(next(iter(losses.values())))
     figure = Figure(figsize=(max(9, 0.2 * len(layers)), 6), layout="constrained")

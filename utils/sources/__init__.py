@@ -1,4 +1,4 @@
-"""Where pictures to detect on come from: files, folders, globs, lists, videos, cameras and streams."""
+"""Sources of images to detect on: files, folders, globs, lists, videos, cameras and streams."""
 
 from utils.sources.files import FileSource
 from utils.sources.frame import Frame, MediaKind, Source

@@ -1,4 +1,4 @@
-"""Images and videos that lie on disk."""
+"""Source of images and videos on disk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from utils.datasets.images import read_image
+from utils.datasets.reading.images import read_image
 from utils.errors import DataError
 from utils.sources.frame import Frame
 from utils.sources.video import VIDEO_SUFFIXES, capture, recorded_frames
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def common_folder(paths: Iterable[str | Path]) -> Path | None:
-    """Find the deepest folder that all paths lie below; None for no paths, and for several drives."""
+    """Return the deepest folder that contains all paths; None without paths, and for paths on several drives."""
     parents = {os.path.dirname(os.path.abspath(path)) for path in paths}
     try:
         return Path(os.path.commonpath(parents))
@@ -25,24 +25,29 @@ def common_folder(paths: Iterable[str | Path]) -> Path | None:
 
 
 class FileSource:
-    """Images and videos in the given order.
+    """A source of images and videos in the given order.
 
-    A file that cannot be read is skipped with a warning and counted; when it is the only one, it is an error.
+    A file that cannot be read is skipped with a warning and counted; if it is the only one, it is an error.
     """
 
     inputs: tuple[tuple[Path, Path], ...] = ()
 
     def __init__(self, paths: Sequence[Path], *, below: Path | None = None) -> None:
-        """Args: `below` is the folder that all paths were listed below; by default each file's own."""
+        """Set up the source.
+
+        Args:
+            paths: Image and video files.
+            below: Folder that all paths were listed below; None for the folder of each file.
+        """
         self.paths = tuple(paths)
         self.inputs = tuple((path, below or path.parent) for path in self.paths)
         self.skipped = 0
 
     def __iter__(self) -> Iterator[Frame]:
-        """The frames of all files.
+        """Yield the frames of all files.
 
         Raises:
-            DataError: No file at all could be read.
+            DataError: None of the files could be read.
         """
         for place, path in enumerate(self.paths):
             try:
@@ -53,7 +58,7 @@ class FileSource:
                 self.skipped += 1
                 logger.warning("skipped: %s", error)
         if self.skipped == len(self.paths):
-            raise DataError(f"none of the {self.skipped} files could be read; the lines above name each reason")
+            raise DataError(f"none of the {self.skipped} files could be read; see the reasons in the lines above")
 
     def _frames_of(self, path: Path, place: int) -> Iterator[Frame]:
         if path.suffix.lower() in VIDEO_SUFFIXES:

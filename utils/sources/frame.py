@@ -1,4 +1,4 @@
-"""One picture of a source, and what every source can do."""
+"""One frame of a source, and the interface of every source."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ MediaKind: TypeAlias = Literal["image", "video", "stream"]
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """One picture to look at.
+    """One image to detect on.
 
     Attributes:
-        image: (H, W, 3) uint8 RGB.
-        name: The file, or the camera or address it came from.
-        kind: A still image, a video with an end, or a live stream.
-        index: Position from 0 in its video or stream; of an image, its place among the files.
-        count: Frames that the video claims to have, or the number of files; None where that is unknown.
-        fps: Frames per second of the video or stream, None for an image or where it is unknown.
+        image: Pixels (H, W, 3) uint8 RGB.
+        name: File, camera or address that it came from.
+        kind: Kind of medium: a still image, a video with an end, or a live stream.
+        index: Position from 0 in its video or stream; for an image, among the files.
+        count: Number of frames that the video claims to have, or of files; None if unknown.
+        fps: Frames per second of the video or stream; None for an image or if unknown.
     """
 
     image: np.ndarray[Any, Any]
@@ -34,15 +34,15 @@ class Frame:
 
 
 class Source(Protocol):
-    """Frames in order, the files they come from, and how many of these had to be left out."""
+    """The interface of a source: frames in order, their files, and the number of files that were skipped."""
 
     @property
     def inputs(self) -> Sequence[tuple[Path, Path]]:
-        """Every file with the folder it was listed below; none for a camera or a stream."""
+        """Files with the folders that they were listed below; none for a camera or a stream."""
 
     @property
     def skipped(self) -> int:
-        """Files that could not be read so far."""
+        """Number of files that could not be read so far."""
 
     def __iter__(self) -> Iterator[Frame]:
-        """The frames; a source can be walked through once."""
+        """Yield the frames; a source can be iterated only once."""

@@ -1,4 +1,4 @@
-"""Cameras and network streams: the newest frame, never an old one."""
+"""Source of frames from cameras and network streams: always the newest one."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from utils.sources.video import capture, frame_count, frame_rate, recorded_frame
 
 logger = logging.getLogger(__name__)
 
-# How often the consumer looks whether the reader has died, in seconds.
+# Seconds between the consumer's checks that the reader is alive.
 _PATIENCE = 0.5
 
 
 class LiveSource:
-    """A camera, or an RTSP, RTMP or HTTP address.
+    """A source of frames from a camera, or an RTSP, RTMP or HTTP address.
 
-    A thread reads all the time and keeps only the newest frame, so that a slow detector sees the present. A broken
-    connection is opened again after `first_wait`, then twice that, and so on; after `max_retries` vain attempts in
-    a row the source ends. An address behind which lies a video with an end is read frame by frame instead.
+    A thread reads continuously and keeps only the newest frame, so that a slow detector does not fall behind. A
+    broken connection is reopened after `first_wait` seconds, then after twice that, and so on; the source ends after
+    `max_retries` failed attempts in a row. If the address is of a video with an end, every frame is read instead.
     """
 
     inputs: tuple[tuple[Path, Path], ...] = ()
@@ -42,7 +42,7 @@ class LiveSource:
         self._is_over = False
 
     def __iter__(self) -> Iterator[Frame]:
-        """Frames until the stream ends or the consumer stops.
+        """Yield frames until the stream ends or the consumer stops.
 
         Raises:
             DataError: The first connection fails.
@@ -61,7 +61,7 @@ class LiveSource:
                 reader.join()
 
     def _next_frame(self) -> Frame | None:
-        """Wait for a frame that was not handed out yet; None at the end."""
+        """Wait for a frame that was not returned yet; return None at the end."""
         with self._changed:
             while self._newest is None and not self._is_over:
                 self._changed.wait(_PATIENCE)
@@ -69,7 +69,7 @@ class LiveSource:
             return frame
 
     def _read_until_over(self, handle: Any) -> None:
-        """The thread: read the open connection, then reconnect until that fails too often."""
+        """Read the open connection, then reconnect until that fails too often; runs in the thread."""
         try:
             index = self._keep_newest(handle, first_index=0)
             retries = 0
@@ -89,15 +89,15 @@ class LiveSource:
                 self._changed.notify_all()
 
     def _wait_before(self, retries: int) -> bool:
-        """Back off; True when the consumer has stopped meanwhile."""
+        """Back off; return True if the consumer has stopped meanwhile."""
         if self._stopped.is_set():
             return True
         wait = self._first_wait * 2**retries
-        logger.warning("%s gives no frames; connecting again in %.1f s", self.name, wait)
+        logger.warning("%s sends no frames; connecting again in %.1f s", self.name, wait)
         return self._stopped.wait(wait)
 
     def _keep_newest(self, handle: Any, *, first_index: int) -> int:
-        """Read until the connection breaks or the consumer stops; returns the next frame's index."""
+        """Read until the connection breaks or the consumer stops; return the index of the next frame."""
         fps = frame_rate(handle)
         index = first_index
         while not self._stopped.is_set():

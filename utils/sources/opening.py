@@ -1,4 +1,4 @@
-"""From what the user wrote to a source of frames."""
+"""Opening of the source of frames that a user's text names."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import glob
 import logging
 from pathlib import Path
 
-from utils.datasets.folders import is_image_file, is_in_loop, list_folder
-from utils.datasets.paths import find_named
+from utils.config.shipped import find_shipped
+from utils.datasets.reading.folders import is_image_file, is_in_loop, list_folder
+from utils.datasets.reading.paths import find_named
 from utils.errors import DataError
-from utils.files import decode_text
-from utils.shipped import find_shipped
 from utils.sources.files import FileSource, common_folder
 from utils.sources.frame import Source
 from utils.sources.live import LiveSource
 from utils.sources.video import VIDEO_SUFFIXES
+from utils.storage.files import decode_text
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def open_source(text: str) -> Source:
     """Open an image, a video, a folder, a glob, a txt list of files, a camera number or a stream's address.
 
     Raises:
-        DataError: Nothing is there, or nothing there is an image or a video.
+        DataError: The source does not exist, or contains no image or video.
     """
     text = text.strip()
     if text.isdecimal():
@@ -55,8 +55,8 @@ def _media_in(folder: Path) -> list[Path]:
     files = list(listing.images)
     if not files:
         raise DataError(
-            f"folder {folder} holds no image or video; images lie directly in it, "
-            f"or are found by a glob such as '{folder}/**/*.jpg'"
+            f"folder {folder} contains no image or video; subfolders are not searched: give another folder, "
+            f"or a glob such as '{folder}/**/*.jpg'"
         )
     return files
 
@@ -76,9 +76,9 @@ def _is_media(path: Path) -> bool:
 
 
 def _split_pattern(text: str) -> tuple[Path, str]:
-    """The folder that a pattern starts from, and the rest, from the first part with a wildcard on.
+    """Split a pattern into the folder that it starts from, and the rest, from the first part with a wildcard on.
 
-    Brackets are no wildcard in the name of a folder that is there, such as `cam [1]`.
+    Brackets in the name of an existing folder, such as `cam [1]`, are not a wildcard.
     """
     folder, parts = Path(), Path(text).parts
     for position, part in enumerate(parts):
@@ -89,14 +89,14 @@ def _split_pattern(text: str) -> tuple[Path, str]:
 
 
 def _listed_in(list_file: Path) -> list[Path]:
-    """The files that a text names, one per line, relative to the text's folder or to the current one."""
+    """Read the files that a text names, one per line, relative to the text's folder or to the current one."""
     try:
         text = decode_text(list_file.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"list {list_file} cannot be read ({error}); expected one path per line") from error
     names = [line.strip() for line in text.splitlines() if line.strip()]
     if "\0" in text:
-        raise DataError(f"list {list_file} holds null characters; save it as UTF-8 text")
+        raise DataError(f"list {list_file} contains null characters; save it as UTF-8 text")
     if not names:
         raise DataError(f"list {list_file} is empty; expected one path per line")
     return [_listed_path(name, folder=list_file.parent) for name in names]

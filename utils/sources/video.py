@@ -9,22 +9,22 @@ from typing import Any
 import cv2
 
 from utils.errors import DataError
-from utils.files import is_unicode
 from utils.sources.frame import Frame, MediaKind
+from utils.storage.files import is_unicode
 
 VIDEO_SUFFIXES = frozenset(
     (".asf", ".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
 )
-# A dead address must not hold a run up for OpenCV's default of 30 s.
+# A dead address must not delay a run for OpenCV's default of 30 s.
 _NETWORK_TIMEOUT_MS = 10_000
 
 
 @contextmanager
 def capture(address: str | int) -> Iterator[Any]:
-    """Open a video file, camera or address as a cv2.VideoCapture, and release it.
+    """Open a video file, camera or address as a cv2.VideoCapture, and release it at the end.
 
     Raises:
-        DataError: It cannot be opened.
+        DataError: The video, camera or address cannot be opened.
     """
     if isinstance(address, str) and not is_unicode(address):
         raise DataError(f"video {address} cannot be opened: its name is not UTF-8; rename it")
@@ -32,7 +32,7 @@ def capture(address: str | int) -> Iterator[Any]:
     try:
         if not handle.isOpened():
             if isinstance(address, int):
-                raise DataError(f"camera {address} cannot be opened; check the number and who else uses it")
+                raise DataError(f"camera {address} cannot be opened; check its number and whether it is in use")
             if "://" in address:
                 raise DataError(
                     f"stream {without_password(address)} cannot be opened; check the address and the network"
@@ -44,14 +44,14 @@ def capture(address: str | int) -> Iterator[Any]:
 
 
 def without_password(address: str) -> str:
-    """The address as it may be shown in logs and file names."""
+    """Return the address without user and password, for logs and file names."""
     scheme, separator, rest = address.partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def _open_quietly(address: str | int) -> Any:
-    """OpenCV writes its own lines to stderr when opening fails; ours says it all."""
+    """Open without OpenCV's own lines on stderr if it fails; our message replaces them."""
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
@@ -65,22 +65,22 @@ def _open_quietly(address: str | int) -> Any:
 
 
 def frame_rate(handle: Any) -> float | None:
-    """Frames per second that the stream claims, None when it is no usable number."""
+    """Return the frames per second that the stream claims, None if the number is unusable."""
     fps = float(handle.get(cv2.CAP_PROP_FPS))
     return fps if 0 < fps <= 1000 else None
 
 
 def frame_count(handle: Any) -> int | None:
-    """Frames that the container claims, None for a live stream."""
+    """Return the number of frames that the container claims, None for a live stream."""
     count = int(handle.get(cv2.CAP_PROP_FRAME_COUNT))
     return count if count > 0 else None
 
 
 def recorded_frames(handle: Any, *, name: str, kind: MediaKind = "video") -> Iterator[Frame]:
-    """Every frame of an open video, in order.
+    """Yield every frame of an open video, in order.
 
     Raises:
-        DataError: Not one frame can be decoded.
+        DataError: No frame can be decoded.
     """
     fps, count = frame_rate(handle), frame_count(handle)
     index = 0
@@ -98,4 +98,4 @@ def recorded_frames(handle: Any, *, name: str, kind: MediaKind = "video") -> Ite
         )
         index += 1
     if index == 0:
-        raise DataError(f"video {name} holds no frame that can be decoded; check that it plays")
+        raise DataError(f"video {name} contains no frame that can be decoded; check that it plays")

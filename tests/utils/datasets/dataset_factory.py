@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from utils.datasets.config import load_data_config
-from utils.datasets.index import LabelIndex, build_label_index
+from utils.datasets.indexing.config import load_data_config
+from utils.datasets.indexing.index import LabelIndex, build_label_index
 
 
 def write_image(path: Path, hw: tuple[int, int], *, colour: tuple[int, int, int] = (90, 120, 150)) -> Path:

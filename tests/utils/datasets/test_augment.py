@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.datasets.augment import (
+from utils.config.hyp import Hyp
+from utils.datasets.augmenting.augment import (
     is_kept,
     random_flips,
     random_hsv,
@@ -13,8 +14,7 @@ from utils.datasets.augment import (
     warp_image,
     warp_labels,
 )
-from utils.datasets.images import FILL
-from utils.hyp import Hyp
+from utils.datasets.reading.images import FILL
 
 STILL = Hyp(hsv_h=0, hsv_s=0, hsv_v=0, translate=0, scale=0, fliplr=0, mosaic=0)
 RED = (255, 0, 0)

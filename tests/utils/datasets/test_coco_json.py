@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from utils.datasets.coco_json import read_coco_json
+from utils.datasets.reading.coco_json import read_coco_json
 from utils.errors import DataError
 
 CONTENT: dict[str, Any] = {
@@ -42,7 +42,7 @@ def test_boxes_are_in_pixels_and_classes_follow_the_ids(tmp_path: Path) -> None:
 def test_a_truncated_file_is_a_data_error(tmp_path: Path) -> None:
     path = tmp_path / "cut.json"
     path.write_text(json.dumps(CONTENT)[:-20])
-    with pytest.raises(DataError, match=r"cut.json is truncated or no JSON"):
+    with pytest.raises(DataError, match=r"cut.json is truncated or not JSON"):
         read_coco_json(path)
     with pytest.raises(DataError, match="does not exist"):
         read_coco_json(tmp_path / "none.json")
@@ -95,7 +95,7 @@ def test_a_missing_section_or_key_is_named(tmp_path: Path, section: str) -> None
 
 
 def test_a_list_instead_of_an_object_is_a_data_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds a list"):
+    with pytest.raises(DataError, match="contains a list"):
         read_coco_json(write(tmp_path, []))
 
 
@@ -144,7 +144,7 @@ def test_an_area_that_is_none_is_that_of_the_box_and_told_once(tmp_path: Path, a
     coco = read_coco_json(write(tmp_path, changed("annotations", area=area)))
     assert coco.images[0].annotations.with_areas().areas.tolist() == [2000, 10000]
     assert [note for note in coco.notes if "area" in note] == [
-        "2 annotations have no area that is a number above 0; their boxes stand for it"
+        "2 annotations have no area above 0; the areas of their boxes are used"
     ]
 
 
@@ -193,7 +193,7 @@ def test_an_outline_without_a_bbox_gets_one(tmp_path: Path, segmentation: object
         item["bbox"] = []
     coco = read_coco_json(write(tmp_path, content))
     np.testing.assert_allclose(coco.images[0].annotations.ltwh, [[20, 10, 40, 50]] * 2)
-    assert "2 annotations have no bbox; it was taken from the segmentation" in coco.notes
+    assert "2 annotations have no bbox; their boxes were computed from the segmentation" in coco.notes
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_image_ids_that_are_names_are_matched_as_text(tmp_path: Path) -> None:
         item["image_id"] = "12e3 "
     (image,) = (coco := read_coco_json(write(tmp_path, content))).images
     assert (image.image_id, len(image.annotations)) == (None, 2)
-    assert "1 image ids are names; predictions count the images instead" in coco.notes
+    assert "1 image ids are names; predictions use image positions instead" in coco.notes
 
 
 @pytest.mark.parametrize("iscrowd", [-1, 2, "perhaps"])

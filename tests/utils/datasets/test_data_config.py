@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.datasets.config import load_data_config
+from utils.datasets.indexing.config import load_data_config
 from utils.errors import ConfigError, DataError
 
 
@@ -119,7 +119,7 @@ def test_class_named_twice_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptur
 def test_foreign_keys_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     load_data_config(write_yaml(tmp_path, "train: a\nnames: [x]\nroboflow: {version: 1}\nchannels: 3\n"))
-    assert "keys that are not used here: roboflow, channels" in caplog.text
+    assert "unused keys: roboflow, channels" in caplog.text
 
 
 @pytest.mark.parametrize(

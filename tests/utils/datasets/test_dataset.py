@@ -9,14 +9,14 @@ import torch
 from dataset_factory import build_index, write_image, write_set
 from PIL import Image
 
-from utils.boxes import cxcywh_to_xyxy, unletterbox
-from utils.datasets import image_cache
-from utils.datasets.config import load_data_config
-from utils.datasets.dataset import DetectionDataset
-from utils.datasets.images import FILL
-from utils.datasets.index import build_label_index
+from utils.boxes.boxes import cxcywh_to_xyxy, unletterbox
+from utils.config.hyp import Hyp
+from utils.datasets.indexing.config import load_data_config
+from utils.datasets.indexing.index import build_label_index
+from utils.datasets.loading import image_cache
+from utils.datasets.loading.dataset import DetectionDataset
+from utils.datasets.reading.images import FILL
 from utils.errors import ConfigError, DataError
-from utils.hyp import Hyp
 
 ALL_ON = Hyp(mosaic9=0.5, mixup=0.5, degrees=10, shear=5, perspective=0.0005, flipud=0.5)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from utils.datasets.images import FILL, image_hw, read_image
+from utils.datasets.reading.images import FILL, image_hw, read_image
 from utils.errors import DataError
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
@@ -121,7 +121,7 @@ def test_bytes_after_the_end_of_a_jpeg_do_no_harm(tmp_path: Path) -> None:
 def test_a_file_that_is_no_image_is_a_data_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "page.jpg"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"page.jpg cannot be read: it is no image"):
+    with pytest.raises(DataError, match=r"page.jpg cannot be read: it is not an image"):
         read_image(path)
 
 

@@ -15,17 +15,17 @@ import pytest
 from dataset_factory import write_image
 from PIL import Image
 
-from utils.boxes import cxcywh_to_xyxy
-from utils.coco_names import COCO_IDS, COCO_NAMES
-from utils.datasets.config import load_data_config
-from utils.datasets.dataset import DetectionDataset
-from utils.datasets.images import read_image
-from utils.datasets.index import LabelIndex, build_label_index
-from utils.datasets.usable import check_trainable, warn_of_shared_images
+from utils.boxes.boxes import cxcywh_to_xyxy
+from utils.config.hyp import Hyp
+from utils.datasets.coco_names import COCO_IDS, COCO_NAMES
+from utils.datasets.indexing.config import load_data_config
+from utils.datasets.indexing.index import LabelIndex, build_label_index
+from utils.datasets.indexing.usable import check_trainable, warn_of_shared_images
+from utils.datasets.loading.dataset import DetectionDataset
+from utils.datasets.reading.images import read_image
+from utils.detections.output_names import OutputNames
 from utils.errors import DataError
-from utils.hyp import Hyp
 from utils.metrics.ground_truth import ground_truth_from_index, true_boxes
-from utils.output_names import OutputNames
 
 BOX = "0 0.5 0.5 0.5 0.5\n"
 
@@ -224,7 +224,7 @@ def test_two_names_that_would_lead_to_one_file_are_refused(tmp_path: Path) -> No
     noise(tmp_path / "1.png")
     images = [{"id": n, "file_name": f"/data/cam{n}/1.png", "width": 60, "height": 40} for n in (7, 8)]
     coco(tmp_path, images=images)
-    with pytest.raises(DataError, match=r"/data/cam7/1.png and /data/cam8/1.png are not there, and both would be"):
+    with pytest.raises(DataError, match=r"/data/cam7/1.png and /data/cam8/1.png do not exist, and both would be"):
         index_of(tmp_path, "val: val.json\n")
 
 
@@ -247,7 +247,7 @@ def test_hidden_files_are_passed_over_links_followed_and_loops_noticed(tmp_path:
     (tmp_path / "images" / "a" / "up").symlink_to(tmp_path / "images")
     index = index_of(tmp_path, "val: images\nnames: [x]\n")
     assert index.file_names == ("a/1.png", "link/5.png")
-    assert any(note.startswith("1 links to a folder that they lie in") for note in index.summary.notes)
+    assert any(note.startswith("1 links to a folder above them") for note in index.summary.notes)
 
 
 def test_images_of_a_list_are_named_below_their_common_folder(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_pipes_and_devices_are_counted_and_links_to_nothing_are_missing(tmp_path
     index = index_of(tmp_path, "val: images\nnames: [x]\n")
     assert index.file_names == ("a.png",)
     assert index.summary.missing_images == 2
-    assert "4 files that are no images, not read: 3 pipe, socket or device, 1 no suffix" in index.summary.notes
+    assert "4 files that are not images, not read: 3 pipe, socket or device, 1 no suffix" in index.summary.notes
 
 
 def test_folders_that_may_not_be_opened_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,7 +323,7 @@ def test_content_decides_and_what_is_not_read_is_counted(tmp_path: Path) -> None
         (images / name).write_bytes(b"nothing")
     index = index_of(tmp_path, "val: images\nnames: [x]\n")
     assert index.file_names == ("a", "b.picture", "c.jpg", "d.gif", "e.JPE")
-    assert "4 files that are no images, not read: 2 .mp4, 1 .pdf, 1 no suffix" in index.summary.notes
+    assert "4 files that are not images, not read: 2 .mp4, 1 .pdf, 1 no suffix" in index.summary.notes
 
 
 def test_images_that_share_labels_and_labels_without_images_are_told(tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_equal_images_are_counted_in_a_split_and_across(tmp_path: Path, caplog: 
     train, val = index_of(tmp_path, text, split="train"), index_of(tmp_path, text)
     assert (train.summary.repeated_images, val.summary.repeated_images) == (1, 0)
     warn_of_shared_images(train, val)
-    assert "1 of 2 validation images are training images too" in caplog.text
+    assert "1 of 2 validation images are also training images" in caplog.text
     assert "w.png" in caplog.text
 
 
@@ -362,9 +362,9 @@ def test_several_folders_with_the_same_names_keep_their_images_apart(tmp_path: P
 @pytest.mark.parametrize(
     ("line", "guess"),
     [
-        ("1 .5 .5 .1 .1\n2 .5 .5 .1 .1\n", "class ids run from 1 to 2; they start at 0"),
+        ("1 .5 .5 .1 .1\n2 .5 .5 .1 .1\n", "class ids run from 1 to 2, but must start at 0"),
         ("0 .5 .5 .1 .1\n7 .2 .5 .1 .1\n9 .5 .2 .1 .1\n", "class ids run from 0 to 9 but there are 2 classes"),
-        ("0 .5 .5 .1 .1\n" * 3, "most boxes are given twice"),
+        ("0 .5 .5 .1 .1\n" * 3, "most boxes occur twice"),
         ("0 .5 .5 .1 .1\n1 .5 .5 0 .1\n", "most boxes have no width or height"),
     ],
 )
@@ -395,7 +395,7 @@ def test_labels_in_another_folder_are_named(tmp_path: Path) -> None:
     label.parent.mkdir(parents=True)
     label.write_text(BOX)
     index = index_of(tmp_path, "val: JPEGImages/train\nnames: [x]\n")
-    with pytest.raises(DataError, match=f"there are labels of these names in {label.parent}: move them"):
+    with pytest.raises(DataError, match=f"{label.parent} contains labels with these names: move them"):
         check_trainable(index, where="train")
 
 

@@ -10,9 +10,9 @@ import pytest
 from dataset_factory import write_image
 from PIL import Image
 
-from utils.datasets.config import load_data_config
-from utils.datasets.images import read_image
-from utils.datasets.index import LabelIndex, build_label_index
+from utils.datasets.indexing.config import load_data_config
+from utils.datasets.indexing.index import LabelIndex, build_label_index
+from utils.datasets.reading.images import read_image
 from utils.metrics.ground_truth import ground_truth_from_index, with_exact_ids
 
 
@@ -114,4 +114,4 @@ def test_boxes_that_leave_their_images_are_a_warning(tmp_path: Path, caplog: pyt
     content["annotations"][0]["bbox"] = [40, 20, 55, 35]  # left, top, right, bottom
     (tmp_path / "val.json").write_text(json.dumps(content))
     index_of(tmp_path, "val: val.json\n")
-    assert "most boxes leave their image and were clipped; are they left, top, right, bottom" in caplog.text
+    assert "most boxes extend beyond their image and were clipped; are they left, top, right, bottom" in caplog.text

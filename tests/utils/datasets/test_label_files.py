@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.boxes import cxcywh_to_xyxy
-from utils.datasets.labels import LabelFaults, clean_labels, label_path, read_label_file
+from utils.boxes.boxes import cxcywh_to_xyxy
+from utils.datasets.reading.labels import LabelFaults, clean_labels, label_path, read_label_file
 from utils.errors import DataError
 
 
@@ -47,8 +47,8 @@ def test_a_missing_file_is_none_and_an_empty_one_has_no_rows(tmp_path: Path) -> 
         ("0 0.5 0.5 0.1", "4 columns"),
         ("0 0.5 0.5 0.1 0.1 7", "6 columns and 7 at the end"),
         ("cat 0.5 0.5 0.1 0.1", "not all numbers"),
-        ("0 195.1 40 20 30", "195.1 is no share of the image"),
-        ("0 10 20 30 20 30 40 10 40", "coordinates are normalised"),
+        ("0 195.1 40 20 30", "195.1 is not a fraction of the image"),
+        ("0 10 20 30 20 30 40 10 40", "coordinates must be normalised"),
         ("0 nan 0.5 0.1 0.1", "not finite"),
         ("0 0.5 inf 0.1 0.1", "not finite"),
         ("0.5 0.5 0.5 0.1 0.1", "class id 0.5"),

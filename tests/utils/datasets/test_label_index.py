@@ -11,9 +11,9 @@ import pytest
 from dataset_factory import build_index, write_image, write_set
 from PIL import Image
 
-from utils.datasets import index as index_module
-from utils.datasets.config import DataConfig, load_data_config
-from utils.datasets.index import build_label_index
+from utils.datasets.indexing import index as index_module
+from utils.datasets.indexing.config import DataConfig, load_data_config
+from utils.datasets.indexing.index import build_label_index
 from utils.errors import DataError
 
 BOX = "0 0.5 0.5 0.5 0.5\n"
@@ -67,7 +67,7 @@ def test_every_fault_is_counted_and_none_stops(tmp_path: Path) -> None:
     np.testing.assert_array_equal(index.shapes_hw, [(48, 64)] * 3 + [(20, 30)])
     text = index.summary.as_text()
     assert "4 images, 3 boxes" in text
-    assert "1 images corrupt or of a kind that cannot be read, skipped" in text
+    assert "1 images corrupt or of an unreadable kind, skipped" in text
     assert "4.png (corrupt: " in text
     assert len(text.splitlines()) < 20
 

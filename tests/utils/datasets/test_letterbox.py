@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.boxes import unletterbox
-from utils.datasets.images import FILL
-from utils.datasets.letterbox import letterbox, letterbox_hw, pad_to, resize, resized_hw
+from utils.boxes.boxes import unletterbox
+from utils.datasets.augmenting.letterbox import letterbox, letterbox_hw, pad_to, resize, resized_hw
+from utils.datasets.reading.images import FILL
 
 
 @pytest.mark.parametrize(

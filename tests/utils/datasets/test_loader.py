@@ -10,15 +10,15 @@ import pytest
 import torch
 from dataset_factory import build_index, write_image, write_set
 
-from utils.batch import ImageInfo
-from utils.datasets.config import load_data_config
-from utils.datasets.dataset import DetectionDataset, Sample
-from utils.datasets.image_weights import class_counts, image_weights, labels_to_class_weights
-from utils.datasets.index import build_label_index
-from utils.datasets.loader import build_loader, quad_collate
-from utils.datasets.sampler import BatchKeySampler
+from engine.training.validation import class_counts, image_weights, labels_to_class_weights
+from utils.config.hyp import Hyp
+from utils.datasets.indexing.config import load_data_config
+from utils.datasets.indexing.index import build_label_index
+from utils.datasets.loading.batch import ImageInfo
+from utils.datasets.loading.dataset import DetectionDataset, Sample
+from utils.datasets.loading.loader import build_loader, quad_collate
+from utils.datasets.loading.sampler import BatchKeySampler
 from utils.errors import ConfigError, DataError
-from utils.hyp import Hyp
 
 SQUARE = [(64, 64)] * 10
 
@@ -62,7 +62,7 @@ def test_ranks_share_the_batches_of_one_process(world_size: int) -> None:
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--batch-size 5 cannot be shared by 2"):
+    with pytest.raises(ConfigError, match="--batch-size 5 cannot be split by 2"):
         BatchKeySampler(SQUARE, batch_size=5, shuffle=True, seed=0, world_size=2)
 
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from utils.datasets.images import FILL
-from utils.datasets.mosaic import _spiral, mixup, mosaic4, mosaic9
+from utils.datasets.augmenting.mosaic import _spiral, mixup, mosaic4, mosaic9
+from utils.datasets.reading.images import FILL
 
 SIZE = 64
 

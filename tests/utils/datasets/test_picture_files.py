@@ -14,15 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils.datasets import known_pictures
-from utils.datasets.classification import (
-    PictureData,
-    PictureSet,
-    channel_statistics,
-    read_picture_file,
-    write_picture_file,
-)
-from utils.datasets.known_pictures import (
+from utils.datasets.classes import known as known_pictures
+from utils.datasets.classes.known import (
     KnownPictures,
     cifar10_arrays,
     idx_array,
@@ -30,8 +23,15 @@ from utils.datasets.known_pictures import (
     load_pictures,
     mnist_arrays,
 )
+from utils.datasets.classes.pictures import (
+    PictureData,
+    PictureSet,
+    channel_statistics,
+    read_picture_file,
+    write_picture_file,
+)
 from utils.errors import DataError
-from utils.npm_package import NpmPackage
+from utils.storage.npm_package import NpmPackage
 
 
 def arrays(*, train: int = 4, test: int = 2) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def test_statistics_of_two_values_are_their_mean_and_half_their_distance() -> No
         ({"labels": torch.tensor([0, 2])}, "labels from 0 to 2, expected 0 to 1"),
         (
             {"images": torch.zeros(0, 1, 4, 4, dtype=torch.uint8), "labels": torch.zeros(0, dtype=torch.int64)},
-            "no pict",
+            "without images",
         ),
     ],
 )
@@ -132,7 +132,7 @@ def test_splits_of_different_classes_are_refused() -> None:
 def test_file_that_cannot_be_is_refused_with_its_name(tmp_path: Path, changes: dict[str, Any], finding: str) -> None:
     path = tmp_path / "p.npz"
     np.savez(path, **{name: value for name, value in {**arrays(), **changes}.items() if value is not None})
-    with pytest.raises(DataError, match=f"pictures .*p.npz.*{finding}"):
+    with pytest.raises(DataError, match=f"images .*p.npz.*{finding}"):
         read_picture_file(path)
 
 
@@ -174,7 +174,7 @@ def test_missing_cut_or_foreign_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_name_of_no_data_lists_those_there_are() -> None:
-    with pytest.raises(DataError, match=r"--data 'cifar': no such pictures; known: mnist, cifar10, or the path"):
+    with pytest.raises(DataError, match=r"--data 'cifar': no such images; known: mnist, cifar10, or the path"):
         load_pictures("cifar")
 
 
@@ -185,7 +185,7 @@ def idx(values: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
 def test_idx_file_is_an_array() -> None:
     values = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     assert (idx_array(idx(values)) == values).all()
-    with pytest.raises(ValueError, match="no IDX file"):
+    with pytest.raises(ValueError, match="not an IDX file"):
         idx_array(b"\x89PNG....")
     with pytest.raises(ValueError):
         idx_array(idx(values)[:-1])
@@ -238,13 +238,13 @@ def test_package_is_fetched_once(tmp_path: Path, few_digits: dict[str, Any]) -> 
 
 def test_package_without_the_files_leaves_nothing_behind(tmp_path: Path, few_digits: dict[str, Any]) -> None:
     few_digits["files"] = {"readme.md": b""}
-    with pytest.raises(DataError, match=r"package few@1.0.0 holds no mnist .*; give a data file in its place"):
+    with pytest.raises(DataError, match=r"package few@1.0.0 contains no mnist .*; give a data file in its place"):
         load_known("mnist", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_kept_file_of_other_pictures_is_refused(tmp_path: Path, few_digits: dict[str, Any]) -> None:
     write_picture_file(tmp_path / "mnist.npz", arrays())
-    with pytest.raises(DataError, match=r"4 and 2, expected 3 and 2; delete the file, and it is fetched again"):
+    with pytest.raises(DataError, match=r"4 and 2, expected 3 and 2; delete the file, and it is downloaded again"):
         load_known("mnist", tmp_path)
     assert few_digits["times"] == 0

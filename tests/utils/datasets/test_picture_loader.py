@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from utils.datasets.classification import PictureSet
-from utils.datasets.picture_loader import Augment, Normalisation, PictureBatch, PictureLoader
+from utils.config.choices import Augment
+from utils.datasets.classes.loader import Normalisation, PictureBatch, PictureLoader
+from utils.datasets.classes.pictures import PictureSet
 
 CPU = torch.device("cpu")
 

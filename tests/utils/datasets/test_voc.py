@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from dataset_factory import write_image
 
-from utils.datasets.config import load_data_config
-from utils.datasets.index import build_label_index
-from utils.datasets.voc import VocConfig, convert_voc, read_voc_xml
+from utils.datasets.indexing.config import load_data_config
+from utils.datasets.indexing.index import build_label_index
+from utils.datasets.reading.voc import VocConfig, convert_voc, read_voc_xml
 from utils.errors import DataError
 
 
@@ -75,7 +75,7 @@ def test_a_missing_image_is_named(devkit: Path, tmp_path: Path) -> None:
     ("text", "finding"),
     [
         ('<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>', "declares the document type"),
-        ("<annotation><size>", "no VOC XML"),
+        ("<annotation><size>", "not VOC XML"),
         (voc_xml(size="<width>100</width>"), "without <size/height>"),
         (voc_xml(size="<width>0</width><height>5</height>"), "states the size 0 x 5"),
         (voc_xml("<object><name>a</name></object>"), "without <bndbox/xmin>"),

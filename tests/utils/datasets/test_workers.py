@@ -19,11 +19,11 @@ import pytest
 import torch
 from tiny import ROOT
 
-from utils.batch import Batch, ImageInfo
-from utils.datasets import loader as loader_module
-from utils.datasets import workers as module
-from utils.datasets.messages import receive, send
-from utils.datasets.workers import WorkerPool
+from utils.datasets.loading import loader as loader_module
+from utils.datasets.loading import workers as module
+from utils.datasets.loading.batch import Batch, ImageInfo
+from utils.datasets.loading.messages import receive, send
+from utils.datasets.loading.workers import WorkerPool
 from utils.errors import DataError, WorkerError
 
 HAS_SIGNALS = hasattr(signal, "SIGKILL")
@@ -232,7 +232,7 @@ def test_dropped_pool_leaves_no_process() -> None:
 ORPHANS = """
 import os, signal, sys
 from test_workers import make_array
-from utils.datasets.workers import WorkerPool
+from utils.datasets.loading.workers import WorkerPool
 pools = [WorkerPool(make_array, size=2), WorkerPool(make_array, size=2)]
 for pool in pools:
     print(*{pid for _, pid in pool.results([0, 1])}, flush=True)
@@ -282,7 +282,7 @@ def test_worker_that_was_forked_with_a_lock_held_is_replaced(tmp_path: Path, mon
 def test_workers_that_never_answer_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.cv2, "resize", lambda *_: time.sleep(GENEROUS * 2))
     monkeypatch.setattr(module, "_START_ATTEMPTS", 2)
-    with pytest.raises(WorkerError, match=r"no loading process can be started \(.*\); lower --workers"):
+    with pytest.raises(WorkerError, match=r"cannot start a loading process \(.*\); lower --workers"):
         WorkerPool(make_array, size=1).start()
 
 

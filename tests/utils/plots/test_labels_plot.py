@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import label_index
 
-from utils.datasets.images import read_image
+from utils.datasets.reading.images import read_image
 from utils.plots.labels import plot_labels
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.batch import Batch, ImageInfo
+from utils.datasets.loading.batch import Batch, ImageInfo
 from utils.errors import DataError
 from utils.metrics.curves import confidence_curves
 from utils.plots import curves as curves_module
@@ -130,5 +130,5 @@ def test_results_are_drawn_with_gaps_and_cut_rows(tmp_path):
 @pytest.mark.parametrize("text", ["", "epoch,loss\n"])
 def test_results_without_epochs_are_refused(tmp_path, text):
     (tmp_path / "results.csv").write_text(text)
-    with pytest.raises(DataError, match="holds no epoch"):
+    with pytest.raises(DataError, match="contains no epoch"):
         plot_results(tmp_path / "results.csv", tmp_path / "results.png")

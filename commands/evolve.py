@@ -1,0 +1,126 @@
+"""--evolve: search hyper-parameters over many trainings, through Optuna, resumable."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+
+from commands.train import run_training
+from commands.train_config import TrainConfig
+from utils.config.hyp import Hyp, load_hyp
+from utils.errors import ConfigError, TrainingError
+from utils.metrics.coco import fitness
+from utils.storage.files import write_json, write_yaml
+
+LOGGER = logging.getLogger(__name__)
+
+
+# Range of each hyper-parameter, and whether its order of magnitude is what matters. Ranges as in v5.0's search.
+SEARCH_SPACE: dict[str, tuple[float, float, bool]] = {
+    "lr0": (1e-5, 1e-1, True),
+    "lrf": (0.01, 1.0, True),
+    "momentum": (0.6, 0.98, False),
+    "weight_decay": (1e-6, 1e-3, True),
+    "warmup_epochs": (0.0, 5.0, False),
+    "warmup_momentum": (0.0, 0.95, False),
+    "warmup_bias_lr": (0.0, 0.2, False),
+    "box": (0.02, 0.2, False),
+    "cls": (0.2, 4.0, False),
+    "cls_pw": (0.5, 2.0, False),
+    "obj": (0.2, 4.0, False),
+    "obj_pw": (0.5, 2.0, False),
+    "anchor_t": (2.0, 8.0, False),
+    "fl_gamma": (0.0, 2.0, False),
+    "hsv_h": (0.0, 0.1, False),
+    "hsv_s": (0.0, 0.9, False),
+    "hsv_v": (0.0, 0.9, False),
+    "degrees": (0.0, 45.0, False),
+    "translate": (0.0, 0.9, False),
+    "scale": (0.0, 0.9, False),
+    "shear": (0.0, 10.0, False),
+    "perspective": (0.0, 0.001, False),
+    "flipud": (0.0, 1.0, False),
+    "fliplr": (0.0, 1.0, False),
+    "mosaic": (0.0, 1.0, False),
+    "mixup": (0.0, 1.0, False),
+}
+
+
+def run_evolution(config: TrainConfig) -> Path:
+    """Train `config.evolve` times with hyper-parameters that Optuna proposes, starting from those of `--hyp`.
+
+    The study lies in `<project>/evolve/study.db`; the same command continues where it was stopped.
+
+    Returns:
+        The YAML of the best hyper-parameters so far.
+    """
+    folder = Path(config.project) / "evolve"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make {folder}: {error.strerror}; choose another --project") from error
+    start = load_hyp(config.hyp)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name="evolve",
+        storage=f"sqlite:///{folder / 'study.db'}",
+        direction="maximize",
+        load_if_exists=True,
+        sampler=optuna.samplers.TPESampler(seed=config.seed),
+    )
+    if not study.trials:
+        study.enqueue_trial({name: min(max(getattr(start, name), low), high) for name, (low, high, _) in _spaces()})
+    finished = sum(trial.state.is_finished() for trial in study.trials)
+    LOGGER.info("evolve: %d of %d trainings are done; study in %s", finished, config.evolve, folder)
+
+    def objective(trial: optuna.Trial) -> float:
+        return _train_once(trial, start, config, folder)
+
+    def report(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        _write_best(study, start, folder)
+
+    study.optimize(objective, n_trials=max(0, config.evolve - finished), callbacks=[report])
+    return _write_best(study, start, folder)
+
+
+def _spaces() -> list[tuple[str, tuple[float, float, bool]]]:
+    return list(SEARCH_SPACE.items())
+
+
+def _train_once(trial: optuna.Trial, start: Hyp, config: TrainConfig, folder: Path) -> float:
+    """Fitness of one training with proposed hyper-parameters; one that diverges is worth nothing."""
+    proposed = {name: trial.suggest_float(name, low, high, log=is_log) for name, (low, high, is_log) in _spaces()}
+    hyp_path = folder / f"trial{trial.number}.yaml"
+    write_yaml(hyp_path, replace(start, **proposed).to_dict())
+    settings = replace(
+        config,
+        evolve=0,
+        hyp=str(hyp_path),
+        lr0=proposed["lr0"],
+        project=str(folder),
+        name=f"trial{trial.number}",
+        exist_ok=True,
+        noplots=True,
+        nosave=True,
+        notest=True,
+    )
+    try:
+        result = run_training(settings)
+    except TrainingError as error:
+        LOGGER.warning("trial %d: %s", trial.number, error)
+        return 0.0
+    return 0.0 if result is None else fitness(result.evaluation.metrics)
+
+
+def _write_best(study: optuna.Study, start: Hyp, folder: Path) -> Path:
+    path = folder / "hyp_evolved.yaml"
+    write_yaml(path, replace(start, **study.best_params).to_dict())
+    trials = [{"number": trial.number, "fitness": trial.value, **trial.params} for trial in study.trials]
+    write_json(
+        folder / "result.json", {"best": study.best_trial.number, "fitness": study.best_value, "trials": trials}
+    )
+    LOGGER.info("evolve: best fitness %.4f in trial %d; %s", study.best_value, study.best_trial.number, path)
+    return path

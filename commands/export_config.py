@@ -1,0 +1,105 @@
+"""The settings of export.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from deploy.choices import Int8Method, Precision
+from deploy.formats import exported_formats
+from deploy.settings import ExportSettings, FormatSettings, RuntimeOptions
+from utils.config.cli import spelled
+from utils.config.values import check_least, check_shares
+from utils.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Export a detector or a classifier to the runtimes that serve it, and compare each file with the network."""
+
+    weights: str  # checkpoint to export: dense, pruned or fine-tuned
+    include: tuple[str, ...] = ("ncnn",)  # formats to write: ncnn, onnx, openvino, tensorrt, torchscript
+    img_size: Annotated[tuple[int, ...], spelled("--img", "--imgsz")] = (640,)  # one side, or height and width
+    batch_size: Annotated[int, spelled("--batch")] = 1  # images per call
+    dynamic: bool = False  # any batch and any multiple of the stride
+    half: bool = False  # weights in 16 bits
+    int8: bool = False  # weights and activations in 8 bits; needs --data for calibration
+    data: str = ""  # data set YAML: mAP before and after on val, and calibration on train
+    calib_images: int = 128  # images of the train split that int8 ranges are learnt from
+    calib_method: Int8Method = "minmax"  # how ncnn's int8 ranges are chosen
+    int8_skip: tuple[str, ...] = ()  # patterns of layer paths that int8 leaves out, such as "model.1.*"
+    int8_search: bool = False  # ncnn: find the few layers that cost most mAP and leave them in 16 bits
+    opset: int = 17  # of ONNX, 11 to 20; attention needs 14, int8 needs 13
+    nms: bool = False  # ONNX: decoding and suppression inside, boxes come out
+    conf_thres: Annotated[float, spelled("--conf")] = 0.25  # least score of a box, for --nms
+    iou_thres: Annotated[float, spelled("--iou")] = 0.45  # overlap above which the weaker box is dropped, for --nms
+    max_det: int = 300  # most boxes per image, for --nms
+    compute_capability: str = ""  # TensorRT without a GPU: which one the engine is for, such as 8.6
+    verify_only: bool = False  # write nothing; compare the files that are there
+    verify_images: int = 16  # images that heads and boxes are compared on
+    threads: int | None = None  # of the processor, for times; all cores by default
+    workers: int = 8  # data loading processes, at most one per core
+    output: str = ""  # folder of the files; beside the weights by default
+    project: str = "runs/export"  # where run folders, with the report, are made
+    name: str = "exp"  # name of the run folder
+    exist_ok: bool = False  # use the folder even if it exists
+
+    def __post_init__(self) -> None:
+        if len(self.img_size) not in (1, 2):
+            raise ConfigError(f"--img-size: got {len(self.img_size)} numbers; give one side, or height and width")
+        check_least(self, batch_size=1, calib_images=1, verify_images=1, workers=0, max_det=1)
+        RuntimeOptions(threads=self.threads)
+        check_shares(self, "conf_thres", "iou_thres")
+        known = exported_formats()
+        unknown = [name for name in self.include if name not in known]
+        if unknown:
+            raise ConfigError(f"--include {unknown[0]}: unknown format; choose from {', '.join(known)}")
+        if not self.include:
+            raise ConfigError("--include: no format given; name at least one, such as ncnn")
+        if self.half and self.int8:
+            raise ConfigError("--half and --int8 are two precisions; choose one (int8 leaves the rest in 16 bits)")
+        if self.int8 and not self.data:
+            raise ConfigError("--int8 learns ranges from images; give --data")
+        if self.int8_search and not (self.int8 and "ncnn" in self.include):
+            raise ConfigError("--int8-search is for ncnn; give --int8 --include ncnn")
+        if self.int8_skip and not self.int8:
+            raise ConfigError("--int8-skip says what int8 leaves out; give --int8")
+        if self.nms and ("onnx" not in self.include or self.half or self.int8):
+            raise ConfigError("--nms is for ONNX in fp32; give --include onnx without --half and --int8")
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.img_size[0], self.img_size[-1]
+
+    @property
+    def folder(self) -> Path:
+        """Where the artefacts go."""
+        return Path(self.output) if self.output else Path(self.weights).parent
+
+    @property
+    def precision(self) -> Precision:
+        """Precision that the files compute in."""
+        return "int8" if self.int8 else "fp16" if self.half else "fp32"
+
+    @property
+    def special(self) -> FormatSettings:
+        """Settings that only some formats have."""
+        return FormatSettings(
+            int8_skip=self.int8_skip,
+            int8_search=self.int8_search,
+            calib_method=self.calib_method,
+            compute_capability=self.compute_capability,
+        )
+
+    @property
+    def settings(self) -> ExportSettings:
+        """Settings that every exporter needs."""
+        return ExportSettings(
+            image_hw=self.image_hw,
+            batch_size=self.batch_size,
+            dynamic=self.dynamic,
+            precision=self.precision,
+            opset=self.opset,
+        )

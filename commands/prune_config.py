@@ -1,0 +1,184 @@
+"""The settings of prune.py, and what their texts mean."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+from commands.train_config import TrainConfig
+from pruning.choices import CriterionName, Scope, Shortcuts
+from pruning.selection.rounding import Direction, Rounding
+from pruning.selection.settings import PlanSettings
+from pruning.selection.targets import parse_target
+from utils.config.cli import spelled
+from utils.config.values import check_least
+from utils.errors import ConfigError
+
+MAX_COST_POWER = 4.0  # far beyond use; keeps costs to this power within float64
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """Cut the channels of a trained detector that matter least."""
+
+    weights: str = ""  # checkpoint to prune
+    cfg: str = ""  # architecture YAML that the weights are checked against
+    percent: float | None = None  # share of channels below the threshold, of those that may go; 0.5 by default
+    criterion: CriterionName = "bn_gamma"  # what makes a channel important
+    bn_percent: float | None = None  # prune by scales and by kernels at once: the share that is cut by scales
+    conv_percent: float | None = None  # and the share that is cut by the L1 norm of kernels
+    drop_bottlenecks: tuple[str, ...] = ()  # shortcut bottlenecks to remove: all, or paths such as model.4.m.0
+    shortcuts: Shortcuts = "skip"  # channels that shortcuts join: skip leaves them alone, tied prunes them together
+    round: str = "pow2"  # widths to keep: pow2, a number to be a multiple of, or none
+    round_direction: Direction = "nearest"  # up, down or nearest
+    min_channels: int = 1  # fewest channels of a layer
+    target: str = ""  # prune until macs=... or params=...: a number with K, M or G, or a percentage of now
+    cost_power: float = 0.0  # with a target: divide importance by what a channel costs, to this power; try 0.5
+    protect: tuple[str, ...] = ()  # patterns of layer paths that are kept whole, such as "model.2*"
+    unstructured: float | None = None  # also set this share of all single weights to zero; alone, no channel is cut
+    unstructured_scope: Scope = (
+        "global"  # one threshold for the network (global), or the share in every layer (layer)
+    )
+    plan: str = ""  # apply this plan.json instead of making one
+    constants: bool = True  # --no-constants drops what cut channels still emit; else the next layers take it over
+    strict: bool = False  # refuse, rather than mend, a percent that would empty a layer
+    dry_run: bool = False  # show what would be cut and write nothing
+    scan: bool = False  # measure mAP over percents, find the cliff and recommend a percent; needs --data
+    tolerance: float = 0.01  # mAP that the recommended percent may lose before fine-tuning
+    data: str = ""  # data set YAML: measure before and after; needed by scan and taylor
+    img_size: Annotated[int, spelled("--img", "--imgsz")] = 640  # longer side in pixels, for MACs and mAP
+    batch_size: Annotated[int, spelled("--batch")] = 32  # images per step
+    taylor_batches: int = 16  # training batches that Taylor importance is averaged over
+    hyp: str = "data/hyp/scratch.yaml"  # hyper-parameter YAML: augmentation and loss of these batches
+    iterative: bool = False  # with taylor: rank, cut and train by turns; --percent or --target says how far
+    step: int = 512  # channels that each round of --iterative cuts
+    updates: int = 30  # optimiser steps after each cut
+    lr: float = 1e-3  # their learning rate
+    resume: str = ""  # continue with the killed --iterative run of this folder, under its own settings
+    device: str = ""  # cpu, or the number of a GPU; empty takes a GPU if there is one
+    workers: int = 8  # data loading processes, at most one per core
+    seed: int = 0  # of the random criterion, and of the images and augmentation that taylor sees
+    noplots: bool = False  # draw nothing
+    project: str = "runs/prune"  # where run folders are made
+    name: str = "exp"  # name of the run folder
+    exist_ok: bool = False  # use the folder even if it exists
+
+    def __post_init__(self) -> None:
+        if not self.weights and not self.resume:
+            raise ConfigError("no --weights given; give the checkpoint to prune, or --resume with a run folder")
+        for name in ("percent", "bn_percent", "conv_percent", "unstructured"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} {value}: expected a share from 0 up to, not including, 1, such as 0.5")
+        check_least(self, img_size=1, batch_size=1, workers=0, min_channels=1, tolerance=0)
+        check_least(self, taylor_batches=1, step=1, updates=0)
+        self._check_ways()
+        self._check_iterative()
+        if self.unstructured is None and self.unstructured_scope != PruneConfig.unstructured_scope:
+            raise ConfigError("--unstructured-scope is for single weights; give --unstructured or leave it out")
+        if not 0 <= self.cost_power <= MAX_COST_POWER:
+            raise ConfigError(
+                f"--cost-power {self.cost_power}: expected a number from 0 to {MAX_COST_POWER:g}, such as 0.5"
+            )
+        if self.cost_power and not self.target:
+            raise ConfigError("--cost-power weighs what --target counts; give --target or leave --cost-power out")
+        if not self.data and (self.scan or self.criterion == "taylor"):
+            raise ConfigError("--scan and --criterion taylor measure on images; give --data")
+        Rounding.parse(self.round, direction=self.round_direction)
+        if self.target:
+            parse_target(self.target)
+
+    def _check_ways(self) -> None:
+        """There is one answer to how much is cut."""
+        ways = {
+            "--percent": self.percent is not None,
+            "--bn-percent/--conv-percent": self.is_mixed,
+            "--target": bool(self.target),
+            "--plan": bool(self.plan),
+        }
+        given = [name for name, is_given in ways.items() if is_given]
+        if len(given) > 1:
+            raise ConfigError(f"{' and '.join(given)} both say how much to cut; leave one out")
+        if self.scan and given and given != ["--percent"]:
+            raise ConfigError(f"--scan looks for a percent and {given[0]} sets another measure; leave one out")
+        if self.plan and self.drop_bottlenecks:
+            raise ConfigError("--plan says which bottlenecks go; leave --drop-bottlenecks out")
+
+    def _check_iterative(self) -> None:
+        """Refuse what rounds of cutting and training cannot take: they decide as they go."""
+        if not self.iterative:
+            given = [name for name in ("step", "updates", "lr") if getattr(self, name) != getattr(PruneConfig, name)]
+            if given:
+                raise ConfigError(f"--{given[0]} is for rounds; add --iterative or leave --{given[0]} out")
+            return
+        if self.criterion != "taylor":
+            raise ConfigError(f"--iterative ranks by Taylor expansion, not {self.criterion}; add --criterion taylor")
+        if not 0 < self.lr < math.inf:
+            raise ConfigError(f"--lr {self.lr}: expected a positive number, such as 0.001")
+        others = {
+            "--plan": bool(self.plan),
+            "--scan": self.scan,
+            "--bn-percent/--conv-percent": self.is_mixed,
+            "--drop-bottlenecks": bool(self.drop_bottlenecks),
+            "--dry-run": self.dry_run,
+            "--strict": self.strict,
+        }
+        for name, is_given in others.items():
+            if is_given:
+                raise ConfigError(f"--iterative decides round by round, without {name}; leave one of them out")
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether scales and kernels decide together."""
+        return self.bn_percent is not None or self.conv_percent is not None
+
+    @property
+    def is_unstructured_only(self) -> bool:
+        """Whether single weights become zero and nothing asks for channels to be cut."""
+        asked = (self.percent, self.bn_percent, self.conv_percent, self.target, self.plan, self.drop_bottlenecks)
+        return self.unstructured is not None and not (any(asked) or self.scan or self.iterative)
+
+    @property
+    def rounding(self) -> Rounding:
+        """Widths to keep."""
+        return Rounding.parse(self.round, direction=self.round_direction)
+
+    @property
+    def image_chw(self) -> tuple[int, int, int]:
+        """Shape of the image that multiply-adds are counted for."""
+        return 3, self.img_size, self.img_size
+
+    def plan_settings(self) -> PlanSettings:
+        """Return what the planner needs of these settings."""
+        return PlanSettings(
+            percent=self.percent,
+            criterion=self.criterion,
+            bn_percent=self.bn_percent,
+            conv_percent=self.conv_percent,
+            drop_bottlenecks=self.drop_bottlenecks,
+            shortcuts=self.shortcuts,
+            rounding=self.rounding,
+            min_channels=self.min_channels,
+            target=parse_target(self.target) if self.target else None,
+            cost_power=self.cost_power,
+            protect=self.protect,
+            strict=self.strict,
+            image_chw=self.image_chw,
+            seed=self.seed,
+        )
+
+
+def training_config(config: PruneConfig) -> TrainConfig:
+    """Return the training whose batches and loss importance is measured on, and with which rounds train."""
+    return TrainConfig(
+        weights=config.weights,
+        data=config.data,
+        hyp=config.hyp,
+        img_size=(config.img_size,),
+        batch_size=config.batch_size,
+        device=config.device,
+        workers=config.workers,
+        seed=config.seed,
+    )

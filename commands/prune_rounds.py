@@ -1,0 +1,212 @@
+"""`prune.py --iterative`: the loop of `pruning.iterative` as a run that continues after it was killed."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from commands.prune_config import PruneConfig, training_config
+from commands.train_task import detector_task_of
+from models.complexity import count_macs, count_parameters
+from models.detector import Detector
+from models.fingerprint import network_fingerprint
+from models.load import LoadedModel, load_model
+from pruning.channels.graph import ChannelGraph
+from pruning.iterative import IterativeSettings, Quantity, Round, before_rounds, prune_iteratively
+from pruning.selection.planner import free_ids
+from pruning.selection.settings import DEFAULT_PERCENT
+from pruning.selection.targets import parse_target
+from pruning.surgery.plan import PruningPlan
+from utils.config.cli import config_from_values
+from utils.device import memory_advice, select_device
+from utils.errors import CheckpointError, PruningError
+from utils.storage.checkpoint import Checkpoint, save_checkpoint
+from utils.storage.run_folder import RunFolder, plain
+
+LOGGER = logging.getLogger(__name__)
+
+ROUND_NAME = "last_round.pt"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SavedRound:
+    """Content of last_round.pt: a network between two rounds, and all that a resumed run needs.
+
+    Order of images, augmentation and dropout depend on the index of the round alone: no random state is needed.
+
+    Attributes:
+        model: As the round left it.
+        names: Its classes.
+        round: The dense network as the last round left it.
+        config: Settings of the run.
+        fingerprint: Fingerprint of the dense network.
+        folder: Folder of the run.
+    """
+
+    model: Detector
+    names: tuple[str, ...]
+    round: Round
+    config: PruneConfig
+    fingerprint: str
+    folder: Path
+
+    def save(self) -> None:
+        """Write it into the run folder, in place of the round before."""
+        checkpoint = Checkpoint(
+            spec=self.model.spec.to_dict(),
+            names=self.names,
+            weights=self.model.state_dict(),
+            config=plain(self.config),
+            training_state={"round": plain(self.round), "fingerprint": self.fingerprint},
+        )
+        save_checkpoint(checkpoint, self.folder / ROUND_NAME)
+
+    @classmethod
+    def load(cls, folder: Path) -> SavedRound:
+        """Read what `save` wrote; the network comes back on the CPU, in evaluation mode.
+
+        Raises:
+            CheckpointError: The run is complete or was no iterative one, or the file is damaged.
+        """
+        path = folder / ROUND_NAME
+        if not path.is_file():
+            raise CheckpointError(
+                f"--resume {folder}: there is no {ROUND_NAME}; give the folder of an --iterative run that was "
+                "killed, a complete one has none"
+            )
+        loaded = load_model(path)
+        content = loaded.checkpoint.training_state if loaded.checkpoint else {}
+        try:
+            state, fingerprint = Round.from_dict(content["round"]), str(content["fingerprint"])
+        except (KeyError, TypeError, AttributeError):
+            raise CheckpointError(
+                f"{path} contains no round of prune.py --iterative; give another run folder or start anew"
+            ) from None
+        assert loaded.checkpoint is not None
+        config = config_from_values(PruneConfig, loaded.checkpoint.config, where=str(path))
+        return cls(
+            model=loaded.model,
+            names=loaded.names,
+            round=state,
+            config=config,
+            fingerprint=fingerprint,
+            folder=folder,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedInRounds:
+    """A network after its last round.
+
+    Attributes:
+        model: In evaluation mode, on the CPU.
+        plan: The outputs of the dense network that are kept; the numbers of what is kept have changed since.
+        folder: The run folder, made before the first round.
+    """
+
+    model: Detector
+    plan: PruningPlan
+    folder: Path
+
+
+def prune_in_rounds(dense: LoadedModel, config: PruneConfig, *, saved: SavedRound | None = None) -> PrunedInRounds:
+    """Rank, cut and train by turns; after every round the folder contains what is needed to continue.
+
+    Args:
+        dense: The network of `config.weights`; not touched.
+        config: The settings; those of `saved` where the run continues.
+        saved: The round after which to continue.
+
+    Raises:
+        UserError: Settings, data or network do not allow it; nothing is written before the first round.
+    """
+    fingerprint = network_fingerprint(dense.model)
+    if saved is not None and saved.fingerprint != fingerprint:
+        raise PruningError(f"--weights {config.weights} is not the network this run began with; put that file back")
+    settings = iterative_settings(dense.model, config)
+    start = saved.round if saved else before_rounds(dense.model, settings=settings, image_chw=config.image_chw)
+    model = copy.deepcopy(saved.model if saved else dense.model).to(select_device(config.device))
+    task = detector_task_of(model, training_config(config))
+    # Only now, so that a mistake in what was given leaves no folder behind.
+    folder = saved.folder if saved else RunFolder.begin(config).path
+
+    def save(state: Round, network: nn.Module) -> None:
+        assert isinstance(network, Detector)
+        SavedRound(
+            model=network, names=dense.names, round=state, config=config, fingerprint=fingerprint, folder=folder
+        ).save()
+
+    if saved is None:
+        save(start, model)  # a run killed in its first round continues too
+    else:
+        LOGGER.info("going on in %s after %s", folder, start.as_text())
+        _remove_half_written(folder)
+    with memory_advice(f"lower --batch-size (now {config.batch_size}) or --img-size (now {config.img_size})"):
+        pruned, last = prune_iteratively(
+            model, task, settings=settings, image_chw=config.image_chw, start=start, on_round=save
+        )
+    assert isinstance(pruned, Detector)
+    plan = PruningPlan(fingerprint=fingerprint, keep=_cut_layers(dense.model, last), settings=plain(config))
+    return PrunedInRounds(model=pruned.cpu(), plan=plan, folder=folder)
+
+
+def iterative_settings(model: Detector, config: PruneConfig) -> IterativeSettings:
+    """Return the loop's settings; the long fine-tuning at the end is left to finetune_pruned.py.
+
+    Raises:
+        PruningError: The network is as small as that already.
+    """
+    quantity, ratio = _share_to_remove(model, config)
+    return IterativeSettings(
+        ratio=ratio,
+        quantity=quantity,
+        step=config.step,
+        rank_batches=config.taylor_batches,
+        updates=config.updates,
+        lr=config.lr,
+        final_updates=0,
+        shortcuts=config.shortcuts,
+        min_channels=config.min_channels,
+        rounding=config.rounding,
+        protect=config.protect,
+        cost_power=config.cost_power,
+    )
+
+
+def _share_to_remove(model: Detector, config: PruneConfig) -> tuple[Quantity, float]:
+    """Return what is counted, and which share of it is to be cut."""
+    if not config.target:
+        percent = DEFAULT_PERCENT if config.percent is None else config.percent
+        graph = ChannelGraph.of(model)
+        free = len(free_ids(model, graph, shortcuts=config.shortcuts, protect=config.protect))
+        count = int(percent * free)
+        if not count:
+            raise PruningError(
+                f"--percent {percent} of {free} channels that may go is none; give more, or use --shortcuts tied"
+            )
+        # The loop counts all prunable channels, also those that shortcuts or patterns protect.
+        return "channels", count / len(graph.prunable_ids)
+    target = parse_target(config.target)
+    now = count_macs(model, config.image_chw) if target.quantity == "macs" else count_parameters(model)
+    goal = target.absolute(now)
+    if goal >= now:
+        raise PruningError(
+            f"--target {config.target}: the network has no more than {now:.4g} {target.quantity}; give less than that"
+        )
+    return target.quantity, 1 - goal / now
+
+
+def _cut_layers(dense: Detector, last: Round) -> dict[str, tuple[int, ...]]:
+    """Kept outputs of the layers that lost some."""
+    widths = {name: len(dense.get_parameter(f"{name}.weight")) for name in last.kept}
+    return {name: indices for name, indices in last.kept.items() if len(indices) < widths[name]}
+
+
+def _remove_half_written(folder: Path) -> None:
+    """Remove what a kill in the middle of a write left."""
+    for leftover in folder.glob(f".{ROUND_NAME}.*.tmp"):
+        leftover.unlink()

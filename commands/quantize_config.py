@@ -1,0 +1,130 @@
+"""The settings of quantize.py, and what their texts mean."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+from deploy.settings import RuntimeOptions
+from quantization.choices import Layout, Part
+from quantization.ranges.config import LayerBits, Observer, QuantConfig, WeightRange, check_bits
+from utils.config.cli import spelled
+from utils.config.values import check_least
+from utils.errors import ConfigError
+
+_UNITS = {"": 1.0, "k": 1e3, "m": 1e6}
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeConfig:
+    """Quantise a detector or a classifier to integers of 2 to 16 bits, and measure it before and after."""
+
+    weights: str  # checkpoint: a detector, or a classifier of this project; dense, pruned or with frozen zeros
+    data: str  # data set YAML of a detector; mnist, cifar10 or an .npz for a classifier
+    img_size: Annotated[tuple[int, ...], spelled("--img", "--imgsz")] = (640,)  # one side, or height and width
+    weight_bits: int = 8  # of every weight, 2 to 16
+    activation_bits: int = 8  # of every value that a convolution or linear layer reads, 2 to 16
+    observer: Observer = "mse"  # where ranges of activations end
+    percentile: float = 99.99  # percent of the values inside, for --observer percentile
+    weight_range: WeightRange = "minmax"  # where ranges of weights end
+    per_tensor: bool = False  # one scale per weight; by default each output channel has its own
+    weight_asymmetric: bool = False  # let the integer of a zero weight be other than 0
+    activation_symmetric: bool = False  # make the integer of a zero activation 0
+    # exceptions as PATTERN=BITS or PATTERN=WEIGHTS/ACTIVATIONS, one may be empty, such as "model.24*=8" or "conv1=/8"
+    layers: tuple[str, ...] = ()
+    calib_images: int = 64  # images of the train split that ranges are learnt from
+    compensate: bool = True  # --no-compensate rounds to the nearest; else so that results change least
+    layout: Layout = "dense"  # how weights are stored; coo, csr and csc are for networks with many zeros
+    yaml: bool = False  # also write the network as YAML, for people
+    fake: bool = False  # also measure the network with rounded real numbers, as quantisation-aware training sees it
+    sensitivity: tuple[int, ...] = ()  # measure with one layer at a time in so many bits, all else in floats
+    sensitivity_part: Part = "both"  # what of that layer: its weights, the values it reads, or both
+    sensitivity_images: int = 0  # images of val for these measurements and those of --budget; 0 takes all
+    budget: str = ""  # most bytes of all weights, such as 500K: bits of each layer's weights are chosen to fit
+    budget_bits: tuple[int, ...] = (4, 6, 8)  # that --budget chooses from
+    threads: int | None = None  # of the processor; all cores by default
+    workers: int = 8  # data loading processes, at most one per core
+    cache_dir: str = ""  # where fetched images of classifiers are kept; empty is the user's cache folder
+    output: str = ""  # folder of the artefact; beside the weights by default
+    project: str = "runs/quantize"  # where run folders, with the report, are made
+    name: str = "exp"  # name of the run folder
+    exist_ok: bool = False  # use the folder even if it exists
+
+    def __post_init__(self) -> None:
+        if len(self.img_size) not in (1, 2):
+            raise ConfigError(f"--img-size: got {len(self.img_size)} numbers; give one side, or height and width")
+        check_least(self, calib_images=1, sensitivity_images=0, workers=0)
+        RuntimeOptions(threads=self.threads)
+        for bits in (*self.sensitivity, *self.budget_bits):
+            check_bits(bits, what="--sensitivity and --budget-bits")
+        self._check_budget(self.quantisation())
+
+    def _check_budget(self, settings: QuantConfig) -> None:
+        if not self.budget:
+            return
+        parse_bytes(self.budget)
+        if not self.budget_bits:
+            raise ConfigError("--budget-bits: none given; name some from 2 to 16")
+        if self.sensitivity:
+            raise ConfigError("--budget measures a table of its own; leave --sensitivity out, or run it by itself")
+        if any(bits.weights for bits in settings.layers.values()):
+            raise ConfigError("--budget chooses the bits of all weights; with it --layers takes PATTERN=/ACTIVATIONS")
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.img_size[0], self.img_size[-1]
+
+    def quantisation(self) -> QuantConfig:
+        """Return what the quantiser needs.
+
+        Raises:
+            ConfigError: Bits or another setting are out of range.
+        """
+        return QuantConfig(
+            weight_bits=self.weight_bits,
+            activation_bits=self.activation_bits,
+            weight_symmetric=not self.weight_asymmetric,
+            activation_symmetric=self.activation_symmetric,
+            per_channel=not self.per_tensor,
+            observer=self.observer,
+            weight_range=self.weight_range,
+            percentile=self.percentile,
+            layers=dict(parse_layer(text) for text in self.layers),
+        )
+
+
+def parse_layer(text: str) -> tuple[str, LayerBits]:
+    """Read `PATTERN=BITS` or `PATTERN=WEIGHTS/ACTIVATIONS`, where one of the two may be left empty.
+
+    Raises:
+        ConfigError: It is neither, or the bits are out of range.
+    """
+    pattern, _, bits = text.rpartition("=")
+    weights, slash, activations = bits.partition("/")
+    numbers = [weights, activations if slash else weights]
+    if not pattern or not any(numbers) or not all(number.isdecimal() for number in numbers if number):
+        raise ConfigError(f'--layers {text}: expected such as "model.24*=8", "conv1=4/8" or "conv1=/8"')
+    found = [int(number) if number else None for number in numbers]
+    try:
+        return pattern, LayerBits(weights=found[0], activations=found[1])
+    except ConfigError as error:
+        raise ConfigError(f"--layers {text}: {error}") from None
+
+
+def parse_bytes(text: str) -> float:
+    """Read a number of bytes, such as 500K (of 1000 bytes each) or 1.2M.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    number = text.lower().rstrip("km")
+    try:
+        value = float(number) * _UNITS[text.lower()[len(number) :]]
+        is_valid = math.isfinite(value) and value > 0
+    except (ValueError, KeyError):
+        is_valid = False
+    if not is_valid:
+        raise ConfigError(f"--budget {text}: expected bytes, such as 500K or 1.2M")
+    return value

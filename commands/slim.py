@@ -1,0 +1,229 @@
+"""All stages in one run: train sparse, prune, fine-tune, and that several times towards a target."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from commands.finetune import run_finetuning
+from commands.prune import CHECKPOINT_NAME, run_pruning
+from commands.slim_config import SlimConfig
+from commands.train_config import TrainConfig
+from commands.train_parts import make_model, read_data, read_hyp
+from commands.train_result import TrainResult, best_checkpoint
+from commands.train_sparsity import run_sparsity_training
+from engine.evaluation.session import round_up
+from engine.training.distributed import process_group, share, this_process, wait_for_all
+from models.load import load_model
+from pruning.distillation import load_teacher
+from pruning.selection.planner import Planner
+from pruning.selection.targets import parse_target
+from pruning.surgery.report import NetworkSize
+from utils.config.cli import RESUME_LATEST, config_from_values
+from utils.device import select_device
+from utils.errors import ConfigError
+from utils.storage.files import read_yaml
+from utils.storage.run_folder import RunFolder, plain
+
+LOGGER = logging.getLogger(__name__)
+
+_Training = TypeVar("_Training", bound=TrainConfig)
+
+SPARSE, PRUNE, FINETUNE = "sparse", "prune", "finetune"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """One row of the table: a network after a stage.
+
+    Attributes:
+        stage: Such as "round1/finetune".
+        weights: The checkpoint.
+        AP50, AP: On val.
+        parameters: Numbers that train.
+        macs: For one image of the size that is validated.
+        megabytes: In float32, 10^6 bytes.
+    """
+
+    stage: str
+    weights: Path
+    AP50: float
+    AP: float
+    parameters: int
+    macs: int
+    megabytes: float
+
+
+def run_slimming(config: SlimConfig) -> list[StageResult]:
+    """Run all stages.
+
+    Args:
+        config: All settings; with `resume`, those of the resumed run count instead. Its finished stages are not run
+            again.
+
+    Returns:
+        A row per stage; empty on all but the first process.
+
+    Raises:
+        UserError: Anything about settings, weights or data that does not allow it; most is found before any training.
+    """
+    process = this_process()
+    if not process.is_main:
+        logging.disable(logging.INFO)
+    device = select_device(config.device, local_rank=process.local_rank)
+    with process_group(process, device):
+        if config.resume:
+            folder = _resumed_folder(config)
+            config = _settings_of(folder, device=config.device)
+            LOGGER.info("resuming %s", folder)
+        else:
+            _check(config)
+            folder = Path(share(str(RunFolder.begin(config).path) if process.is_main else ""))
+            LOGGER.info("run folder %s", folder)
+        weights = config.weights
+        for number in range(1, config.rounds + 1):
+            weights = _run_round(config, folder, number=number, weights=weights)
+        return _finish(config, folder, weights=weights) if process.is_main else []
+
+
+def train_stage(config: _Training, run: Callable[[_Training], TrainResult | None]) -> Path:
+    """Run a training, or continue with a killed one, or do nothing where it is complete; returns its folder."""
+    folder = Path(config.project) / config.name
+    last = folder / "weights/last.pt"
+    # One process looks for all: another might see what the run has written meanwhile.
+    is_complete, is_begun = share(((folder / "result.json").exists(), last.exists()))
+    if is_complete:
+        LOGGER.info("%s is complete", folder)
+    else:
+        run(replace(config, resume=str(last)) if is_begun else config)
+    wait_for_all()
+    return folder
+
+
+def slim_table(rows: Sequence[StageResult]) -> str:
+    """List mAP and size of each stage, a line each."""
+    lines = [f"{'stage':<18} {'mAP50':>7} {'mAP':>7} {'parameters':>12} {'MACs G':>8} {'MB':>7}"]
+    lines += [
+        f"{row.stage:<18} {row.AP50:7.3f} {row.AP:7.3f} {row.parameters:12,d} {row.macs / 1e9:8.3f} "
+        f"{row.megabytes:7.2f}"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def _check(config: SlimConfig) -> None:
+    """Build what the first stage trains and refuse what a later one would, before any training.
+
+    Raises:
+        UserError: The folder contains a run; data, weights or teacher do not fit; the target cannot be reached.
+    """
+    folder = Path(config.project) / config.name
+    if config.exist_ok and any(folder.glob("round*")):
+        raise ConfigError(
+            f"--exist-ok {folder}: it contains a run; --resume {folder} continues with it, or give a --name"
+        )
+    if config.teacher and not config.distill:
+        LOGGER.warning("--teacher %s is not used without --distill, such as --distill 1", config.teacher)
+    data = read_data(config)
+    model = make_model(config, data, hyp=read_hyp(config))
+    pruning = config.pruning(str(folder), folder, target=config.target)  # the network is here, not in a file
+    pruning = replace(pruning, img_size=round_up(pruning.img_size, model.max_stride))
+    planner = Planner.of(model, pruning.plan_settings())
+    if config.target:
+        planner.decide()  # refuses what cannot be reached; which layers it will empty is not known before scales fall
+    if config.teacher and config.distill:
+        load_teacher(config.teacher, spec=model.spec, names=data.train.names)
+
+
+def _resumed_folder(config: SlimConfig) -> Path:
+    """Return the run folder that `--resume` means."""
+    if config.resume == RESUME_LATEST:
+        found = sorted(Path(config.project).glob("*/opt.yaml"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise ConfigError(f"--resume: no run in {config.project}; give the folder of one")
+        return found[-1].parent
+    folder = Path(config.resume)
+    if not (folder / "opt.yaml").exists():
+        raise ConfigError(f"--resume {folder}: no folder of a run of slim.py; give one such as runs/slim/exp")
+    return folder
+
+
+def _settings_of(folder: Path, *, device: str) -> SlimConfig:
+    """Those a run began with, but for the device."""
+    path = folder / "opt.yaml"
+    values = read_yaml(path, what="configuration")
+    return replace(config_from_values(SlimConfig, values, where=str(path)), device=device)
+
+
+def _run_round(config: SlimConfig, folder: Path, *, number: int, weights: str) -> str:
+    """Train `weights` sparse, prune, fine-tune; returns the checkpoint."""
+    LOGGER.info("round %d of %d", number, config.rounds)
+    place, first = folder / f"round{number}", folder / "round1" / SPARSE
+    train_stage(
+        config.sparse_training(weights, place / SPARSE, is_first=number == 1),
+        run_sparsity_training,
+    )
+    # last, not best: what is best by mAP may have been saved before the channels were at zero.
+    dense = first / "weights/last.pt"
+    if this_process().is_main and not (place / PRUNE / "result.json").exists():
+        target = _target_of_round(config, dense, number=number)
+        run_pruning(config.pruning(str(place / SPARSE / "weights/last.pt"), place / PRUNE, target=target))
+    wait_for_all()
+    teacher = config.teacher or str(dense)
+    pruned = str(place / PRUNE / CHECKPOINT_NAME)
+    tuned = train_stage(config.finetuning(pruned, place / FINETUNE, teacher=teacher), run_finetuning)
+    return str(best_checkpoint(tuned))
+
+
+def _target_of_round(config: SlimConfig, dense: Path, *, number: int) -> str:
+    """Return what one round must reach, in MACs or parameters; empty where rounds cut by percent.
+
+    Args:
+        config: Settings of the run.
+        dense: The network before any cut.
+        number: Index of the round, from 1.
+    """
+    if not config.target:
+        return ""
+    target, model = parse_target(config.target), load_model(dense).model
+    side = round_up(config.img_size[-1], model.max_stride)
+    size = NetworkSize.of(model, (3, side, side))
+    now = size.macs if target.quantity == "macs" else size.parameters
+    share_left = min(1.0, target.absolute(now) / now)
+    return f"{target.quantity}={now * share_left ** (number / config.rounds):.0f}"
+
+
+def _finish(config: SlimConfig, folder: Path, *, weights: str) -> list[StageResult]:
+    """Show and write the table."""
+    rows = [row for number in range(1, config.rounds + 1) for row in _rows_of(folder / f"round{number}")]
+    RunFolder(path=folder).write_result({"stages": [plain(row) for row in rows], "weights": weights})
+    LOGGER.info("%s\nthe small network: %s\nresults in %s", slim_table(rows), weights, folder)
+    return rows
+
+
+def _rows_of(place: Path) -> list[StageResult]:
+    """Return the three networks of a round, from what its stages have written."""
+    cut = json.loads((place / PRUNE / "result.json").read_text(encoding="utf-8"))
+    tuned = json.loads((place / FINETUNE / "result.json").read_text(encoding="utf-8"))
+    before, after = cut["report"]["before"], cut["report"]["after"]
+    return [
+        _row(place / SPARSE, place / SPARSE / "weights/last.pt", metrics=cut["before"], size=before),
+        _row(place / PRUNE, place / PRUNE / CHECKPOINT_NAME, metrics=cut["after"], size=after),
+        _row(place / FINETUNE, best_checkpoint(place / FINETUNE), metrics=tuned["metrics"], size=after),
+    ]
+
+
+def _row(folder: Path, weights: Path, *, metrics: dict[str, Any], size: dict[str, Any]) -> StageResult:
+    return StageResult(
+        stage=f"{folder.parent.name}/{folder.name}",
+        weights=weights,
+        AP50=metrics["AP50"],
+        AP=metrics["AP"],
+        parameters=size["parameters"],
+        macs=size["macs"],
+        megabytes=size["megabytes"],
+    )

@@ -1,0 +1,107 @@
+"""Learning rate, momentum and accumulation as plain functions of progress, so a resumed run needs no state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch.optim import Optimizer
+
+from engine.choices import ScheduleName
+from engine.training.optim import set_momentum_
+from utils.config.hyp import Hyp
+
+# "multistep": the rate falls to a tenth at 60 % of the run and again at 85 %, unless a run sets other milestones.
+MILESTONES = (0.6, 0.85)
+# "flat": the rate is constant for this share of the run, then follows a cosine.
+_FLAT_SHARE = 0.7
+
+
+def _cosine(progress: float, final: float) -> float:
+    return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _linear(progress: float, final: float) -> float:
+    return 1 - (1 - final) * progress
+
+
+def _multistep(progress: float, final: float, milestones: tuple[float, ...] = MILESTONES) -> float:
+    return max(final**2, 0.1 ** sum(progress >= milestone for milestone in milestones))
+
+
+def _flat(progress: float, final: float) -> float:
+    return _cosine(max(0.0, progress - _FLAT_SHARE) / (1 - _FLAT_SHARE), final)
+
+
+SCHEDULES: dict[str, Callable[[float, float], float]] = {
+    "cosine": _cosine,
+    "linear": _linear,
+    "multistep": _multistep,
+    "flat": _flat,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Learning rates and momenta of the optimiser at each batch.
+
+    v5.0 warms up over max(warmup_epochs, 1000 batches). With a few hundred images 1000 batches are most of the run,
+    so ours limits the warm-up to a tenth of the run.
+
+    Attributes:
+        name: Shape of the decay from 1 to `hyp.lrf`.
+        hyp: Rates, momenta and length of the warm-up.
+        epochs: Epochs of the run.
+        batches: Batches per epoch.
+        accumulate: Batches per optimiser step after the warm-up.
+        least_warmup: Minimum length of a warm-up in batches, except in short runs.
+        milestones: Shares of the run, 0 to 1, at which "multistep" divides the rate by ten.
+    """
+
+    name: ScheduleName
+    hyp: Hyp
+    epochs: int
+    batches: int
+    accumulate: int
+    least_warmup: int = 1000
+    milestones: tuple[float, ...] = MILESTONES
+
+    @property
+    def warmup_batches(self) -> int:
+        """Number of batches over which rates and momentum rise."""
+        if self.hyp.warmup_epochs <= 0:
+            return 0
+        wanted = max(round(self.hyp.warmup_epochs * self.batches), self.least_warmup)
+        return min(wanted, max(1, self.epochs * self.batches // 10))
+
+    @property
+    def total_updates(self) -> int:
+        """Number of optimiser steps of the whole run, without the warm-up's extra ones."""
+        return self.epochs * math.ceil(self.batches / self.accumulate)
+
+    def warmup_progress(self, batch: int) -> float:
+        """Return the completed share of the warm-up, 0 to 1, at `batch` (counted from the start of the run)."""
+        return 1.0 if batch >= self.warmup_batches else batch / self.warmup_batches
+
+    def accumulation(self, batch: int) -> int:
+        """Return the batches per optimiser step: 1 at the start of the warm-up, `accumulate` after it."""
+        return max(1, round(1 + (self.accumulate - 1) * self.warmup_progress(batch)))
+
+    def factor(self, batch: int) -> float:
+        """Return the factor, at most 1, by which the decay multiplies the initial learning rate at `batch`."""
+        progress = min(1.0, batch / (self.epochs * self.batches))
+        if self.name == "multistep":
+            return _multistep(progress, self.hyp.lrf, self.milestones)
+        return SCHEDULES[self.name](progress, self.hyp.lrf)
+
+    def apply_(self, optimizer: Optimizer, batch: int) -> None:
+        """Set the learning rates and momenta of all parameter groups for `batch`."""
+        done = self.warmup_progress(batch)
+        target = self.hyp.lr0 * self.factor(batch)
+        momentum = self.hyp.warmup_momentum + (self.hyp.momentum - self.hyp.warmup_momentum) * done
+        for group in optimizer.param_groups:
+            start = self.hyp.warmup_bias_lr if group.get("name") == "bias" else 0.0
+            group["lr"] = start + (target - start) * done
+            if self.warmup_batches:
+                set_momentum_(group, momentum)

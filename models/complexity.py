@@ -1,0 +1,85 @@
+"""The size of a network: parameters, and multiply-adds for one image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from models.copies import twin_with_numbers, twin_without_numbers
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of trainable values; a shared one counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: nn.Module, image_chw: tuple[int, int, int]) -> int:
+    """Return the multiply-adds of all convolutions and linear layers for one image.
+
+    Activations, norms, pooling, additions and the matrix products of attention are not counted.
+
+    Args:
+        model: Network that takes one batch of images; it is not changed.
+        image_chw: Channels, height and width of an image.
+
+    Raises:
+        RuntimeError: The network cannot run on such images.
+    """
+    return macs_of_uses(model, weight_uses(model, image_chw))
+
+
+def macs_of_uses(model: nn.Module, uses: Mapping[str, int]) -> int:
+    """Return the multiply-adds, given how often each value of a layer's weight is used, by layer path."""
+    return sum(model.get_parameter(f"{name}.weight").numel() * count for name, count in uses.items())
+
+
+def weight_uses(model: nn.Module, image_chw: tuple[int, int, int]) -> dict[str, int]:
+    """Return how often each value of a layer's weight is used for one image.
+
+    It is used once per position of the output, or of the input of a transposed convolution.
+
+    Args:
+        model: Network as for `count_macs`.
+        image_chw: Image shape as for `count_macs`.
+
+    Returns:
+        Number of uses by path, for each convolution and linear layer that runs.
+
+    Raises:
+        RuntimeError: The network cannot run on such images.
+    """
+    try:
+        return _weight_uses(twin_without_numbers(model), torch.empty(1, *image_chw, device="meta"))
+    except RuntimeError:
+        # Some block reads values, which tensors on the meta device do not have.
+        return _weight_uses(twin_with_numbers(model), torch.zeros(1, *image_chw))
+
+
+@torch.no_grad()
+def _weight_uses(twin: nn.Module, image: torch.Tensor) -> dict[str, int]:
+    """Count the weight uses on a copy that may be changed."""
+    uses: dict[str, int] = {}
+
+    def note(name: str, layer: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+        if isinstance(layer, _ConvTransposeNd):
+            positions = args[0].numel() // layer.in_channels
+        elif isinstance(layer, _ConvNd):
+            positions = output.numel() // layer.out_channels
+        else:
+            positions = output.numel() // output.shape[-1]
+        uses[name] = uses.get(name, 0) + positions
+
+    for name, layer in twin.named_modules():
+        if isinstance(layer, _ConvNd | nn.Linear):
+            layer.register_forward_hook(lambda layer, args, output, name=name: note(name, layer, args, output))
+    twin(image.to(_dtype(twin)))
+    return uses
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """Return the type of a network's first floating-point parameter; float32 if it has none."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

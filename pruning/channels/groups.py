@@ -1,0 +1,87 @@
+"""Layers as lists of channel ids, and groups of channels that the same layers produce."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pruning.channels.ids import IntArray
+from pruning.channels.layer_rules import BATCH_NORM
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerChannels:
+    """A layer that has weights per channel.
+
+    Attributes:
+        name: Module path.
+        kind: "conv", "depthwise", "grouped", "linear" or "batch_norm".
+        input_ids: Id of each input channel (C_in,), in the order of the weights; ids may repeat.
+        output_ids: Id of each output channel (C_out,); for a batch norm the same as `input_ids`.
+    """
+
+    name: str
+    kind: str
+    input_ids: IntArray
+    output_ids: IntArray
+
+    @property
+    def is_norm(self) -> bool:
+        """Whether the layer is a batch norm, which scales channels and produces none."""
+        return self.kind == BATCH_NORM
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelGroup:
+    """Channels that the same layers produce: a channel is cut in all of these layers or in none.
+
+    Attributes:
+        ids: Channel ids, sorted (n,).
+        producers: Paths of the convolutions and linear layers that produce the channels, in order of execution.
+        norms: Paths of the batch norms that scale some of the channels.
+        consumers: Paths of the layers that read some of the channels.
+        reason: Reason why some or all of the channels must be kept; None if all can be pruned.
+    """
+
+    ids: IntArray
+    producers: tuple[str, ...]
+    norms: tuple[str, ...]
+    consumers: tuple[str, ...]
+    reason: str | None
+
+
+def channel_groups(layers: Mapping[str, LayerChannels], protected: Mapping[int, str]) -> tuple[ChannelGroup, ...]:
+    """Group all channels by the set of layers that produce them, in order of execution."""
+    weighted = [layer for layer in layers.values() if not layer.is_norm]
+    norms = _layers_by_id((layer.name, layer.output_ids) for layer in layers.values() if layer.is_norm)
+    consumers = _layers_by_id((layer.name, layer.input_ids) for layer in weighted)
+    members: dict[tuple[str, ...], list[int]] = {}
+    for channel, makers in _layers_by_id((layer.name, layer.output_ids) for layer in weighted).items():
+        members.setdefault(makers, []).append(channel)
+    order = {name: index for index, name in enumerate(layers)}
+
+    def listing(layers_by_id: Mapping[int, tuple[str, ...]], ids: Iterable[int]) -> tuple[str, ...]:
+        distinct = {layers_by_id.get(channel, ()) for channel in ids}
+        return tuple(sorted({name for names in distinct for name in names}, key=order.__getitem__))
+
+    return tuple(
+        ChannelGroup(
+            ids=np.array(ids, dtype=np.int64),
+            producers=makers,
+            norms=listing(norms, ids),
+            consumers=listing(consumers, ids),
+            reason=next((protected[channel] for channel in ids if channel in protected), None),
+        )
+        for makers, ids in members.items()
+    )
+
+
+def _layers_by_id(lists: Iterable[tuple[str, IntArray]]) -> dict[int, tuple[str, ...]]:
+    """Map each id to the paths of the layers that list it, ids sorted."""
+    found: dict[int, tuple[str, ...]] = {}
+    for name, ids in lists:
+        for channel in np.unique(ids).tolist():
+            found[channel] = (*found.get(channel, ()), name)
+    return dict(sorted(found.items()))

@@ -1,0 +1,54 @@
+"""Channel rules of layers that have weights per channel."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import nn
+
+from pruning.channels.ids import IntArray
+from pruning.channels.recording import Call, LayerRecord, UnknownOperator
+
+CONV, DEPTHWISE, GROUPED, LINEAR, BATCH_NORM = "conv", "depthwise", "grouped", "linear", "batch_norm"
+
+
+def convolution(call: Call) -> IntArray:
+    """Issue new output channels; a depthwise convolution repeats its input channels by its depth multiplier."""
+    conv, ids = call.layer, call.input.ids
+    assert isinstance(conv, nn.Conv2d)
+    if conv.groups == 1:
+        return _note(call, CONV, ids, call.recording.ids.new(conv.out_channels))
+    if conv.groups == conv.in_channels:
+        return _note(call, DEPTHWISE, ids, np.repeat(ids, conv.out_channels // conv.in_channels))
+    made = call.recording.ids.new(conv.out_channels)
+    reason = f"{call.node.target} is a convolution of {conv.groups} groups, which must remain equally wide"
+    for protected in (ids, made):
+        call.recording.ids.protect(protected, reason)
+    return _note(call, GROUPED, ids, made)
+
+
+def linear(call: Call) -> IntArray:
+    """Issue new output channels for a layer that reads one vector per image."""
+    layer = call.layer
+    assert isinstance(layer, nn.Linear)
+    if call.input.ndim != 2:
+        raise UnknownOperator(f"it works on {call.input.ndim} dimensions; only (images, channels) is supported")
+    return _note(call, LINEAR, call.input.ids, call.recording.ids.new(layer.out_features))
+
+
+def batch_norm(call: Call) -> IntArray:
+    """Pass on the input channels, each of which has a scale and a shift."""
+    return _note(call, BATCH_NORM, call.input.ids, call.input.ids)
+
+
+def prelu(call: Call) -> IntArray:
+    """Pass on the input channels if all of them share one slope."""
+    assert isinstance(call.layer, nn.PReLU)
+    if call.layer.num_parameters > 1:
+        raise UnknownOperator("it has a slope per channel, which cannot be cut")
+    return call.input.ids
+
+
+def _note(call: Call, kind: str, input_ids: IntArray, output_ids: IntArray) -> IntArray:
+    layer = LayerRecord(kind=kind, module=call.layer, input_ids=input_ids, output_ids=output_ids)
+    call.recording.add_layer(str(call.node.target), layer)
+    return output_ids

@@ -1,0 +1,142 @@
+"""Find the batch norms that read a layer's output unchanged, so that their means can absorb a shift of it."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from pruning.channels.ids import IntArray
+from pruning.channels.layer_rules import BATCH_NORM, CONV, LINEAR
+from pruning.channels.recording import LayerRecord, from_front
+
+# Operators whose output shifts with their input: f(x + d) = f(x) + d for one value d per channel.
+_SHIFTING: tuple[Any, ...] = (
+    nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample,
+    nn.Flatten, F.dropout, F.max_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate, torch.flatten,
+    torch.split, torch.chunk, operator.getitem, "flatten", "split", "chunk", "contiguous", "clone",
+)  # fmt: skip
+_JOINS = (torch.cat, torch.concat, torch.concatenate)
+_SIZES = ("size", "dim", getattr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormAfter:
+    """A batch norm that reads output channels of a layer unchanged.
+
+    Attributes:
+        name: Module path of the batch norm.
+        sources: Index of the layer's output channel that each batch-norm channel reads, or -1 (C,).
+    """
+
+    name: str
+    sources: IntArray
+
+
+class _Shifted(Exception):
+    """A shift of the layer's output would change something other than the mean of a batch norm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pass:
+    """A finished pass over a traced network: layers by path, uses by path, and the value of each node."""
+
+    layers: Mapping[str, LayerRecord]
+    uses: Mapping[str, int]
+    module_of: Callable[[fx.Node], nn.Module | None]
+    value_of: Callable[[fx.Node], Any]
+
+
+def norms_after(
+    operators: fx.Graph,
+    layers: Mapping[str, LayerRecord],
+    *,
+    module_of: Callable[[fx.Node], nn.Module | None],
+    value_of: Callable[[fx.Node], Any],
+) -> dict[str, tuple[NormAfter, ...]]:
+    """Find, for each layer without a bias, the batch norms that read its output, if nothing else reads it.
+
+    Args:
+        operators: Traced graph.
+        layers: Layers by path, with ids not yet resolved: no two layers produce the same ids.
+        module_of: Returns the module that a node calls, if it calls one.
+        value_of: Returns the value of a node: one or several `Tracked`.
+    """
+    calls = [node for node in operators.nodes if node.op == "call_module" and node.target in layers]
+    uses = Counter(str(node.target) for node in calls)
+    finished = _Pass(layers=layers, uses=uses, module_of=module_of, value_of=value_of)
+    found: dict[str, tuple[NormAfter, ...]] = {}
+    failed: set[str] = set()
+    for node in calls:
+        name = str(node.target)
+        if layers[name].kind not in (CONV, LINEAR) or layers[name].module.bias is not None:
+            continue
+        try:
+            found[name] = (*found.get(name, ()), *_norms_of(node, finished))
+        except _Shifted:
+            failed.add(name)
+    return {name: norms for name, norms in found.items() if name not in failed}
+
+
+def _norms_of(node: fx.Node, finished: _Pass) -> tuple[NormAfter, ...]:
+    """Find the batch norms behind one call of a layer.
+
+    Raises:
+        _Shifted: Something else reads the output of the layer.
+    """
+    made = finished.value_of(node).ids
+    names: dict[str, None] = {}
+    pending, seen = [node], {node}
+    while pending:
+        for user in pending.pop().users:
+            if user in seen:
+                continue
+            seen.add(user)
+            if _is_norm(user, finished):
+                names[str(user.target)] = None
+            elif user.target not in _SIZES:
+                _check_shifts(user, finished)
+                pending.append(user)
+    return tuple(NormAfter(name=name, sources=_sources(finished.layers[name].input_ids, made)) for name in names)
+
+
+def _is_norm(node: fx.Node, finished: _Pass) -> bool:
+    """Return whether a node is a batch norm with a mean that only this call uses.
+
+    Raises:
+        _Shifted: The batch norm is used more than once or has no running mean.
+    """
+    layer = finished.layers.get(str(node.target)) if node.op == "call_module" else None
+    if layer is None or layer.kind != BATCH_NORM:
+        return False
+    if finished.uses[str(node.target)] > 1 or layer.module.running_mean is None:
+        raise _Shifted
+    return True
+
+
+def _check_shifts(node: fx.Node, finished: _Pass) -> None:
+    """Raise `_Shifted` unless the output of the node shifts with its input, channel by channel."""
+    module = finished.module_of(node)
+    if isinstance(module, nn.AvgPool2d):
+        shifts = not any(np.atleast_1d(module.padding)) and module.divisor_override is None
+    elif node.target in _JOINS:
+        # Concatenated along another dimension, the result has the channels of a single input.
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        shifts = from_front(dim, ndim=finished.value_of(node).tensor.ndim) == 1  # type: ignore[arg-type]
+    else:
+        shifts = (type(module) if module is not None else node.target) in _SHIFTING
+    if not shifts:
+        raise _Shifted
+
+
+def _sources(ids: IntArray, made: IntArray) -> IntArray:
+    """Return the position of each of `ids` in `made`, which are consecutive new ids, or -1."""
+    positions = ids - made[0]
+    return np.where((positions >= 0) & (positions < len(made)), positions, -1)

@@ -1,0 +1,12 @@
+"""Names that settings choose among; nothing heavy is imported here, so that command lines start at once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Sparsity = Literal["bn", "residual", "kernel", "mixed"]
+Shortcuts = Literal["skip", "tied"]
+Scope = Literal["global", "layer"]
+# All criteria; only taylor needs data, see `pruning/importance/taylor.py`.
+CriterionName = Literal["bn_gamma", "kernel_l1", "kernel_l2", "fpgm", "random", "taylor"]
+CostQuantity = Literal["macs", "params"]

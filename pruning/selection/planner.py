@@ -1,0 +1,294 @@
+"""Build a pruning plan from a network and settings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, TypeAlias
+
+import numpy as np
+from torch import nn
+
+from models.detector import Detector
+from models.fingerprint import network_fingerprint
+from pruning.channels.graph import ChannelGraph
+from pruning.channels.ids import FloatArray, IntArray
+from pruning.channels.shortcuts import candidate_ids, shortcut_bottleneck_names
+from pruning.choices import Shortcuts
+from pruning.importance.cost import ChannelCost, per_cost
+from pruning.importance.criteria import CRITERIA, random_order
+from pruning.selection.allocation import Allocation, Allocator, ranked_ids, ranks_among
+from pruning.selection.scales import DENSE_SHARE, NEAR_ZERO, ScaleStats
+from pruning.selection.settings import ALL, DEFAULT_PERCENT, PlanSettings
+from pruning.selection.targets import Target
+from pruning.surgery.bottlenecks import drop_bottlenecks
+from pruning.surgery.plan import PruningPlan
+from utils.errors import PruningError
+from utils.storage.run_folder import plain
+
+LOGGER = logging.getLogger(__name__)
+
+# Parameters that sparsity training draws to zero, by the criterion that ranks channels by them.
+_DRAWN = {
+    "bn_gamma": "scales",
+    "kernel_l1": "kernels (relative to their layer's mean)",
+    "kernel_l2": "kernels (relative to their layer's mean)",
+}
+
+
+# Measures importance (num_ids,) on data, for instance by Taylor expansion.
+MeasureImportance: TypeAlias = Callable[[Detector, ChannelGraph], FloatArray]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Planner:
+    """Traces and ranks a network once, and makes plans for it.
+
+    Attributes:
+        model: Network after bottlenecks were removed.
+        graph: Channels of `model`.
+        bottlenecks: Paths of the removed bottlenecks.
+        fingerprint: Fingerprint of the network before bottlenecks were removed.
+        allocator: Allocator that chooses the channels to drop.
+        settings: Settings of the choice.
+    """
+
+    model: Detector
+    graph: ChannelGraph
+    bottlenecks: tuple[str, ...]
+    fingerprint: str
+    allocator: Allocator
+    settings: PlanSettings
+
+    @classmethod
+    def of(cls, model: Detector, settings: PlanSettings, *, measure: MeasureImportance | None = None) -> Planner:
+        """Trace the network and rank its channels.
+
+        Args:
+            model: Network to prune.
+            settings: Settings of the choice.
+            measure: Function that measures the importance if the criterion needs data.
+
+        Raises:
+            PruningError: No channel can be pruned, or the criterion cannot rank this network.
+        """
+        bottlenecks = _bottlenecks(model, settings.drop_bottlenecks)
+        fingerprint = network_fingerprint(model)
+        if bottlenecks:
+            model = drop_bottlenecks(model, bottlenecks)
+        graph = ChannelGraph.of(model)
+        candidates = free_ids(model, graph, shortcuts=settings.shortcuts, protect=settings.protect)
+        importance = _importance(model, graph, candidates, settings, measure)
+        if settings.cost_power and settings.target:
+            cost = ChannelCost.of(model, graph, settings.image_chw)
+            importance = per_cost(importance, cost, settings.target.quantity, power=settings.cost_power)
+        ranked = ranked_ids(candidates, importance)
+        if len(ranked) < len(candidates):
+            first, _ = graph.owners(int(np.setdiff1d(candidates, ranked)[0]))[0]
+            LOGGER.warning(
+                "%d of %d channels are kept: %s cannot rank them, since they pass no batch norm (first: layer %s); "
+                "--criterion kernel_l1 ranks all",
+                len(candidates) - len(ranked),
+                len(candidates),
+                settings.criterion,
+                first,
+            )
+        return cls(
+            model=model,
+            graph=graph,
+            bottlenecks=bottlenecks,
+            fingerprint=fingerprint,
+            settings=settings,
+            allocator=Allocator(
+                graph=graph,
+                importance=importance,
+                candidates=ranked,
+                rounding=settings.rounding,
+                min_channels=settings.min_channels,
+            ),
+        )
+
+    @property
+    def threshold(self) -> float:
+        """Importance below which channels are dropped, if the settings give a share and no target."""
+        if self.settings.is_mixed:
+            return 0.0  # importance is already the margin above the two thresholds
+        percent = self.settings.percent
+        if percent is None:
+            percent = 0.0 if self.bottlenecks else DEFAULT_PERCENT
+        return self.allocator.threshold_at(percent)
+
+    def allocate(self) -> Allocation:
+        """Choose the channels to drop, and warn of layers that would keep too few.
+
+        Raises:
+            PruningError: A target cannot be reached, or with `strict` a layer would keep fewer than `min_channels`.
+        """
+        allocation = self.decide()
+        if allocation.raised and self.settings.strict:
+            raise PruningError(
+                f"layers {', '.join(allocation.raised[:3])} would keep fewer than --min-channels "
+                f"{self.settings.min_channels}; {self._least_remedy()} or leave out --strict"
+            )
+        if allocation.raised:
+            LOGGER.warning(
+                "%d layers would keep fewer than --min-channels %d, so they keep that many: %s",
+                len(allocation.raised),
+                self.settings.min_channels,
+                ", ".join(allocation.raised),
+            )
+        return allocation
+
+    def _least_remedy(self) -> str:
+        """Return the advice for a layer that would lose too many channels."""
+        if self.settings.is_mixed:
+            return "lower --bn-percent and --conv-percent"
+        limit = self.allocator.limit
+        return (
+            f"above {limit.threshold:.4g} (--percent {limit.percent:.3f}) a layer would lose all its channels; "
+            f"{'raise --target' if self.settings.target else 'lower --percent'}"
+        )
+
+    def decide(self) -> Allocation:
+        """Choose the channels to drop, without a warning or error for layers that would keep too few.
+
+        Raises:
+            PruningError: A target cannot be reached.
+        """
+        if not self.settings.target:
+            return self.allocator.at(self.threshold)
+        cost = ChannelCost.of(self.model, self.graph, self.settings.image_chw)
+        return at_target(self.allocator, cost, self.settings.target)
+
+    def plan(self, allocation: Allocation, *, settings: Mapping[str, Any] | None = None) -> PruningPlan:
+        """Build the plan of an allocation, with the settings of the command; None means the planner's."""
+        settings = plain(self.settings) if settings is None else settings
+        return PruningPlan.of(
+            self.model,
+            self.graph,
+            allocation.dropped,
+            settings={**settings, "threshold": allocation.threshold},
+            bottlenecks=self.bottlenecks,
+            fingerprint=self.fingerprint,
+        )
+
+    def describe(self, allocation: Allocation) -> str:
+        """Report threshold, limit and how close to zero the channels are, in lines for people."""
+        limit, count = self.allocator.limit, len(self.allocator.candidates)
+        lines = [
+            f"pruning {len(allocation.dropped)} of {count} channels ({len(allocation.dropped) / count:.1%}) below "
+            f"{allocation.threshold:.4g}; above {limit.threshold:.4g} (--percent {limit.percent:.3f}) a layer would "
+            "lose all its channels"
+        ]
+        if self.settings.criterion == "bn_gamma" and not self.settings.is_mixed and not self.settings.cost_power:
+            stats = ScaleStats.of(self.allocator, aim=self.settings.percent or DEFAULT_PERCENT)
+            lines.append(f"scales: {stats.as_text()}")
+        if dense := self._dense_findings():
+            lines.append(
+                f"warning: this network was not trained sparse: {', '.join(dense)}; pruning will cost mAP until "
+                "fine-tuned; run train_sparsity.py first"
+            )
+        return "\n".join(lines)
+
+    def _dense_findings(self) -> list[str]:
+        """Collect evidence that the network was not trained sparse; empty if it was."""
+        found = []
+        for name in ("bn_gamma", "kernel_l1") if self.settings.is_mixed else (self.settings.criterion,):
+            if name not in _DRAWN:
+                return []
+            values = CRITERIA[name](self.model, self.graph)[self.allocator.candidates]
+            below = float((values < NEAR_ZERO).mean())
+            if below >= DENSE_SHARE:
+                return []
+            found.append(
+                f"only {below:.1%} of {_DRAWN[name]} are below 1e-2, half of them above {np.median(values):.3g}"
+            )
+        return found
+
+
+def at_target(allocator: Allocator, cost: ChannelCost, target: Target) -> Allocation:
+    """Drop the fewest channels with which the network costs no more than the target.
+
+    Raises:
+        PruningError: The target cannot be reached.
+    """
+    count, what = (cost.macs, "MACs") if target.quantity == "macs" else (cost.parameters, "parameters")
+    return allocator.at_cost(count, target.absolute(count()), what=what)
+
+
+def free_ids(model: nn.Module, graph: ChannelGraph, *, shortcuts: Shortcuts, protect: Sequence[str]) -> IntArray:
+    """Return the channels that may be pruned, sorted (n,), without those of protected layers.
+
+    Raises:
+        PruningError: A pattern matches no layer.
+    """
+    return np.setdiff1d(candidate_ids(model, graph, shortcuts), protected_ids(graph, protect))
+
+
+def protected_ids(graph: ChannelGraph, patterns: Sequence[str]) -> IntArray:
+    """Return the channels produced by layers whose paths match a pattern, sorted (n,).
+
+    Raises:
+        PruningError: A pattern matches no layer.
+    """
+    found = [np.empty(0, dtype=np.int64)]
+    for pattern in patterns:
+        matching = [
+            layer.output_ids
+            for name, layer in graph.layers.items()
+            if fnmatchcase(name, pattern) and not layer.is_norm
+        ]
+        if not matching:
+            names = [name for name, layer in graph.layers.items() if not layer.is_norm]
+            raise PruningError(
+                f"--protect {pattern} matches no layer; the layers include {', '.join(names[:3])}; use * for any part"
+            )
+        found += matching
+    return np.unique(np.concatenate(found))
+
+
+def _bottlenecks(model: Detector, wanted: Sequence[str]) -> tuple[str, ...]:
+    if tuple(wanted) != (ALL,):
+        return tuple(wanted)
+    names = shortcut_bottleneck_names(model)
+    if not names:
+        raise PruningError("--drop-bottlenecks all: this network has no shortcut bottlenecks; leave it out")
+    return names
+
+
+def _importance(
+    model: Detector,
+    graph: ChannelGraph,
+    candidates: IntArray,
+    settings: PlanSettings,
+    measure: MeasureImportance | None,
+) -> FloatArray:
+    if settings.is_mixed:
+        shares = {"bn_gamma": settings.bn_percent or 0.0, "kernel_l1": settings.conv_percent or 0.0}
+        return _least_margin([(CRITERIA[name](model, graph), share) for name, share in shares.items()], candidates)
+    if settings.criterion == "taylor":
+        assert measure is not None, "this criterion needs data"
+        return measure(model, graph)
+    if settings.criterion == "random":
+        return random_order(model, graph, seed=settings.seed)
+    return CRITERIA[settings.criterion](model, graph)
+
+
+def _least_margin(criteria: Sequence[tuple[FloatArray, float]], candidates: IntArray) -> FloatArray:
+    """Combine criteria into an importance that is negative if a channel is below the threshold of any of them.
+
+    Args:
+        criteria: Importance by id (num_ids,), and the share of candidates below its threshold, for each criterion.
+        candidates: Ids that may be dropped (n,).
+
+    Returns:
+        Ranks by which the worst criterion exceeds its threshold, as a share of all candidates (num_ids,).
+    """
+    least = np.full(len(criteria[0][0]), np.nan)
+    for importance, share in criteria:
+        ranks = ranks_among(candidates, importance)[candidates]
+        margins = (ranks - int(share * len(candidates))) / len(candidates)
+        least[candidates] = np.fmin(least[candidates], margins)
+    return least

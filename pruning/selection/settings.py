@@ -1,0 +1,55 @@
+"""Settings of the choice of channels to prune."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pruning.choices import CriterionName, Shortcuts
+from pruning.selection.rounding import Rounding
+from pruning.selection.targets import Target
+
+ALL = "all"
+
+
+DEFAULT_PERCENT = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """Settings of the choice of channels.
+
+    Attributes:
+        percent: Share of the candidates below the threshold; None for the default, or if `target` decides.
+        criterion: Criterion that rates the importance of channels.
+        bn_percent, conv_percent: Shares below the thresholds of scales and of kernels, if both decide together.
+        drop_bottlenecks: Shortcut bottlenecks to remove: "all", or their paths.
+        shortcuts: Whether channels that shortcuts join are kept ("skip") or pruned together ("tied").
+        rounding: Rounding of the widths to keep.
+        min_channels: Fewest channels of a layer to keep.
+        target: Highest cost of the pruned network, in place of a share.
+        cost_power: Power of a channel's cost by which its importance is divided.
+        protect: Patterns of paths of layers that are not pruned.
+        strict: Whether to raise an error, rather than keep `min_channels`, if a layer would keep fewer.
+        image_chw: Channels, height and width of the image that multiply-adds are counted for.
+        seed: Seed of the random criterion.
+    """
+
+    percent: float | None = None
+    criterion: CriterionName = "bn_gamma"
+    bn_percent: float | None = None
+    conv_percent: float | None = None
+    drop_bottlenecks: tuple[str, ...] = ()
+    shortcuts: Shortcuts = "skip"
+    rounding: Rounding
+    min_channels: int = 1
+    target: Target | None = None
+    cost_power: float = 0.0
+    protect: tuple[str, ...] = ()
+    strict: bool = False
+    image_chw: tuple[int, int, int] = (3, 640, 640)
+    seed: int = 0
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether scales and kernels decide together."""
+        return self.bn_percent is not None or self.conv_percent is not None

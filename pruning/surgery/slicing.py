@@ -1,0 +1,84 @@
+"""Slice the tensors of a network to its kept channels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.copies import tensors_by_name
+from pruning.channels.graph import ChannelGraph
+from pruning.channels.groups import LayerChannels
+from pruning.channels.ids import BoolArray, IntArray
+from pruning.channels.layer_rules import CONV, DEPTHWISE, LINEAR
+
+_PER_OUTPUT = ("weight", "bias", "running_mean", "running_var")
+
+
+def stays_by_id(graph: ChannelGraph, dropped: IntArray) -> BoolArray:
+    """Return a mask over all ids up to the largest, False for the dropped ones (n,)."""
+    lists = [layer.output_ids for layer in graph.layers.values()] + [
+        layer.input_ids for layer in graph.layers.values()
+    ]
+    largest = max((int(ids.max()) for ids in lists if len(ids)), default=-1)
+    stays = np.ones(largest + 1, dtype=bool)
+    stays[dropped] = False
+    return stays
+
+
+def kept_tensors(model: nn.Module, graph: ChannelGraph, stays: BoolArray) -> dict[str, Tensor]:
+    """Return every parameter and buffer of a network, by name, without the dropped channels.
+
+    Args:
+        model: Network; it is not changed, and the returned tensors share no memory with it.
+        graph: Channels of the network.
+        stays: Mask of the kept channels by id (n,).
+    """
+    own = tensors_by_name(model)
+    kept: dict[str, Tensor] = {}
+    for layer in graph.layers.values():
+        rows = kept_positions(layer.output_ids, stays)
+        columns = kept_positions(layer.input_ids, stays) if layer.kind in (CONV, LINEAR) else None
+        for suffix in _PER_OUTPUT:
+            name = f"{layer.name}.{suffix}"
+            if name in own:
+                kept[name] = _part(own[name], rows, dim=0)
+        if columns is not None:
+            kept[f"{layer.name}.weight"] = _part(kept[f"{layer.name}.weight"], columns, dim=1)
+    return {name: _fresh(kept.get(name, tensor), tensor) for name, tensor in own.items()}
+
+
+def kept_positions(ids: IntArray, stays: BoolArray) -> IntArray:
+    """Return the positions of the kept channels, in order."""
+    return np.flatnonzero(stays[ids])
+
+
+def resize_(model: nn.Module, graph: ChannelGraph, stays: BoolArray) -> None:
+    """Set the channel counts of layers to match their tensors, which are cut already."""
+    for layer in graph.layers.values():
+        module = model.get_submodule(layer.name)
+        for name, count in _sizes(layer, stays).items():
+            setattr(module, name, count)
+
+
+def _sizes(layer: LayerChannels, stays: BoolArray) -> dict[str, int]:
+    """Return the attributes that give a layer's width, with their values after a cut."""
+    read, made = (len(kept_positions(ids, stays)) for ids in (layer.input_ids, layer.output_ids))
+    if layer.is_norm:
+        return {"num_features": made}
+    if layer.kind == LINEAR:
+        return {"in_features": read, "out_features": made}
+    channels = {"in_channels": read, "out_channels": made}
+    return {**channels, "groups": read} if layer.kind == DEPTHWISE else channels
+
+
+def _part(tensor: Tensor, positions: IntArray, *, dim: int) -> Tensor:
+    """Select slices of a tensor along `dim`; return the tensor itself if all are selected."""
+    if len(positions) == tensor.shape[dim]:
+        return tensor
+    return tensor.detach().index_select(dim, torch.from_numpy(positions).to(tensor.device))
+
+
+def _fresh(kept: Tensor, original: Tensor) -> Tensor:
+    """Return a tensor that shares no memory with the original."""
+    return original.detach().clone() if kept is original else kept

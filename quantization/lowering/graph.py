@@ -1,0 +1,122 @@
+"""A network as a graph of the operations that have an integer form, still in floating point."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from torch import Tensor
+
+from quantization.program.program import Kind, Setting
+
+# Any elementwise function of one tensor.
+Function: TypeAlias = Callable[[Tensor], Tensor]
+
+INPUT = "input"
+WEIGHTED: frozenset[Kind] = frozenset({"conv", "linear"})
+# Operations that move or select values, and so keep the scale of their input.
+MOVERS: frozenset[Kind] = frozenset({"max_pool", "upsample", "slice", "flatten", "reshape", "permute"})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Node:
+    """One operation of a graph.
+
+    Attributes:
+        name: Name, as in `program.Operation`.
+        kind: Kind of operation, as in `program.Operation`.
+        inputs: Names of the nodes it reads.
+        settings: Settings by kind, as in `program.Operation`.
+        clamp: Limits of the result; a ReLU is (0, inf).
+        function: Function of a lookup.
+        weight: Weight of conv (O, I / groups, KH, KW) or linear (O, I).
+        bias: Bias of conv or linear (O,).
+        area: Number of values in a window of mean.
+    """
+
+    name: str
+    kind: Kind
+    inputs: tuple[str, ...]
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    clamp: tuple[float, float] = (-math.inf, math.inf)
+    function: Function | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    area: int = 0
+
+
+# Computes the result of a node from its inputs.
+NodeFunction: TypeAlias = Callable[[Node, Sequence[Tensor]], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Graph:
+    """A whole network.
+
+    Attributes:
+        nodes: Nodes by name, in an order in which they can run; the first is the input.
+        outputs: Names of the nodes whose results the network returns, in order.
+        is_single: Whether the network returns one tensor and not a sequence.
+    """
+
+    nodes: Mapping[str, Node]
+    outputs: tuple[str, ...]
+    is_single: bool
+
+    @property
+    def weighted(self) -> tuple[str, ...]:
+        """Names of the nodes with weights, in order."""
+        return tuple(node.name for node in self.nodes.values() if node.kind in WEIGHTED)
+
+    @property
+    def scaled(self) -> tuple[str, ...]:
+        """Names of the nodes whose results have a scale of their own, in order."""
+        return tuple(node.name for node in self.nodes.values() if node.kind not in MOVERS)
+
+    def scale_of(self, name: str) -> str:
+        """Return the name of the node whose scale applies to the result of a node."""
+        node = self.nodes[name]
+        while node.kind in MOVERS:
+            node = self.nodes[node.inputs[0]]
+        return node.name
+
+    def readers(self) -> dict[str, list[str]]:
+        """Map each node to the names of the nodes that read it, once per use."""
+        found: dict[str, list[str]] = {name: [] for name in self.nodes}
+        for node in self.nodes.values():
+            for source in node.inputs:
+                found[source].append(node.name)
+        return found
+
+    def last_reads(self) -> dict[str, tuple[str, ...]]:
+        """Map each node to the nodes whose results no later node reads."""
+        last = {name: name for name in self.nodes}
+        for node in self.nodes.values():
+            last.update(dict.fromkeys(node.inputs, node.name))
+        found: dict[str, list[str]] = {name: [] for name in self.nodes}
+        for name, reader in last.items():
+            found[reader].append(name)
+        return {name: tuple(read) for name, read in found.items()}
+
+    def results(self, images: Tensor, compute: NodeFunction) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and result of every node in order, keeping each result only until its last use.
+
+        Args:
+            images: Images (B, C, H, W).
+            compute: Function of a node and its inputs that returns its result; the input node reads the images.
+        """
+        done_after = self.last_reads()
+        held: dict[str, Tensor] = {}
+        for node in self.nodes.values():
+            inputs = [images] if node.name == INPUT else [held[name] for name in node.inputs]
+            held[node.name] = compute(node, inputs)
+            yield node.name, held[node.name]
+            for name in done_after[node.name]:
+                del held[name]
+
+    def wide(self) -> frozenset[str]:
+        """Return the scaled nodes whose results no convolution or linear layer reads."""
+        sources = [self.nodes[name].inputs[0] for name in self.weighted]
+        return frozenset(self.scaled) - {self.scale_of(source) for source in sources} - {INPUT}
