@@ -12,7 +12,7 @@ from torch import Tensor
 
 from commands.export_classifier import run_classifier_export
 from commands.export_config import ExportConfig
-from commands.export_files import artefact_path, check_formats, nms_path
+from commands.export_files import artefact_path, check_formats, ignored_settings, nms_path
 from deploy.artefact.runtime import RuntimeModel
 from deploy.calibration import as_input, calibration_images, check_image_size, spread
 from deploy.exporters import ExportJob
@@ -27,6 +27,7 @@ from engine.evaluation.evaluator import Measure
 from engine.evaluation.predict import predictor
 from models.classifiers.load import is_classifier
 from models.load import load_model
+from utils.config.values import warn_of_ignored
 from utils.datasets.indexing.config import load_data_config
 from utils.datasets.indexing.index import build_label_index
 from utils.storage.files import check_writable, sha256_of
@@ -54,6 +55,7 @@ def run_export(config: ExportConfig) -> bool:
     if is_classifier(config.weights):
         return run_classifier_export(config)
     check_formats(config)
+    warn_of_ignored(config, ignored_settings(config))
     job = _job(config)
     reference = _reference(job, config)
     folder = RunFolder.begin(config)

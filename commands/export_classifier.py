@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from commands.detector_flags import warn_of_detector_flags
 from commands.export_config import ExportConfig
-from commands.export_files import artefact_path, check_formats
+from commands.export_files import artefact_path, check_formats, ignored_settings
 from deploy.classifier.export import Logits, check_format, export_classifier
 from deploy.classifier.metadata import ClassifierSettings
 from deploy.classifier.pictures import calibration_pictures, normalised, spread_pictures
@@ -21,6 +21,7 @@ from deploy.classifier.verify import ClassifierReference, ClassifierReport, repo
 from deploy.formats import load_classifier as load_exported_classifier
 from engine.evaluation.classification import check_same_task
 from models.classifiers import ClassifierSpec, LoadedClassifier, load_classifier
+from utils.config.values import warn_of_ignored
 from utils.datasets.classes.known import load_pictures
 from utils.datasets.classes.pictures import PictureData
 from utils.storage.run_folder import RunFolder, plain
@@ -44,6 +45,8 @@ def run_classifier_export(config: ExportConfig) -> bool:
         ConfigError, CheckpointError, DataError: Something cannot be had; what is not whole has been removed.
     """
     warn_of_detector_flags(config, own=_OWN)
+    ignored = ignored_settings(config)
+    warn_of_ignored(config, {reason: set(names).intersection(_OWN) for reason, names in ignored.items()})
     job = _job(config)
     folder = RunFolder.begin(config)
     logger.info("results in %s", folder.path)

@@ -39,7 +39,7 @@ def check_formats(config: ExportConfig) -> None:
             raise ConfigError(f"{name} in {config.precision} is not supported; it can be written in {known}")
         for package in exporter.packages:
             optional_package(package, purpose=f"--include {name}")
-        if "onnx" in exporter.packages:
+        if _is_by_onnx(name):
             check_opset(config.opset, is_int8=config.int8)
     paths = [*(artefact_path(config, name) for name in config.include), *([nms_path(config)] if config.nms else [])]
     missing = [path for path in paths if not path.exists()]
@@ -47,3 +47,19 @@ def check_formats(config: ExportConfig) -> None:
         check_writable(config.folder)
     elif missing:
         raise ConfigError(f"{missing[0]} does not exist; leave --verify-only out to write it")
+
+
+def ignored_settings(config: ExportConfig) -> dict[str, tuple[str, ...]]:
+    """Names of the settings that change nothing beside the others, by reason."""
+    formats = " ".join(config.include)
+    return {
+        f"--include {formats}": () if any(map(_is_by_onnx, config.include)) else ("opset",),
+        "without --include tensorrt": () if "tensorrt" in config.include else ("compute_capability",),
+        "without --int8": () if config.int8 else ("calib_images", "calib_method"),
+        "without --nms": () if config.nms else ("conf_thres", "iou_thres", "max_det"),
+    }
+
+
+def _is_by_onnx(name: str) -> bool:
+    """Whether files of the format are made from an ONNX graph."""
+    return "onnx" in FORMATS[name].packages

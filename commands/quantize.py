@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from commands.quantize_config import QuantizeConfig, parse_bytes
-from commands.quantize_report import Measured, result_table, sensitivity_rows, sensitivity_table
+from commands.quantize_report import Measured, plot_sensitivity, result_table, sensitivity_rows, sensitivity_table
 from commands.quantize_subjects import Subject, open_subject
 from deploy.artefact.folder import check_replaceable
 from deploy.integer.export import Forms, bits_text
@@ -24,7 +24,6 @@ from quantization.sensitivity import Sensitivity, mixed_precision, sensitivities
 from quantization.storage.sizes import FormSize, form_sizes
 from utils.config.values import warn_of_ignored
 from utils.errors import ConfigError
-from utils.plots.sensitivity import plot_sensitivity
 from utils.storage.files import check_writable, write_json
 from utils.storage.run_folder import RunFolder, plain
 

@@ -68,7 +68,7 @@ void load(ncnn::Net& net, const std::string& folder) {
         throw Error(param + " is damaged; export the network again");
     }
     if (net.load_model(bin.c_str()) != 0) {
-        throw Error(bin + " is cut off or damaged; export the network again");
+        throw Error(bin + " is truncated or damaged; export the network again");
     }
 }
 

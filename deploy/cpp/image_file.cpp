@@ -81,7 +81,7 @@ Image read_image(const std::string& path) {
     const std::vector<unsigned char> bytes = read_bytes(path);
     const Image image = is_cut_off(bytes) ? Image() : decode(bytes);
     if (image.rgb.empty()) {
-        throw Error("image " + path + " cannot be read: it is no JPEG, PNG or BMP, or cut off; replace it");
+        throw Error("image " + path + " cannot be read: it is not a JPEG, PNG or BMP file, or it is truncated; replace it");
     }
     return upright(image, exif_orientation(bytes));
 }

@@ -52,7 +52,7 @@ class Parser {
 
   private:
     [[noreturn]] void fail(const std::string& finding) const {
-        throw Error("no JSON: " + finding + " at byte " + std::to_string(position_));
+        throw Error("not JSON: " + finding + " at byte " + std::to_string(position_));
     }
 
     // Returns the current character, 0 at the end.

@@ -134,8 +134,9 @@ class Planner:
             )
         if allocation.raised:
             LOGGER.warning(
-                "%d layers would keep fewer than --min-channels %d, so they keep that many: %s",
+                "%d %s would keep fewer than --min-channels %d, kept at that many: %s",
                 len(allocation.raised),
+                "layer" if len(allocation.raised) == 1 else "layers",
                 self.settings.min_channels,
                 ", ".join(allocation.raised),
             )

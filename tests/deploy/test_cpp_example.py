@@ -230,7 +230,7 @@ DAMAGE = {
     "no bin": (without(BIN), "model.ncnn.bin cannot be opened; check the path"),
     "no param": (without(PARAM), "model.ncnn.param cannot be opened; check the path"),
     "no metadata": (without(METADATA), "metadata.json cannot be opened; check the path"),
-    "cut metadata": (lambda folder: cut_off(folder / METADATA), "metadata.json: no JSON"),
+    "cut metadata": (lambda folder: cut_off(folder / METADATA), "metadata.json: not JSON"),
     "no strides": (replaced(METADATA, '"strides"', '"other"'), "strides: it is missing; export"),
     "number for a switch": (replaced(METADATA, '"dynamic": true', '"dynamic": 1'), "dynamic: expected true or false"),
     "lacking name": (replaced(METADATA, '"person",', ""), "names: got 79, expected num_classes of them"),
@@ -261,7 +261,7 @@ def test_a_bin_that_is_cut_off_ends_with_our_line(program: list[str], copied: Pa
     cut_off(copied / "model.ncnn.bin")
     done = run(program, copied, pictures[0])
     assert done.returncode == 2
-    assert "model.ncnn.bin is cut off or damaged; export the network again" in done.stderr.splitlines()[-1]
+    assert "model.ncnn.bin is truncated or damaged; export the network again" in done.stderr.splitlines()[-1]
 
 
 def test_pictures_that_cannot_be_read_are_one_line(
@@ -273,7 +273,9 @@ def test_pictures_that_cannot_be_read_are_one_line(
     cut_off(tmp_path / "cut.jpg")
     Image.new("RGB", (40, 1)).save(tmp_path / "line.png")
     for name in ("text.jpg", "empty.jpg", "cut.jpg"):
-        assert_one_line(run(program, yolov5n, tmp_path / name), f"{name} cannot be read: it is no JPEG, PNG or BMP")
+        assert_one_line(
+            run(program, yolov5n, tmp_path / name), f"{name} cannot be read: it is not a JPEG, PNG or BMP"
+        )
     assert_one_line(run(program, yolov5n, tmp_path / "missing.jpg"), "missing.jpg cannot be opened; check the path")
     assert_one_line(run(program, yolov5n, tmp_path / "line.png"), "picture of 40x1 pixels: expected at least 2x2")
     drawing = run(program, yolov5n, pictures[0], "--draw", tmp_path / "nowhere")

@@ -55,8 +55,19 @@ def test_classes_of_another_order_are_told_of(place: Place, caplog: pytest.LogCa
     text = place.data.read_text()
     place.data.write_text(text.replace("'RBC', 'WBC'", "'WBC', 'RBC'"))
     assert place.data.read_text() != text
+    caplog.set_level("INFO")
     run("export", arguments(place, "--include", "torchscript", "--data", str(place.data), "--workers", "0"))
-    assert "have different class names; classes are paired by position" in caplog.text
+    assert "order their classes differently; classes are matched by name" in caplog.text
+
+
+def test_settings_that_change_nothing_are_told(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    run(
+        "export",
+        arguments(place, "--include", "torchscript", "--opset", "13", "--conf", "0.4", "--calib-images", "9"),
+    )
+    assert "--include torchscript; without effect: --opset" in caplog.text
+    assert "without --int8; without effect: --calib-images" in caplog.text
+    assert "without --nms; without effect: --conf" in caplog.text
 
 
 def test_verify_only_refuses_artefact_of_other_weights(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +137,7 @@ def test_boxes_from_the_graph_are_compared_too(place: Place, caplog: pytest.LogC
         (["--int8-skip", "model.0*"], "--int8-skip says what int8 leaves out; give --int8"),
         (["--int8-search"], "--int8-search is for ncnn; give --int8 --include ncnn"),
         (["--nms"], "--nms is for ONNX"),
-        (["--include", "torchscript", "--half"], "torchscript in fp16 is not supported; it can be had in fp32"),
+        (["--include", "torchscript", "--half"], "torchscript in fp16 is not supported; it can be written in fp32"),
         (["--include", "torchscript", "--verify-only"], "tiny.torchscript does not exist; leave --verify-only"),
         (["--int8", "--data", "DATA", "--calib-images", "5"], "lower --calib-images to 2"),
         (["--data", "data/coco128.yaml"], "classes"),

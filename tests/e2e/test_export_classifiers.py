@@ -90,10 +90,10 @@ def test_verify_only_refuses_the_artefact_of_other_weights(place: Path, capsys: 
 @pytest.mark.parametrize(
     ("more", "finding"),
     [
-        (["--include", "openvino"], "unsupported format; known: .onnx, .torchscript, _ncnn_model"),
+        (["--include", "openvino"], "unsupported format; known: _ncnn_model, .onnx, .torchscript"),
         (["--include", "torchscript", "--half"], ".torchscript classifier in fp16 is not supported; expected fp32"),
         (["--include", "torchscript", "--verify-only"], "best.torchscript does not exist"),
-        (["--data", "data/bccd.yaml"], "no such pictures"),
+        (["--data", "data/bccd.yaml"], "no such images"),
     ],
 )
 def test_refusal_is_one_line_and_writes_nothing(

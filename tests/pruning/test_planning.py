@@ -130,7 +130,7 @@ def test_percent_beyond_the_limit_warns_and_keeps_one_channel(
     with caplog.at_level(logging.WARNING):
         plan = planner.plan(planner.allocate())
     assert min(len(kept) for kept in plan.keep.values()) == 1
-    assert "layers would keep fewer than --min-channels 1, so they keep that many: model." in caplog.text
+    assert "layers would keep fewer than --min-channels 1, kept at that many: model." in caplog.text
 
 
 def test_percent_beyond_the_limit_is_refused_under_strict(model: Detector) -> None:
