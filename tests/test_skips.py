@@ -12,6 +12,8 @@ from skips import is_allowed
 from tiny import ROOT
 
 PLANTED = """
+import os
+
 import pytest
 
 @pytest.fixture
@@ -38,6 +40,11 @@ def test_that_is_expected_to_fail():
 @pytest.mark.system
 def test_of_the_system():
     assert True
+
+@pytest.mark.system
+@pytest.mark.skipif("TOOLS" not in os.environ, reason="no cmake")
+def test_of_the_system_that_needs_a_tool():
+    assert True
 """
 WHOLE_FILE = "import pytest\n\npytest.importorskip('unheard_of', reason='no cmake')\n"
 
@@ -63,7 +70,7 @@ def run_pytest(folder: Path, *arguments: str, ci: str) -> tuple[int, str]:
 def test_at_home_skips_are_skips_and_tests_of_the_system_say_where_they_run(folder: Path) -> None:
     code, output = run_pytest(folder, ci="")
     assert code == 0
-    assert "6 skipped, 1 xfailed" in output
+    assert "7 skipped, 1 xfailed" in output
     assert "make test-system runs it" in output
 
 
@@ -71,14 +78,15 @@ def test_in_ci_every_skip_without_an_allowed_reason_fails(folder: Path) -> None:
     """In processes of xdist, as CI runs them."""
     code, output = run_pytest(folder, "-n", "1", ci="true")
     assert code == 1
-    assert "1 failed, 2 skipped, 1 xfailed, 3 errors" in output
+    assert "1 failed, 3 skipped, 1 xfailed, 3 errors" in output
     assert output.count("skipped in CI, where nothing may be missing: no cmake") >= 4
 
 
-def test_tests_of_the_system_run_with_their_flag(folder: Path) -> None:
+def test_tests_of_the_system_run_with_their_flag(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOOLS", "all")
     code, output = run_pytest(folder, "--system", "-m", "system", "--ignore", "test_whole_file.py", ci="true")
     assert code == 0
-    assert "1 passed, 5 deselected" in output
+    assert "2 passed, 5 deselected" in output
 
 
 @pytest.mark.parametrize(

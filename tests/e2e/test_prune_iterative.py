@@ -204,7 +204,7 @@ def damaged_round(place: Place) -> list[str]:
             ["--resume", "nowhere"],
             r"--resume nowhere: there is no last_round.pt; give the folder of an --iterative run",
         ),
-        (damaged_round, r"last_round.pt holds no round of prune.py --iterative; give another run folder"),
+        (damaged_round, r"last_round.pt contains no round of prune.py --iterative; give another run folder"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(

@@ -163,7 +163,7 @@ def test_two_processes_share_one_run_folder(tmp_path: Path) -> None:
 def test_run_folder_that_holds_a_run_is_not_used_again(rows: list[StageResult], place: Path) -> None:
     config = slim_config(place, exist_ok=True)
     before = written_at(place / "runs/exp")
-    with pytest.raises(ValueError, match=r"--exist-ok .*exp: it holds a run; --resume .*exp goes on with it"):
+    with pytest.raises(ValueError, match=r"--exist-ok .*exp: it contains a run; --resume .*exp continues with it"):
         run_slimming(config)
     assert written_at(place / "runs/exp") == before
 

@@ -132,5 +132,5 @@ def test_checkpoint_without_a_whole_round_is_refused(model: Detector, tmp_path: 
         spec=model.spec.to_dict(), names=("a", "b", "c"), weights=model.state_dict(), training_state=state
     )
     save_checkpoint(checkpoint, tmp_path / "last_round.pt")
-    with pytest.raises(CheckpointError, match="holds no round of prune.py --iterative; give another run folder"):
+    with pytest.raises(CheckpointError, match="contains no round of prune.py --iterative; give another run folder"):
         SavedRound.load(tmp_path)

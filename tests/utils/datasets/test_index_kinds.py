@@ -139,7 +139,7 @@ def test_categories_are_matched_by_name(tmp_path: Path) -> None:
     index = index_of(tmp_path, "val: val.json\nnames: [dog, cat]\n")
     assert index.labels[0][:, 0].tolist() == [0]
     assert index.category_ids == (2, 1)
-    with pytest.raises(DataError, match=r"only .*data.yaml has 'cow'; only .*val.json has 'cat'"):
+    with pytest.raises(DataError, match=r"only the YAML has 'cow'; only the JSON has 'cat'"):
         index_of(tmp_path, "val: val.json\nnames: [dog, cow]\n")
 
 

@@ -235,7 +235,7 @@ def _class_of_category(coco: CocoSet, config: DataConfig) -> np.ndarray[tuple[in
     names = coco.class_names(config.names)
     order = class_order(config.names, names)
     if order is None:
-        differ = different_names(config.names, names, what=(str(config.path), str(coco.path)))
+        differ = different_names(config.names, names, what=("the YAML", "the JSON"))
         raise DataError(
             f"{config.path} has {config.num_classes} class names but {coco.path} has {len(names)} categories: "
             f"{differ}; make them agree (a category needs no boxes), or leave 'names' and 'nc' out"
