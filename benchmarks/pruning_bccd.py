@@ -120,7 +120,7 @@ def measure(config: PruningBenchmark) -> None:
     label = f"_{config.label}" if config.label else ""
     path = write_report(
         f"pruning_bccd{label}",
-        title=f"yolov5s on BCCD, {config.img_size} px: dense, sparse, pruned, fine-tuned",
+        title=f"{Path(config.weights).stem} on BCCD, {config.img_size} px: dense, sparse, pruned, fine-tuned",
         body="\n\n".join([_table(rows), *_scan_table(scans)]),
         facts={
             **{f"stage {name}": told for name, told in _settings_told(config).items()},
