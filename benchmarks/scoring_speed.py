@@ -26,14 +26,19 @@ from utils.config.cli import run_script
 _IMAGES, _CLASSES, _HW = 5000, 80, (48, 64)
 _TRUE, _FOUND = 36_000, 490_000
 
-# Runs in either checkout, from its root.
+# Runs in either checkout, from its root; the second names are those of checkouts before folders by idea.
 _CHILD = """
 import json, sys, time
 import numpy as np
 from pathlib import Path
-from engine.evaluation.evaluate import EvalSettings, _score
-from utils.datasets.indexing.config import load_data_config
-from utils.datasets.indexing.index import build_label_index
+try:
+    from engine.evaluation.evaluate import EvalSettings, _score
+    from utils.datasets.indexing.config import load_data_config
+    from utils.datasets.indexing.index import build_label_index
+except ModuleNotFoundError:
+    from engine.evaluate import EvalSettings, _score
+    from utils.datasets.config import load_data_config
+    from utils.datasets.index import build_label_index
 folder = Path(sys.argv[1])
 index = build_label_index(load_data_config(folder / "data.yaml"), "val", cache_dir=sys.argv[2])
 stored = np.load(folder / "found.npz")
