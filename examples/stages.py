@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from torch import nn
 
@@ -18,23 +17,12 @@ from models.classifiers import load_classifier
 from utils.datasets.classes.pictures import PictureData
 from utils.errors import ConfigError
 from utils.storage.files import read_yaml
-from utils.storage.run_folder import RunFolder, plain
+from utils.storage.run_folder import RunFolder, RunSettings, plain
 
 LOGGER = logging.getLogger(__name__)
 
 # Settings that say where, not what.
 PLACES = ("project", "name", "exist_ok", "cache_dir", "device")
-
-
-class Experiment(Protocol):
-    """Settings of an experiment: where it writes, and whether it goes on there."""
-
-    @property
-    def project(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def exist_ok(self) -> bool: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +38,7 @@ class Stage:
     accuracy: float
 
 
-def experiment_folder(config: Experiment) -> RunFolder:
+def experiment_folder(config: RunSettings) -> RunFolder:
     """Return the folder of an experiment, new or, with `exist_ok`, to go on in.
 
     Raises:
