@@ -10,7 +10,7 @@ from deploy.choices import Int8Method, Precision
 from deploy.formats import exported_formats
 from deploy.settings import ExportSettings, FormatSettings, RuntimeOptions
 from utils.config.cli import spelled
-from utils.config.values import check_least, check_shares
+from utils.config.values import check_least, check_shares, height_width
 from utils.errors import ConfigError
 
 
@@ -46,8 +46,7 @@ class ExportConfig:
     exist_ok: bool = False  # use the folder even if it exists
 
     def __post_init__(self) -> None:
-        if len(self.img_size) not in (1, 2):
-            raise ConfigError(f"--img-size: got {len(self.img_size)} numbers; give one side, or height and width")
+        height_width(self.img_size)
         check_least(self, batch_size=1, calib_images=1, verify_images=1, workers=0, max_det=1)
         RuntimeOptions(threads=self.threads)
         check_shares(self, "conf_thres", "iou_thres")
@@ -71,7 +70,7 @@ class ExportConfig:
     @property
     def image_hw(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        return self.img_size[0], self.img_size[-1]
+        return height_width(self.img_size)
 
     @property
     def folder(self) -> Path:

@@ -10,7 +10,7 @@ from deploy.settings import RuntimeOptions
 from quantization.choices import Layout, Part
 from quantization.ranges.config import LayerBits, Observer, QuantConfig, WeightRange, check_bits
 from utils.config.cli import spelled
-from utils.config.values import check_least
+from utils.config.values import check_least, height_width
 from utils.errors import ConfigError
 
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6}
@@ -52,8 +52,7 @@ class QuantizeConfig:
     exist_ok: bool = False  # use the folder even if it exists
 
     def __post_init__(self) -> None:
-        if len(self.img_size) not in (1, 2):
-            raise ConfigError(f"--img-size: got {len(self.img_size)} numbers; give one side, or height and width")
+        height_width(self.img_size)
         check_least(self, calib_images=1, sensitivity_images=0, workers=0)
         RuntimeOptions(threads=self.threads)
         for bits in (*self.sensitivity, *self.budget_bits):
@@ -74,7 +73,7 @@ class QuantizeConfig:
     @property
     def image_hw(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        return self.img_size[0], self.img_size[-1]
+        return height_width(self.img_size)
 
     def quantisation(self) -> QuantConfig:
         """Return what the quantiser needs.

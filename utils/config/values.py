@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -104,6 +104,17 @@ def check_least(config: object, **least: float) -> None:
     for name, smallest in least.items():
         if (value := getattr(config, name)) is not None and not value >= smallest:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: expected at least {smallest:g}")
+
+
+def height_width(sides: Sequence[int]) -> tuple[int, int]:
+    """Return height and width in pixels of `--img-size`, which is one side or both.
+
+    Raises:
+        ConfigError: There are not one or two sides.
+    """
+    if len(sides) not in (1, 2):
+        raise ConfigError(f"--img-size: got {len(sides)} numbers; give one side, or height and width")
+    return sides[0], sides[-1]
 
 
 def check_shares(config: object, *names: str) -> None:
