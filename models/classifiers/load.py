@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from models.classifiers.registry import build_classifier
+from models.classifiers.libraries import layers_digest, library_version
+from models.classifiers.registry import empty_classifier
 from models.classifiers.spec import ClassifierSpec
 from utils.errors import CheckpointError, ConfigError
 from utils.storage.checkpoint import is_own_checkpoint, load_checkpoint
@@ -69,16 +70,25 @@ def is_classifier(path: str | Path) -> bool:
 
 
 def _empty_network(spec: ClassifierSpec, *, where: str) -> nn.Module:
-    """Build the network that a file names on the meta device, without memory for its values.
+    """Build the network that a file names, without memory for its values.
 
     Raises:
-        CheckpointError: No network has this name.
+        CheckpointError: No network has this name, or the installed library builds it with other layers.
     """
     try:
-        with torch.device("meta"):
-            return build_classifier(spec.name, num_classes=spec.num_classes, in_channels=spec.image_chw[0])
-    except ConfigError as error:
-        raise CheckpointError(f"{where}: {error}") from None
+        model = empty_classifier(spec.name, num_classes=spec.num_classes, in_channels=spec.image_chw[0])
+        installed = library_version(spec.name)
+    except (ConfigError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:400]
+        built = f" (it was built by version {spec.version})" if spec.version else ""
+        raise CheckpointError(f"{where}: {reason}{built}") from None
+    if spec.layers and layers_digest(model) != spec.layers:
+        library = spec.name.partition(":")[0]
+        raise CheckpointError(
+            f"{where}: {spec.name} of {library} {spec.version or 'unknown'} has other layers than that of the "
+            f"installed {installed}; pip install {library}=={spec.version or 'VERSION'}"
+        )
+    return model
 
 
 def fill_(model: nn.Module, weights: Mapping[str, Tensor], *, spec: ClassifierSpec, where: str) -> None:
@@ -130,9 +140,13 @@ def logits_shape(model: nn.Module, image_chw: tuple[int, ...]) -> tuple[int, ...
     Raises:
         RuntimeError: The network cannot run on images of this size.
     """
-    state = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
+    tensors = {**dict(model.named_buffers()), **model.state_dict()}
+    state = {name: tensor.to("meta") for name, tensor in tensors.items()}
     images = torch.empty(2, *image_chw, device="meta")
-    return tuple(torch.func.functional_call(model, state, (images,)).shape)
+    try:
+        return tuple(torch.func.functional_call(model, state, (images,)).shape)
+    except (AssertionError, ValueError, TypeError) as error:  # a network's own checks of its images
+        raise RuntimeError(str(error)) from error
 
 
 def _resize_(module: nn.Module, weight: Tensor) -> None:
@@ -140,8 +154,8 @@ def _resize_(module: nn.Module, weight: Tensor) -> None:
     if not isinstance(module, nn.Conv2d | nn.Linear | _BatchNorm) or weight.ndim != module.weight.ndim:
         return
     if isinstance(module, nn.Conv2d):
-        is_depthwise = module.groups == module.in_channels == module.out_channels > 1
-        module.groups = len(weight) if is_depthwise else module.groups
+        if module.groups == module.in_channels > 1:  # depthwise: each input channel makes as many outputs as before
+            module.groups = len(weight) // (module.out_channels // module.in_channels)
         module.out_channels, module.in_channels = len(weight), weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape

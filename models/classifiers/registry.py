@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import torch
 from torch import nn
 
 from models.classifiers.densenet import DenseNetCifar
+from models.classifiers.libraries import (
+    LIBRARIES,
+    LayersOnMeta,
+    build_from_library,
+    is_library_network,
+    library_with,
+)
 from models.classifiers.plain import LeNet5, VanillaCnn
 from models.classifiers.resnet import PreResNetCifar, ResNetCifar
 from models.classifiers.vgg import STAGES, VggCifar
@@ -24,16 +33,39 @@ CLASSIFIERS: Mapping[str, Callable[..., nn.Module]] = {
 
 
 def build_classifier(name: str, *, num_classes: int = 10, in_channels: int = 3) -> nn.Module:
-    """Build a network with random weights.
+    """Build a network with random weights, drawn from torch's generator.
 
     Args:
-        name: Key of `CLASSIFIERS`.
+        name: Key of `CLASSIFIERS`, or a network of a library such as `torchvision:resnet18` or `timm:resnet18`.
         num_classes: Number of outputs.
         in_channels: Image channels.
 
     Raises:
-        ConfigError: No network has this name.
+        ConfigError: No network has this name, or its library is not installed.
     """
+    if is_library_network(name):
+        return build_from_library(name, num_classes=num_classes, in_channels=in_channels)
     if name not in CLASSIFIERS:
-        raise ConfigError(f"--model {name!r}: no such classifier; known: {', '.join(CLASSIFIERS)}")
+        found = [library_with(name), *difflib.get_close_matches(name, CLASSIFIERS)]
+        close = ", ".join(other for other in found if other)
+        hint = f"close: {close}; " if close else ""
+        known = ", ".join([*CLASSIFIERS, *(f"{library}:NAME" for library in LIBRARIES)])
+        raise ConfigError(f"--cfg {name!r}: no such classifier; {hint}known: {known}")
     return CLASSIFIERS[name](num_classes=num_classes, in_channels=in_channels)
+
+
+def empty_classifier(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
+    """Build a network whose layers have shapes and no values, without memory for them.
+
+    Constants that no file stores, such as windows of attention, have their values.
+
+    Raises:
+        ConfigError: No network has this name, or its library is not installed.
+    """
+    with LayersOnMeta():
+        model = build_classifier(name, num_classes=num_classes, in_channels=in_channels)
+    stored = model.state_dict()
+    if not any(buffer.is_meta for key, buffer in model.named_buffers() if key not in stored):
+        return model
+    with torch.random.fork_rng(devices=[]):
+        return build_classifier(name, num_classes=num_classes, in_channels=in_channels)

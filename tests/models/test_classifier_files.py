@@ -151,7 +151,9 @@ def test_other_number_of_names_than_classes_is_refused(tmp_path: Path) -> None:
 
 def test_file_of_an_unknown_network_is_refused(tmp_path: Path) -> None:
     path = stored(build_classifier("vanilla"), spec_of("resnet21"), tmp_path)
-    with pytest.raises(CheckpointError, match="classifier.pt: .*'resnet21': no such classifier; known: lenet5"):
+    with pytest.raises(
+        CheckpointError, match="classifier.pt: .*'resnet21': no such classifier; close: .*; known: lenet5"
+    ):
         load_classifier(path)
 
 
