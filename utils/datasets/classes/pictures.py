@@ -1,22 +1,32 @@
-"""Images with one label each, in memory and in .npz files."""
+"""Images with one label each, in memory, in .npz files or in files of their own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from utils.datasets.classes.decoding import Array, FileImages
 from utils.errors import DataError
 from utils.storage.files import NPZ_ERRORS, atomic_write
 
-Array = np.ndarray[Any, Any]
+__all__ = [
+    "Array",
+    "PictureData",
+    "PictureSet",
+    "channel_statistics",
+    "picture_data",
+    "read_picture_file",
+    "write_picture_file",
+]
 
 # Array of class names; a file without it, such as MNIST, gets digits for names.
 _NAMES = "classes"
+# Most images that statistics of files are computed from.
+_MOST_SAMPLED = 500
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,12 +34,12 @@ class PictureSet:
     """Images of one size and their classes.
 
     Attributes:
-        images: Images (N, C, H, W) uint8.
+        images: Images (N, C, H, W) uint8, in memory or decoded when they are indexed.
         labels: Class ids (N,) int64, on the device of the images.
         names: Class names, in order of class ids.
     """
 
-    images: Tensor
+    images: Tensor | FileImages
     labels: Tensor
     names: tuple[str, ...]
 
@@ -59,7 +69,8 @@ class PictureSet:
 
     def first(self, count: int) -> PictureSet:
         """Return the first `count` images, or all if there are fewer."""
-        return replace(self, images=self.images[:count], labels=self.labels[:count])
+        images = self.images.first(count) if isinstance(self.images, FileImages) else self.images[:count]
+        return replace(self, images=images, labels=self.labels[:count])
 
     def to(self, device: torch.device) -> PictureSet:
         """Return the same images on another device."""
@@ -92,10 +103,16 @@ class PictureData:
 
 
 def channel_statistics(pictures: PictureSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each channel, with bytes scaled to [0, 1]."""
+    """Return mean and standard deviation of each channel, with bytes scaled to [0, 1].
+
+    Of images in files, at most 500 that are spread evenly over the set are decoded.
+    """
+    images = pictures.images
+    if isinstance(images, FileImages):
+        images = images[np.linspace(0, len(images) - 1, min(len(images), _MOST_SAMPLED)).round().astype(np.int64)]
     mean, std = [], []
     for channel in range(pictures.image_chw[0]):
-        counts = torch.bincount(pictures.images[:, channel].reshape(-1), minlength=256).double()
+        counts = torch.bincount(images[:, channel].reshape(-1), minlength=256).double()
         shares, values = counts / counts.sum(), torch.arange(256, device=counts.device).double() / 255
         centre = float((shares * values).sum())
         mean.append(centre)

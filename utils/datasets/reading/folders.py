@@ -106,6 +106,11 @@ def is_special_file(path: Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is hidden by its name, or one that desktops leave behind."""
+    return name.startswith(".") or name.lower() in _LITTER
+
+
 def is_image_file(path: Path) -> bool:
     """Return whether a file is an image, by its suffix, or else by its signature."""
     suffix = path.suffix.lower()
@@ -124,7 +129,7 @@ def _files_below(folder: Path, *, recursive: bool, loops: list[Path], closed: li
             continue
         for entry in entries:
             path = Path(entry.path)
-            if entry.name.startswith(".") or entry.name.lower() in _LITTER:
+            if is_hidden(entry.name):
                 continue
             if not os.path.isdir(entry):
                 yield path
