@@ -65,7 +65,11 @@ def empty_classifier(name: str, *, num_classes: int, in_channels: int) -> nn.Mod
     with LayersOnMeta():
         model = build_classifier(name, num_classes=num_classes, in_channels=in_channels)
     stored = model.state_dict()
-    if not any(buffer.is_meta for key, buffer in model.named_buffers() if key not in stored):
-        return model
-    with torch.random.fork_rng(devices=[]):
-        return build_classifier(name, num_classes=num_classes, in_channels=in_channels)
+    if constants := [key for key, buffer in model.named_buffers() if buffer.is_meta and key not in stored]:
+        # Built with few classes, so that a file that claims billions takes no memory.
+        with torch.random.fork_rng(devices=[]):
+            values = dict(build_classifier(name, num_classes=2).named_buffers())
+        for key in constants:
+            module, _, attribute = key.rpartition(".")
+            setattr(model.get_submodule(module), attribute, values[key])
+    return model

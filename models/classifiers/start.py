@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from utils.storage.weights_file import check_finite, check_weights_file, is_stat
 _WRAPPERS = ("model_ema", "state_dict_ema", "state_dict", "model")
 # Prefixes of names that wrappers for several processes or compiled networks add.
 _PREFIXES = ("module.", "_orig_mod.")
+# Names in torchvision's DenseNet files, such as denselayer1.norm.1, where its networks say denselayer1.norm1.
+_DOTTED = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.(\d\.)")
 _LEGACY_START = b"\x80"
 _MOST_NAMED = 4
 
@@ -93,7 +96,7 @@ def _fits(given: Tensor, own: Tensor) -> bool:
 
 
 def _read_state(path: Path) -> Mapping[str, Tensor]:
-    """Read the state dict of a file, without the prefixes of wrappers.
+    """Read the state dict of a file, without the prefixes of wrappers and with the names of today.
 
     Raises:
         CheckpointError: The file cannot be read as data, or has no state dict.
@@ -111,7 +114,7 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state
+    return {_DOTTED.sub(r"\1\2", name): tensor for name, tensor in state.items()}
 
 
 def _is_legacy(path: Path) -> bool:

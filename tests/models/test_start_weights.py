@@ -61,6 +61,18 @@ def test_file_of_torch_before_1_6_is_read(tmp_path: Path) -> None:
     assert torch.equal(target.classifier.weight, source.classifier.weight)
 
 
+def test_old_names_in_files_of_densenet_are_those_of_today(tmp_path: Path) -> None:
+    layer = nn.Module()
+    layer.norm1, layer.conv2 = nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1)
+    target = nn.ModuleDict({"block": nn.ModuleDict({"denselayer1": layer})})
+    names = {name: name.replace("norm1", "norm.1").replace("conv2", "conv.2") for name in target.state_dict()}
+    state = {old: torch.full_like(target.state_dict()[name], 3) for name, old in names.items()}
+    assert "block.denselayer1.norm.1.weight" in state
+    report = start_weights_(target, saved(state, tmp_path))
+    assert report.copied == tuple(names)
+    assert layer.norm1.weight.tolist() == [3, 3]
+
+
 def test_own_checkpoint_gives_its_average(tmp_path: Path) -> None:
     source, average, target = network(), network(), network()
     spec = ClassifierSpec(name="vanilla", num_classes=10, image_chw=(3, 32, 32), mean=(0.5,) * 3, std=(0.2,) * 3)
