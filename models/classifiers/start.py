@@ -27,7 +27,7 @@ _MOST_NAMED = 4
 
 @dataclass(frozen=True, kw_only=True)
 class StartReport:
-    """What was copied from a file into a network.
+    """The tensors that were copied from a file into a network, and the others.
 
     Attributes:
         path: File that was read.
