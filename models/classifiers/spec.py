@@ -95,7 +95,7 @@ class ClassifierSpec:
         for key, value in self.arguments.items():
             if key not in expected or type(value) is not type(expected[key]) or value != expected[key]:
                 wanted = ", ".join(f"{known}={wanted}" for known, wanted in expected.items()) or "none"
-                raise ConfigError(f"arguments of {self.name!r}: got {key}={value!r}, expected {wanted}")
+                raise ConfigError(f"arguments of {self.name!r}: got {key!r}: {value!r}, expected {wanted}")
         for name in ("version", "layers"):
             if not _WORD.fullmatch(getattr(self, name)):
                 raise ConfigError(f"{name}: got {getattr(self, name)!r}, expected one word")
