@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from pruning.channels.ids import IntArray
 from pruning.channels.recording import Call, LayerRecord, UnknownOperator
@@ -15,6 +15,8 @@ def convolution(call: Call) -> IntArray:
     """Issue new output channels; a depthwise convolution repeats its input channels by its depth multiplier."""
     conv, ids = call.layer, call.input.ids
     assert isinstance(conv, nn.Conv2d)
+    if type(conv)._conv_forward is not nn.Conv2d._conv_forward:
+        raise UnknownOperator("it is a convolution with arithmetic of its own")
     if conv.groups == 1:
         return _note(call, CONV, ids, call.recording.ids.new(conv.out_channels))
     if conv.groups == conv.in_channels:
@@ -42,8 +44,8 @@ def batch_norm(call: Call) -> IntArray:
 
 def prelu(call: Call) -> IntArray:
     """Pass on the input channels if all of them share one slope."""
-    assert isinstance(call.layer, nn.PReLU)
-    if call.layer.num_parameters > 1:
+    slopes = call.module.weight if isinstance(call.module, nn.PReLU) else call.argument(1, "weight")
+    if not isinstance(slopes, Tensor) or slopes.numel() > 1:
         raise UnknownOperator("it has a slope per channel, which cannot be cut")
     return call.input.ids
 
