@@ -12,20 +12,21 @@ CONV, DEPTHWISE, GROUPED, LINEAR, BATCH_NORM = "conv", "depthwise", "grouped", "
 
 
 def convolution(call: Call) -> IntArray:
-    """Issue new output channels; a depthwise convolution repeats its input channels by its depth multiplier."""
+    """Issue new output channels; a convolution of groups gives each group's outputs the one id of its inputs.
+
+    Groups are kept or cut whole: cutting channels inside of one would make groups unequally wide. A depthwise
+    convolution has one input channel per group.
+    """
     conv, ids = call.layer, call.input.ids
     assert isinstance(conv, nn.Conv2d)
     if type(conv)._conv_forward is not nn.Conv2d._conv_forward:
         raise UnknownOperator("it is a convolution with arithmetic of its own")
     if conv.groups == 1:
         return _note(call, CONV, ids, call.recording.ids.new(conv.out_channels))
-    if conv.groups == conv.in_channels:
-        return _note(call, DEPTHWISE, ids, np.repeat(ids, conv.out_channels // conv.in_channels))
-    made = call.recording.ids.new(conv.out_channels)
-    reason = f"{call.node.target} is a convolution of {conv.groups} groups, which must remain equally wide"
-    for protected in (ids, made):
-        call.recording.ids.protect(protected, reason)
-    return _note(call, GROUPED, ids, made)
+    groups = ids[:: conv.in_channels // conv.groups]
+    call.recording.ids.tie(np.repeat(groups, conv.in_channels // conv.groups), ids)
+    kind = DEPTHWISE if conv.groups == conv.in_channels else GROUPED
+    return _note(call, kind, ids, np.repeat(groups, conv.out_channels // conv.groups))
 
 
 def linear(call: Call) -> IntArray:

@@ -193,12 +193,24 @@ def test_depthwise_convolution_repeats_each_channel_as_often_as_it_multiplies() 
     assert len(graph.prunable_ids) == 4
 
 
-def test_grouped_convolution_keeps_both_its_ends() -> None:
+def test_group_of_a_convolution_is_one_channel_with_all_that_it_reads() -> None:
     graph = ChannelGraph.of(Between(nn.Conv2d(4, 6, 1, groups=2), read=6))
-    assert len(graph.prunable_ids) == 0
-    assert graph.layers["operator"].kind == "grouped"
-    reason = "operator is a convolution of 2 groups, which must remain equally wide"
-    assert {graph.protected[channel] for channel in graph.layers["operator"].output_ids.tolist()} == {reason}
+    layer = graph.layers["operator"]
+    one, other = graph.prunable_ids
+    assert layer.kind == "grouped"
+    np.testing.assert_array_equal(graph.layers["first"].output_ids, [one, one, other, other])
+    np.testing.assert_array_equal(layer.output_ids, [one, one, one, other, other, other])
+
+
+def test_group_that_reads_a_protected_channel_is_kept() -> None:
+    class Whole(Between):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.first(x)
+            return self.last(self.operator(y)), y[:, :1]
+
+    graph = ChannelGraph.of(Whole(nn.Conv2d(4, 6, 1, groups=2), read=6))
+    kept = graph.is_prunable(graph.layers["operator"].output_ids)
+    assert kept.tolist() == [False, False, False, True, True, True]
 
 
 def test_concatenation_along_an_axis_is_one_along_a_dimension() -> None:

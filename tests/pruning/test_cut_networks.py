@@ -45,7 +45,8 @@ def test_official_checkpoint_cut_equals_it_masked(name: str, shared: Path) -> No
 @pytest.mark.parametrize(
     "name",
     ["resnet18", "resnet50", "densenet121", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small",
-     "efficientnet_b0", "mnasnet0_5", "squeezenet1_1", "regnet_y_400mf"],
+     "efficientnet_b0", "mnasnet0_5", "squeezenet1_1", "regnet_y_400mf",
+     "resnext50_32x4d"],
 )  # fmt: skip
 def test_classifier_of_torchvision_keeps_its_class_and_equals_it_masked(name: str) -> None:
     model = getattr(import_torchvision().models, name)(weights=None)
