@@ -11,14 +11,13 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from benchmarks.report import table, write_report
-from engine.training.task import classifier_task
+from engine.evaluation.classification_scores import ClassificationLoss
+from engine.training.task import TrainingTask
 from models.classifiers import LeNet5
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import FloatArray
@@ -26,6 +25,8 @@ from pruning.importance.criteria import kernel_l1
 from pruning.importance.masking import oracle_importance
 from pruning.importance.taylor import measured_layers, taylor_importance
 from utils.config.cli import run_script
+from utils.datasets.classes.loader import Normalisation, PictureLoader
+from utils.datasets.classes.pictures import PictureSet, read_picture_file
 
 _IMAGE_CHW = (1, 28, 28)
 
@@ -43,8 +44,8 @@ class OracleConfig:
 
 def measure(config: OracleConfig) -> None:
     """Train, compare, write the report."""
-    images, labels = mnist(Path(config.data), split="train")
-    results = [_correlations(images, labels, config=config, seed=seed) for seed in range(config.seeds)]
+    pictures = read_picture_file(config.data).train
+    results = [_correlations(pictures, config=config, seed=seed) for seed in range(config.seeds)]
     rows = [[name, *_summary([result[name] for result in results])] for name in results[0]]
     path = write_report(
         "taylor_oracle",
@@ -60,11 +61,12 @@ def measure(config: OracleConfig) -> None:
     sys.stdout.write(f"{path.read_text()}written to {path}\n")
 
 
-def mnist(path: Path, *, split: str) -> tuple[Tensor, Tensor]:
-    """Pictures (N, 1, 28, 28) in [0, 1] and labels (N,) of "train" or "test"."""
-    with np.load(path) as content:
-        images = torch.from_numpy(content[f"x_{split}"])[:, None] / 255
-        return images, torch.from_numpy(content[f"y_{split}"]).long()
+def classification_task(pictures: PictureSet, *, batch_size: int = 64, seed: int = 0) -> TrainingTask:
+    """Cross entropy on images in memory, scaled to [0, 1]."""
+    channels = pictures.image_chw[0]
+    unit = Normalisation.of((0.0,) * channels, (1.0,) * channels, device=pictures.images.device)
+    loader = PictureLoader(pictures, batch_size=batch_size, normalisation=unit, is_training=True, seed=seed)
+    return TrainingTask(loader=loader, loss=ClassificationLoss(), device=pictures.images.device)
 
 
 def spearman(first: FloatArray, second: FloatArray) -> float:
@@ -79,19 +81,19 @@ def _ranks(values: FloatArray) -> FloatArray:
     return ranks
 
 
-def _correlations(images: Tensor, labels: Tensor, *, config: OracleConfig, seed: int) -> dict[str, float]:
+def _correlations(pictures: PictureSet, *, config: OracleConfig, seed: int) -> dict[str, float]:
     """Of one network: over all channels, for comparison by other criteria, and within each layer."""
     torch.manual_seed(seed)
     model = LeNet5()
-    task = classifier_task(images, labels, seed=seed)
+    task = classification_task(pictures, seed=seed)
     task.train_(model, updates=config.updates, lr=config.lr)
     graph = ChannelGraph.of(model, image_chw=_IMAGE_CHW)
     ids = graph.prunable_ids
     # Another order than that of the training.
     batches = list(islice(task.batches(1), config.batches))
-    oracle = oracle_importance(model, graph, batches, loss_fn=task.loss, ids=ids)
-    taylor = taylor_importance(model, graph, batches, loss_fn=task.loss)
-    plain = taylor_importance(model, graph, batches, loss_fn=task.loss, is_normalised=False)
+    oracle = oracle_importance(model, graph, batches, loss_fn=task.loss_of, ids=ids)
+    taylor = taylor_importance(model, graph, batches, loss_fn=task.loss_of)
+    plain = taylor_importance(model, graph, batches, loss_fn=task.loss_of, is_normalised=False)
     found = {
         "Taylor, each layer normalised": spearman(taylor[ids], oracle[ids]),
         "Taylor, not normalised": spearman(plain[ids], oracle[ids]),

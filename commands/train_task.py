@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import count, islice
+from itertools import islice
 
 import torch
-from torch import Tensor, nn
 
 from commands.train_assembly import make_loss
 from commands.train_config import TrainConfig
@@ -20,7 +18,6 @@ from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import FloatArray
 from pruning.importance.taylor import taylor_importance
 from utils.config.hyp import Hyp
-from utils.datasets.loading.batch import Batch
 from utils.device import amp_dtype, select_device
 from utils.errors import ConfigError
 
@@ -45,12 +42,12 @@ def detector_taylor(model: Detector, graph: ChannelGraph, *, config: TrainConfig
     model.to(select_device(config.device))
     try:
         task = detector_task_of(model, config)
-        return taylor_importance(model, graph, islice(task.batches(0), batches), loss_fn=task.loss)
+        return taylor_importance(model, graph, islice(task.batches(0), batches), loss_fn=task.loss_of)
     finally:
         model.to(home)
 
 
-def detector_task_of(model: Detector, config: TrainConfig) -> TrainingTask[Batch]:
+def detector_task_of(model: Detector, config: TrainConfig) -> TrainingTask:
     """Build `detector_task` from the data set and the hyper-parameters that the settings name.
 
     Raises:
@@ -66,30 +63,19 @@ def detector_task_of(model: Detector, config: TrainConfig) -> TrainingTask[Batch
     return detector_task(model, config=config, data=data, hyp=read_hyp(config))
 
 
-def detector_task(model: Detector, *, config: TrainConfig, data: Data, hyp: Hyp) -> TrainingTask[Batch]:
+def detector_task(model: Detector, *, config: TrainConfig, data: Data, hyp: Hyp) -> TrainingTask:
     """Return the detection loss on augmented training batches, as `train.py` makes them from these settings.
 
     It serves all networks pruned from `model`: anchors, strides and classes are the same. Where the settings ask for
-    float16 it computes in float32; bfloat16 is supported.
+    float16 it computes in float32, since a ranking scales no gradients; bfloat16 is supported.
     """
-    device = next(model.parameters()).device
-    process = Process()
+    device, process = next(model.parameters()).device, Process()
     # Numbers of batches are no epochs of a run: mosaics never end.
     endless = replace(config, epochs=sys.maxsize, close_mosaic=0)
-    loader = make_train_loader(endless, model, data, hyp=hyp, device=device, process=process)
-    detection_loss = make_loss(config, model, hyp=hyp, process=process)
-    is_bfloat16 = amp_dtype(device, config.amp_name) is torch.bfloat16
-
-    def batches(number: int) -> Iterator[Batch]:
-        # Epochs of different numbers differ in order and augmentation.
-        for epoch in count(number):
-            loader.set_epoch(epoch)
-            yield from loader
-
-    def loss(network: nn.Module, batch: Batch) -> Tensor:
-        images = batch.to(device).normalised().contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bfloat16):
-            heads = network(images)
-        return detection_loss(heads, batch.targets).total
-
-    return TrainingTask(batches=batches, loss=loss)
+    dtype = amp_dtype(device, config.amp_name)
+    return TrainingTask(
+        loader=make_train_loader(endless, model, data, hyp=hyp, device=device, process=process),
+        loss=make_loss(config, model, hyp=hyp, process=process),
+        device=device,
+        autocast=dtype if dtype is torch.bfloat16 else None,
+    )

@@ -19,8 +19,9 @@ from torch import nn
 from commands.classify import make_classifier, read_pictures
 from commands.classify_config import ClassifierConfig
 from engine.choices import OptimizerName, ScheduleName
+from engine.evaluation.classification_scores import ClassificationLoss, picture_batches
 from engine.training.hooks import Hook
-from engine.training.task import classifier_task
+from engine.training.task import TrainingTask
 from examples.stages import Stage, experiment_folder, train_stage
 from models.classifiers import load_classifier
 from models.complexity import count_macs, count_parameters
@@ -41,8 +42,7 @@ from pruning.surgery.cut import cut
 from utils.config.choices import Augment
 from utils.config.cli import run_script
 from utils.config.values import check_least
-from utils.datasets.classes.loader import Normalisation
-from utils.datasets.classes.pictures import PictureData, channel_statistics
+from utils.datasets.classes.pictures import PictureData
 from utils.device import select_device
 from utils.errors import ConfigError
 
@@ -83,7 +83,9 @@ class SlimClassifierConfig:
 
     def __post_init__(self) -> None:
         check_least(self, epochs=1, sparse_epochs=1, finetune_epochs=1, sr=0, scale_rate=0, batch_size=2)
-        check_least(self, step=1, updates=0, update_lr=0)
+        check_least(self, step=1, updates=0)
+        if self.update_lr <= 0:
+            raise ConfigError(f"--update-lr {self.update_lr}: expected a positive number, such as 0.001")
         if self.percent is not None and not 0 <= self.percent < 1:
             raise ConfigError(
                 f"--percent {self.percent}: expected a share from 0 up to, not including, 1, such as 0.7"
@@ -245,9 +247,10 @@ def _by_taylor(config: SlimClassifierConfig, weights: Path, data: PictureData) -
         shortcuts=config.shortcuts,
         rounding=Rounding.parse(config.round),
     )
-    mean, std = channel_statistics(data.train)
-    images = Normalisation.of(mean, std, device=device)(data.train.images[:].to(device))
-    task = classifier_task(images, data.train.labels.to(device), batch_size=config.batch_size, seed=config.seed)
+    loader = picture_batches(
+        data.train.to(device), loaded.spec, batch_size=config.batch_size, is_training=True, seed=config.seed
+    )
+    task = TrainingTask(loader=loader, loss=ClassificationLoss(), device=device)
     pruned, _ = prune_iteratively(model, task, settings=settings, image_chw=data.image_chw)
     return pruned.cpu()
 

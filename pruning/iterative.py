@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
-from engine.training.task import BatchT, TrainingTask
+from engine.training.task import TrainingTask
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import FloatArray, IntArray
 from pruning.choices import CostQuantity, Shortcuts
@@ -79,6 +79,9 @@ class IterativeSettings:
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
             raise ConfigError(f"ratio {self.ratio}: expected a share to remove between 0 and 1, such as 0.5")
+        for name in ("lr", "final_lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} {getattr(self, name)}: expected a positive number, such as 0.001")
         for name, least in (("step", 1), ("rank_batches", 1), ("updates", 0), ("final_updates", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} {getattr(self, name)}: expected at least {least}")
@@ -92,7 +95,7 @@ class Round:
         number: Rounds so far; 0 before the first.
         now: Prunable channels, multiply-adds and parameters of the network.
         dense: Prunable channels, multiply-adds and parameters before the first round.
-        loss: Mean loss over the updates of the round.
+        loss: Sum of the parts of the loss, mean over the updates of the round.
         kept: Indices of the kept output channels, counted in the network before the first round, by path of each
             convolution and linear layer.
     """
@@ -130,7 +133,7 @@ RoundCallback = Callable[[Round, nn.Module], None]
 
 def prune_iteratively(
     model: nn.Module,
-    task: TrainingTask[BatchT],
+    task: TrainingTask,
     *,
     settings: IterativeSettings,
     image_chw: tuple[int, int, int],
@@ -196,7 +199,7 @@ def _goal(state: Round, settings: IterativeSettings) -> float:
 
 def _next_round(
     model: nn.Module,
-    task: TrainingTask[BatchT],
+    task: TrainingTask,
     state: Round,
     *,
     settings: IterativeSettings,
@@ -207,7 +210,7 @@ def _next_round(
     graph = ChannelGraph.of(model, image_chw=image_chw)
     cost = ChannelCost.of(model, graph, image_chw)
     batches = islice(task.batches(number), settings.rank_batches)
-    importance = taylor_importance(model, graph, batches, loss_fn=task.loss)
+    importance = taylor_importance(model, graph, batches, loss_fn=task.loss_of)
     if settings.quantity != "channels":
         importance = per_cost(importance, cost, settings.quantity, power=settings.cost_power)
     allocator = _allocator(model, graph, importance, settings)

@@ -67,6 +67,12 @@ class Schedule:
     least_warmup: int = 1000
     milestones: tuple[float, ...] = MILESTONES
 
+    @classmethod
+    def constant(cls, lr: float, *, batches: int) -> Schedule:
+        """Build the schedule of a run at one rate, without a warm-up, whose optimiser keeps its momentum."""
+        hyp = Hyp(lr0=lr, lrf=1.0, warmup_epochs=0.0)
+        return cls(name="linear", hyp=hyp, epochs=1, batches=batches, accumulate=1)
+
     @property
     def warmup_batches(self) -> int:
         """Number of batches over which rates and momentum rise."""

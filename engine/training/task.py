@@ -1,45 +1,53 @@
-"""Batches and a loss: all that data-driven ranking and short fine-tuning need, for detectors and classifiers."""
+"""Short trainings at a constant rate, and the batches and the loss that a ranking by data is measured with."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import Generic, TypeVar
+from itertools import count, islice
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.training.optim import build_optimizer
-from utils.device import seed_everything
-from utils.errors import DataError, TrainingError
-
-# Maximum norm of the gradient of all parameters together, as in the Trainer.
-_CLIP_NORM = 10.0
-
-BatchT = TypeVar("BatchT")
-
-# Computes the scalar loss of a network on a batch.
-LossFn = Callable[[nn.Module, BatchT], Tensor]
-
-# Images and their classes.
-Labelled = tuple[Tensor, Tensor]
+from engine.training.schedule import Schedule
+from engine.training.trainer import Trainer, TrainerSettings, TrainingLoader, TrainingLoss
+from utils.datasets.loading.batch import TrainingBatch
+from utils.errors import TrainingError
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingTask(Generic[BatchT]):
-    """The data and the loss that a network is trained with.
+class TrainingTask:
+    """The data and the loss that a network is trained with; a detector's and a classifier's differ only in these.
+
+        task = TrainingTask(loader=loader, loss=loss, device=device)
+        importance = taylor_importance(model, graph, islice(task.batches(1), 8), loss_fn=task.loss_of)
+        task.train_(model, updates=30, lr=1e-3, number=1)
 
     Attributes:
-        batches: Function from a seed to endless batches of the training data; the seed decides their order.
-        loss: Function that runs the network on one batch and returns the scalar loss.
+        loader: Loader of the training data.
+        loss: Loss to minimise.
+        device: Device that the network is on.
+        autocast: Dtype of mixed precision; None for none.
     """
 
-    batches: Callable[[int], Iterator[BatchT]]
-    loss: LossFn[BatchT]
+    loader: TrainingLoader
+    loss: TrainingLoss
+    device: torch.device
+    autocast: torch.dtype | None = None
+
+    def batches(self, number: int) -> Iterator[TrainingBatch]:
+        """Yield the batches of epoch `number`, counted from 0, and of the epochs after it, without end."""
+        for epoch in count(number):
+            self.loader.set_epoch(epoch)
+            yield from self.loader
+
+    def loss_of(self, model: nn.Module, batch: TrainingBatch) -> Tensor:
+        """Compute the scalar loss of a network on a batch."""
+        images = batch.to(self.device).normalised().contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            outputs = model(images)
+        return self.loss(outputs, batch.targets).total
 
     def train_(
         self,
@@ -47,56 +55,58 @@ class TrainingTask(Generic[BatchT]):
         *,
         updates: int,
         lr: float,
+        number: int = 0,
         momentum: float = 0.9,
         decay: float = 5e-4,
-        number: int = 0,
     ) -> float:
-        """Train with SGD at a constant rate on batches drawn with seed `number`, then restore the network's mode.
+        """Train with SGD at a constant rate on the first of `batches(number)`, then restore the network's mode.
+
+        Order, augmentation and dropout depend on `number` alone.
 
         Returns:
-            Mean loss of these updates; 0 if there are none.
+            Sum of the parts of the loss, mean over these updates; 0 if there are none.
 
         Raises:
             TrainingError: The loss is not finite.
         """
+        if not updates:
+            return 0.0
         was_training = model.training
-        seed_everything(number)
-        optimizer = build_optimizer("sgd", model.train(), lr=lr, momentum=momentum, weight_decay=decay)
-        losses = []
-        for batch in islice(self.batches(number), updates):
-            loss = self.loss(model, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(model.parameters(), _CLIP_NORM)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            losses.append(loss.detach())
-        model.train(was_training)
-        mean = float(torch.stack(losses).mean()) if losses else 0.0
-        if not math.isfinite(mean):
-            raise TrainingError(f"the loss became {mean} while fine-tuning at rate {lr:g}; lower the learning rate")
-        return mean
+        trainer = Trainer(
+            model,
+            loss=self.loss,
+            optimizer=build_optimizer("sgd", model, lr=lr, momentum=momentum, weight_decay=decay),
+            schedule=Schedule.constant(lr, batches=updates),
+            loader=_FirstBatches(self, updates),
+            settings=TrainerSettings(
+                epochs=number + 1, device=self.device, autocast=self.autocast, has_progress=False
+            ),
+        )
+        trainer.state.epoch = number - 1
+        try:
+            state = trainer.fit()
+        except TrainingError as error:
+            raise TrainingError(
+                f"the loss became NaN or infinite while training at rate {lr:g}; lower the learning rate"
+            ) from error
+        finally:
+            model.train(was_training)
+        return sum(state.losses.values())
 
 
-def classifier_task(images: Tensor, labels: Tensor, *, batch_size: int = 64, seed: int = 0) -> TrainingTask[Labelled]:
-    """Build the task of a classifier: cross entropy on images in memory.
+class _FirstBatches:
+    """Loader whose epoch is the first batches that a task yields from that epoch on."""
 
-    Args:
-        images: Network input (N, C, H, W), on the network's device.
-        labels: Classes (N,) int64, on the same device.
-        batch_size: Images per batch; an incomplete last batch of an epoch is dropped.
-        seed: Seed of the order.
+    def __init__(self, task: TrainingTask, num_batches: int) -> None:
+        self._task, self._num_batches = task, num_batches
+        self._epoch = 0
 
-    Raises:
-        DataError: There are fewer images than one batch takes.
-    """
-    if len(images) < batch_size:
-        raise DataError(f"{len(images)} images are fewer than a batch of {batch_size}; give more, or smaller batches")
+    def __len__(self) -> int:
+        return self._num_batches
 
-    def batches(number: int) -> Iterator[Labelled]:
-        generator = np.random.default_rng((seed, number))
-        while True:
-            order = torch.from_numpy(generator.permutation(len(images))).to(images.device)
-            for chosen in order[: len(order) // batch_size * batch_size].view(-1, batch_size):
-                yield images[chosen], labels[chosen]
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        return islice(self._task.batches(self._epoch), self._num_batches)
 
-    return TrainingTask(batches=batches, loss=lambda model, batch: F.cross_entropy(model(batch[0]).float(), batch[1]))
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch that the next iteration begins with."""
+        self._epoch = epoch

@@ -62,6 +62,7 @@ class TrainerSettings:
         clip_norm: Maximum norm of the gradient of all parameters together.
         scales: Image sizes of multi-scale training in pixels (multiples of the stride); empty keeps the loader's.
         stride: Pixels that both sides of the network's input must be multiples of.
+        has_progress: Whether the main process shows the progress of each epoch.
     """
 
     epochs: int
@@ -71,6 +72,7 @@ class TrainerSettings:
     clip_norm: float = 10.0
     scales: tuple[int, ...] = ()
     stride: int = 1
+    has_progress: bool = True
 
 
 @dataclass(kw_only=True)
@@ -212,8 +214,8 @@ class Trainer:
         self.state.seconds += time.perf_counter() - started
 
     def _progress(self, watch: LossWatch) -> Iterator[TrainingBatch]:
-        """Iterate over the loader, on the main process with a progress bar."""
-        if not self.process.is_main:
+        """Iterate over the loader, on the main process with a progress bar unless the settings exclude it."""
+        if not (self.process.is_main and self.settings.has_progress):
             return iter(self.loader)
 
         def state() -> str:

@@ -1,6 +1,6 @@
 """`ChannelGraph`: every channel of a network is an integer id, and every layer is two lists of ids.
 
-A layer lists the ids of its input and of its output channels. Channels that an addition, a gate or a depthwise
+A layer lists the ids of its input and of its output channels. Channels that an addition, a gate or a group of a
 convolution joins share one id. To prune is to choose ids to drop and to keep the rest of each list.
 """
 
@@ -18,7 +18,9 @@ from models.copies import twin_that_shares
 from models.detector import Detector
 from pruning.channels.groups import ChannelGroup, LayerChannels, channel_groups
 from pruning.channels.ids import IntArray
+from pruning.channels.layer_rules import GROUPED
 from pruning.channels.norms_after import NormAfter
+from pruning.channels.recording import Recording
 from pruning.channels.walk import record
 from utils.errors import PruningError
 
@@ -90,6 +92,8 @@ class ChannelGraph:
     def _traced(cls, twin: nn.Module, images: torch.Tensor) -> ChannelGraph:
         """Build the graph of a network by running it on `images`, with all ties resolved."""
         recording, norms_after = record(twin, images)
+        if isinstance(twin, Detector):
+            _protect_groups(recording)
         labels = recording.ids.labels()
         layers = {
             name: LayerChannels(
@@ -157,6 +161,13 @@ def id_ranges(ids: IntArray) -> str:
     distinct = np.unique(ids)
     runs = np.split(distinct, np.flatnonzero(np.diff(distinct) > 1) + 1)
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs if len(run))
+
+
+def _protect_groups(recording: Recording) -> None:
+    """Protect the channels of convolutions of groups, whose number a detector's layer list fixes."""
+    for name, layer in recording.layers.items():
+        if layer.kind == GROUPED:
+            recording.ids.protect(layer.input_ids, f"{name} is a convolution of groups, which the layer list counts")
 
 
 def _default_image(model: nn.Module) -> tuple[int, int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from pruning.channels.ids import IntArray
 from pruning.channels.recording import Call, LayerRecord, UnknownOperator
@@ -12,18 +12,21 @@ CONV, DEPTHWISE, GROUPED, LINEAR, BATCH_NORM = "conv", "depthwise", "grouped", "
 
 
 def convolution(call: Call) -> IntArray:
-    """Issue new output channels; a depthwise convolution repeats its input channels by its depth multiplier."""
+    """Issue new output channels; a convolution of groups gives each group's outputs the one id of its inputs.
+
+    Groups are kept or cut whole: cutting channels inside of one would make groups unequally wide. A depthwise
+    convolution has one input channel per group.
+    """
     conv, ids = call.layer, call.input.ids
     assert isinstance(conv, nn.Conv2d)
+    if type(conv)._conv_forward is not nn.Conv2d._conv_forward:
+        raise UnknownOperator("it is a convolution with arithmetic of its own")
     if conv.groups == 1:
         return _note(call, CONV, ids, call.recording.ids.new(conv.out_channels))
-    if conv.groups == conv.in_channels:
-        return _note(call, DEPTHWISE, ids, np.repeat(ids, conv.out_channels // conv.in_channels))
-    made = call.recording.ids.new(conv.out_channels)
-    reason = f"{call.node.target} is a convolution of {conv.groups} groups, which must remain equally wide"
-    for protected in (ids, made):
-        call.recording.ids.protect(protected, reason)
-    return _note(call, GROUPED, ids, made)
+    groups = ids[:: conv.in_channels // conv.groups]
+    call.recording.ids.tie(np.repeat(groups, conv.in_channels // conv.groups), ids)
+    kind = DEPTHWISE if conv.groups == conv.in_channels else GROUPED
+    return _note(call, kind, ids, np.repeat(groups, conv.out_channels // conv.groups))
 
 
 def linear(call: Call) -> IntArray:
@@ -42,8 +45,8 @@ def batch_norm(call: Call) -> IntArray:
 
 def prelu(call: Call) -> IntArray:
     """Pass on the input channels if all of them share one slope."""
-    assert isinstance(call.layer, nn.PReLU)
-    if call.layer.num_parameters > 1:
+    slopes = call.module.weight if isinstance(call.module, nn.PReLU) else call.argument(1, "weight")
+    if not isinstance(slopes, Tensor) or slopes.numel() > 1:
         raise UnknownOperator("it has a slope per channel, which cannot be cut")
     return call.input.ids
 

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
+from models.operators import CONCATENATIONS, IDENTITIES, SPLITS, module_operator, traced_operator
 from pruning.channels.ids import IntArray
 from pruning.channels.layer_rules import BATCH_NORM, CONV, LINEAR
 from pruning.channels.recording import LayerRecord, from_front
 
 # Operators whose output shifts with their input: f(x + d) = f(x) + d for one value d per channel.
-_SHIFTING: tuple[Any, ...] = (
-    nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample,
-    nn.Flatten, F.dropout, F.max_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate, torch.flatten,
-    torch.split, torch.chunk, operator.getitem, "flatten", "split", "chunk", "contiguous", "clone",
-)  # fmt: skip
-_JOINS = (torch.cat, torch.concat, torch.concatenate)
+_SHIFTING = {
+    *("max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate", "flatten", "getitem"),
+    *(*IDENTITIES, *SPLITS),
+}
 _SIZES = ("size", "dim", getattr)
 
 
@@ -124,14 +120,15 @@ def _is_norm(node: fx.Node, finished: _Pass) -> bool:
 def _check_shifts(node: fx.Node, finished: _Pass) -> None:
     """Raise `_Shifted` unless the output of the node shifts with its input, channel by channel."""
     module = finished.module_of(node)
+    name = module_operator(type(module)) if module is not None else traced_operator(node)
     if isinstance(module, nn.AvgPool2d):
         shifts = not any(np.atleast_1d(module.padding)) and module.divisor_override is None
-    elif node.target in _JOINS:
+    elif name in CONCATENATIONS:
         # Concatenated along another dimension, the result has the channels of a single input.
-        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
         shifts = from_front(dim, ndim=finished.value_of(node).tensor.ndim) == 1  # type: ignore[arg-type]
     else:
-        shifts = (type(module) if module is not None else node.target) in _SHIFTING
+        shifts = name in _SHIFTING
     if not shifts:
         raise _Shifted
 

@@ -11,18 +11,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx
 
+from models.operators import traced_operator
 from pruning.channels.ids import IntArray
 from pruning.channels.recording import Call, PartRecord, Tracked, UnknownOperator, from_front
 
 # Operators that may take a channel count as an argument; any other use of it would change when channels are cut.
-RESHAPES = ("view", "reshape", torch.reshape)
+_RESHAPES = ("view", "reshape")
 
 
 def pass_on(call: Call) -> IntArray:
-    """Pass on the input channels of an activation, pooling, resizing or dropout, which mix none of them."""
+    """Pass on the input channels of a pooling, resizing or dropout, which mix none of them."""
+    return call.input.ids
+
+
+def pointwise(call: Call) -> IntArray:
+    """Pass on the input channels of a function of each value, whose other arguments are the same for all channels."""
+    others = (value for value in (*call.args[1:], *call.kwargs.values()) if value is not call.input)
+    if any(isinstance(other, Tracked) or (isinstance(other, Tensor) and other.numel() > 1) for other in others):
+        raise UnknownOperator("it has another argument that is a tensor")
     return call.input.ids
 
 
@@ -164,7 +172,7 @@ def read(call: Call) -> None:
     if not is_single:
         counts = [user for user in call.node.users if user.target is operator.getitem and user.args[1] in channel]
     users = [user for count in counts for user in count.users]
-    if any(user.target not in RESHAPES for user in users):
+    if any(traced_operator(user) not in _RESHAPES for user in users):
         raise UnknownOperator("its channel count is used in a computation")
 
 

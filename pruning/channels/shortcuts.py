@@ -11,6 +11,7 @@ from models.blocks.blocks import Bottleneck
 from models.blocks.mobilenet import SqueezeExcite
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import IntArray
+from pruning.channels.layer_rules import CONV, LINEAR
 from pruning.choices import Shortcuts
 
 
@@ -26,7 +27,7 @@ def shortcut_ids(model: nn.Module, graph: ChannelGraph) -> IntArray:
     makers = Counter(
         channel
         for layer in graph.layers.values()
-        if layer.kind in ("conv", "linear", "grouped") and layer.name not in gates
+        if layer.kind in (CONV, LINEAR) and layer.name not in gates
         for channel in np.unique(layer.output_ids).tolist()
     )
     tied = [channel for channel, count in makers.items() if count > 1]

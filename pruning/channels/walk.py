@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from models.operators import KEYWORDS, full_name
 from pruning.channels.ids import IntArray
 from pruning.channels.norms_after import NormAfter, norms_after
-from pruning.channels.operators import operator_name, rule_of
+from pruning.channels.operators import rule_of
 from pruning.channels.recording import Call, Recording, Tracked, UnknownOperator
 from pruning.channels.stand_in import output_shape
 from pruning.channels.trace import traced
@@ -70,7 +71,7 @@ class _Walk(fx.Interpreter):
             node=n,
             module=self._module_of(n),
             args=args,
-            kwargs=kwargs,
+            kwargs={KEYWORDS.get(name, name): value for name, value in kwargs.items()},
             output=output,
             recording=self.recording,
             value_of=self.env.__getitem__,
@@ -165,4 +166,5 @@ def _described(call: Call) -> str:
     if call.module is not None:
         return f"{call.node.target} ({type(call.module).__name__})"
     stack = list((call.node.meta.get("nn_module_stack") or {}).values())
-    return f"{operator_name(call.node)} in {stack[-1][0] if stack else 'the network'}"
+    target = call.node.target
+    return f"{full_name(target) if callable(target) else target} in {stack[-1][0] if stack else 'the network'}"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import FloatArray, IntArray
-from pruning.channels.layer_rules import CONV, DEPTHWISE, LINEAR
+from pruning.channels.layer_rules import CONV, DEPTHWISE, GROUPED, LINEAR
 from pruning.choices import CriterionName
 from utils.errors import PruningError
 
@@ -23,8 +23,8 @@ Criterion = Callable[[nn.Module, ChannelGraph], FloatArray]
 
 CRITERION_NAMES: tuple[str, ...] = get_args(CriterionName)
 
-# Layers whose weights have one filter per output channel; grouped convolutions are not pruned.
-_FILTERED = (CONV, DEPTHWISE, LINEAR)
+# Layers whose weights have one filter per output channel.
+_FILTERED = (CONV, DEPTHWISE, GROUPED, LINEAR)
 
 
 def num_ids(graph: ChannelGraph) -> int:

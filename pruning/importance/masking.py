@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine.training.task import BatchT, LossFn
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import FloatArray, IntArray
 from pruning.importance.criteria import num_ids
 from utils.errors import DataError
+
+BatchT = TypeVar("BatchT")
+
+# Computes the scalar loss of a network on a batch.
+LossFn = Callable[[nn.Module, BatchT], Tensor]
 
 
 @contextmanager

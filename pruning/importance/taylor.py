@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine.training.task import BatchT, LossFn
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import FloatArray
 from pruning.importance.criteria import by_id, check_finite
-from pruning.importance.masking import evaluating
+from pruning.importance.masking import BatchT, LossFn, evaluating
 from utils.errors import DataError, PruningError
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import IntArray
-from pruning.channels.layer_rules import BATCH_NORM, CONV, DEPTHWISE
+from pruning.channels.layer_rules import BATCH_NORM, CONV, DEPTHWISE, GROUPED
 from pruning.importance.criteria import check_finite, num_ids
 from pruning.repr.orthogonality import overlap
 from utils.errors import PruningError
@@ -125,12 +125,13 @@ def _norms_by_maker(graph: ChannelGraph) -> dict[str, dict[str, IntArray]]:
     A batch norm scales channels of one layer alone if no other layer produces them, as after a concat, or if it
     stands between the layer and the addition that joins them to others.
     """
-    makers = [layer for layer in graph.layers.values() if layer.kind not in (BATCH_NORM, DEPTHWISE)]
+    makers = [layer for layer in graph.layers.values() if layer.kind not in (BATCH_NORM, DEPTHWISE, GROUPED)]
     owner, row = np.full((2, num_ids(graph)), -1)
     times_made = np.zeros(num_ids(graph), dtype=np.int64)
     for place, layer in enumerate(makers):
         owner[layer.output_ids], row[layer.output_ids] = place, np.arange(len(layer.output_ids))
-        times_made[np.unique(layer.output_ids)] += 1
+        # An id that stands for several filters, as of a group of a convolution, says nothing about one of them.
+        np.add.at(times_made, layer.output_ids, 1)
     found: dict[str, dict[str, IntArray]] = {layer.name: {} for layer in makers}
     for norm in (layer for layer in graph.layers.values() if layer.is_norm):
         owners = np.where(times_made[norm.output_ids] == 1, owner[norm.output_ids], -1)

@@ -10,7 +10,7 @@ from models.copies import tensors_by_name
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.groups import LayerChannels
 from pruning.channels.ids import BoolArray, IntArray
-from pruning.channels.layer_rules import CONV, DEPTHWISE, LINEAR
+from pruning.channels.layer_rules import CONV, LINEAR
 
 _PER_OUTPUT = ("weight", "bias", "running_mean", "running_var")
 
@@ -57,19 +57,21 @@ def resize_(model: nn.Module, graph: ChannelGraph, stays: BoolArray) -> None:
     """Set the channel counts of layers to match their tensors, which are cut already."""
     for layer in graph.layers.values():
         module = model.get_submodule(layer.name)
-        for name, count in _sizes(layer, stays).items():
+        for name, count in _sizes(layer, module, stays).items():
             setattr(module, name, count)
 
 
-def _sizes(layer: LayerChannels, stays: BoolArray) -> dict[str, int]:
+def _sizes(layer: LayerChannels, module: nn.Module, stays: BoolArray) -> dict[str, int]:
     """Return the attributes that give a layer's width, with their values after a cut."""
     read, made = (len(kept_positions(ids, stays)) for ids in (layer.input_ids, layer.output_ids))
     if layer.is_norm:
         return {"num_features": made}
     if layer.kind == LINEAR:
         return {"in_features": read, "out_features": made}
-    channels = {"in_channels": read, "out_channels": made}
-    return {**channels, "groups": read} if layer.kind == DEPTHWISE else channels
+    assert isinstance(module, nn.Conv2d)
+    # A convolution of one group keeps it, however many of its channels are cut.
+    groups = 1 if layer.kind == CONV else module.groups * read // module.in_channels
+    return {"in_channels": read, "out_channels": made, "groups": groups}
 
 
 def _part(tensor: Tensor, positions: IntArray, *, dim: int) -> Tensor:

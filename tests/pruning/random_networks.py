@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-KINDS = ("conv", "depthwise", "add", "gate", "concat", "split", "chunk", "slice")
+KINDS = ("conv", "depthwise", "grouped", "add", "gate", "concat", "split", "chunk", "slice")
 Program = list[tuple[str, int, int, int]]
 
 programs = st.lists(
@@ -23,18 +23,21 @@ class Step(nn.Module):
         super().__init__()
         # A map of one channel cannot be divided.
         self.kind = kind if first > 1 else {"split": "conv", "chunk": "conv", "slice": "conv"}.get(kind, kind)
+        if kind == "grouped" and first % 2:
+            self.kind = "conv"
         self.first = first
         self.widths = {
             "conv": [size],
             "depthwise": [first * (1 + size % 2)],
+            "grouped": [2 * size],
             "concat": [first + second],
             "slice": [first // 2],
         }.get(self.kind, [first] if self.kind in ("add", "gate") else [first - first // 2, first // 2])
         source = second if kind == "add" else first
-        groups = first if kind == "depthwise" else 1
+        groups = {"depthwise": first, "grouped": 2}.get(self.kind, 1)
         made = self.widths[0]
         # Only what is used: copies of many modules take most of the time of a test.
-        if self.kind in ("conv", "depthwise", "add"):
+        if self.kind in ("conv", "depthwise", "grouped", "add"):
             self.block = nn.Sequential(
                 nn.Conv2d(source, made, 3, padding=1, groups=groups), nn.BatchNorm2d(made), nn.ReLU()
             )

@@ -75,6 +75,13 @@ class Branch(nn.Module):
         return y if y.sum() > 0 else x
 
 
+class OwnArithmetic(nn.Conv2d):
+    """Inherits `forward`, yet computes something else."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x, weight - weight.mean(1, keepdim=True), bias)
+
+
 PASSING: dict[str, Operator] = {
     "relu": torch.relu,
     "hardswish": F.hardswish,
@@ -90,6 +97,10 @@ PASSING: dict[str, Operator] = {
     "one image": lambda x: x[:1],
     "mean": lambda x: x.mean((2, 3), keepdim=True),
     "mean and back": lambda x: x.mean(-1).mean(-1).unsqueeze(-1).unsqueeze(-1),
+    "mean by numpy's names": lambda x: x.mean(axis=(2, 3), keepdims=True),
+    "positions joined along an axis": lambda x: torch.cat((x, x), axis=3),  # type: ignore[call-overload]
+    "one slope": lambda x: F.prelu(x, torch.tensor([0.2])),
+    "limits of one value": lambda x: torch.clamp(x, torch.tensor(-1.0), torch.tensor(1.0)).pow(torch.tensor(2.0)),
     "squeeze": lambda x: F.adaptive_avg_pool2d(x, 1).squeeze(-1).unsqueeze(-1),
     "turned": lambda x: x.permute(0, 1, 3, 2).transpose(2, 3),
     "view": lambda x: x.view(x.shape[0], x.shape[1], -1, 1),
@@ -110,6 +121,10 @@ UNKNOWN: dict[str, tuple[Operator, int, str]] = {
     "function": (lambda x: torch.softmax(x, 1), 4, "torch.softmax in the network: unknown operator"),
     "method": (lambda x: x.roll(1, 1), 4, "roll in the network: unknown operator"),
     "module": (nn.GroupNorm(2, 4), 4, r"operator \(GroupNorm\): unknown operator"),
+    "own arithmetic": (OwnArithmetic(4, 4, 1), 4, r"operator \(OwnArithmetic\): .* arithmetic of its own"),
+    "power of tensors": (lambda x: x ** torch.relu(x), 4, "pow.*another argument that is a tensor"),
+    "limits of each channel": (lambda x: x.clamp(min=x.mean((2, 3), keepdim=True)), 4, "clamp.*is a tensor"),
+    "slopes of a function": (lambda x: F.prelu(x, torch.ones(4)), 4, "prelu.*slope per channel"),
     "slopes": (nn.PReLU(4), 4, r"operator \(PReLU\): it has a slope per channel"),
     "overwritten forward": (type("Own", (nn.ReLU,), {"forward": lambda s, x: x.flip(1)})(), 4, "flip.*unknown"),
     "turned": (lambda x: x.permute(0, 2, 3, 1), 8, "permute.*moves channels"),
@@ -178,12 +193,30 @@ def test_depthwise_convolution_repeats_each_channel_as_often_as_it_multiplies() 
     assert len(graph.prunable_ids) == 4
 
 
-def test_grouped_convolution_keeps_both_its_ends() -> None:
+def test_group_of_a_convolution_is_one_channel_with_all_that_it_reads() -> None:
     graph = ChannelGraph.of(Between(nn.Conv2d(4, 6, 1, groups=2), read=6))
-    assert len(graph.prunable_ids) == 0
-    assert graph.layers["operator"].kind == "grouped"
-    reason = "operator is a convolution of 2 groups, which must remain equally wide"
-    assert {graph.protected[channel] for channel in graph.layers["operator"].output_ids.tolist()} == {reason}
+    layer = graph.layers["operator"]
+    one, other = graph.prunable_ids
+    assert layer.kind == "grouped"
+    np.testing.assert_array_equal(graph.layers["first"].output_ids, [one, one, other, other])
+    np.testing.assert_array_equal(layer.output_ids, [one, one, one, other, other, other])
+
+
+def test_group_that_reads_a_protected_channel_is_kept() -> None:
+    class Whole(Between):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.first(x)
+            return self.last(self.operator(y)), y[:, :1]
+
+    graph = ChannelGraph.of(Whole(nn.Conv2d(4, 6, 1, groups=2), read=6))
+    kept = graph.is_prunable(graph.layers["operator"].output_ids)
+    assert kept.tolist() == [False, False, False, True, True, True]
+
+
+def test_concatenation_along_an_axis_is_one_along_a_dimension() -> None:
+    graph = ChannelGraph.of(Between(lambda x: torch.cat((x, x[:, :2]), axis=1), read=6))  # type: ignore[call-overload]
+    made = graph.layers["first"].output_ids
+    np.testing.assert_array_equal(graph.layers["last"].input_ids, made[[0, 1, 2, 3, 0, 1]])
 
 
 def test_addition_ties_and_the_tie_carries_protection() -> None:

@@ -46,7 +46,7 @@ def test_detector_costs_what_it_does_after_the_cut(name: str) -> None:
     assert cost.parameters(dropped) == count_parameters(pruned)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "resnext50_32x4d"])
 def test_classifier_costs_what_it_does_after_the_cut(name: str) -> None:
     with torch.device("meta"):
         model: nn.Module = getattr(import_torchvision().models, name)(weights=None)

@@ -14,6 +14,7 @@ from models.classifiers import DenseNetCifar, LeNet5
 from models.detector import build_model
 from models.load import load_model
 from models.spec import ModelSpec
+from pruning.channels.graph import ChannelGraph
 from utils.boxes.torchvision_compat import import_torchvision
 
 
@@ -44,12 +45,23 @@ def test_official_checkpoint_cut_equals_it_masked(name: str, shared: Path) -> No
 @pytest.mark.parametrize(
     "name",
     ["resnet18", "resnet50", "densenet121", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small",
-     "efficientnet_b0"],
+     "efficientnet_b0", "mnasnet0_5", "squeezenet1_1", "regnet_y_400mf",
+     "resnext50_32x4d"],
 )  # fmt: skip
 def test_classifier_of_torchvision_keeps_its_class_and_equals_it_masked(name: str) -> None:
     model = getattr(import_torchvision().models, name)(weights=None)
     pruned = check_cut_of(model)
     assert type(pruned) is type(model)
+
+
+def test_network_of_branches_cut_equals_it_masked() -> None:
+    check_cut_of(import_torchvision().models.googlenet(weights=None, aux_logits=False, init_weights=False))
+
+
+def test_network_of_vectors_at_every_position_is_left_whole_and_says_why() -> None:
+    graph = ChannelGraph.of(import_torchvision().models.convnext_tiny(weights=None))
+    assert len(graph.prunable_ids) == 0
+    assert "torch.permute in features.7.0.block.1: it moves channels to another dimension" in graph.protected.values()
 
 
 def test_vgg_cut_equals_it_masked() -> None:

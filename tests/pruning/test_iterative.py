@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from tiny import TINY_CFG, tiny_config
 from torch import Tensor, nn
 
-from benchmarks.taylor_oracle import mnist
+from benchmarks.taylor_oracle import classification_task
 from commands.train_parts import read_data, read_hyp
 from commands.train_task import detector_task
-from engine.training.task import Labelled, TrainingTask, classifier_task
+from engine.training.task import TrainingTask
 from models.classifiers import LeNet5
 from models.complexity import count_macs, count_parameters
 from models.detector import Detector, build_model
@@ -22,7 +21,8 @@ from models.spec import ModelSpec
 from pruning.channels.graph import ChannelGraph
 from pruning.iterative import IterativeSettings, Quantity, Round, prune_iteratively
 from pruning.selection.rounding import Direction, Rounding
-from utils.errors import ConfigError, DataError, PruningError, TrainingError
+from utils.datasets.classes.pictures import PictureSet, read_picture_file
+from utils.errors import ConfigError, PruningError
 
 IMAGE = (1, 28, 28)
 QUICK = IterativeSettings(ratio=0.5, step=50, rank_batches=1, updates=2, lr=0.01, final_updates=2, final_lr=0.001)
@@ -30,10 +30,11 @@ QUICK = IterativeSettings(ratio=0.5, step=50, rank_batches=1, updates=2, lr=0.01
 LENET_CHANNELS = 226
 
 
-def noise_task() -> TrainingTask[Labelled]:
+def noise_task() -> TrainingTask:
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(32, *IMAGE, generator=generator)
-    return classifier_task(images, torch.arange(32) % 10, batch_size=8)
+    images = torch.randint(256, (32, *IMAGE), generator=generator, dtype=torch.uint8)
+    names = tuple("0123456789")
+    return classification_task(PictureSet(images=images, labels=torch.arange(32) % 10, names=names), batch_size=8)
 
 
 def lenet() -> LeNet5:
@@ -175,52 +176,21 @@ def test_detector_stays_a_detector_with_explicit_widths(tmp_path: Path) -> None:
 
 
 def test_lenet_without_half_of_its_channels_still_reads_digits(shared: Path) -> None:
-    path = shared / "data/classification/mnist.npz"
-    task = classifier_task(*mnist(path, split="train"))
+    digits = read_picture_file(shared / "data/classification/mnist.npz")
+    task = classification_task(digits.train)
     model = lenet()
     task.train_(model, updates=150, lr=0.05)
     settings = replace(QUICK, rank_batches=2, updates=20, lr=0.05, final_updates=30, final_lr=0.005)
     pruned, _ = prune_iteratively(model, task, settings=settings, image_chw=IMAGE)
-    images, labels = mnist(path, split="test")
+    test = digits.test.first(2000)
     with torch.no_grad():
-        share_right = (pruned(images[:2000]).argmax(1) == labels[:2000]).float().mean()
+        share_right = (pruned(test.images / 255).argmax(1) == test.labels).float().mean()
     assert share_right > 0.9
 
 
-def test_updates_are_plain_gradient_steps() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 1, bias=False))
-    nn.init.constant_(model[1].weight, 1.0)
-    task: TrainingTask[Tensor] = TrainingTask(
-        batches=lambda number: iter([torch.full((1, 1, 1, 1), 2.0)]), loss=lambda network, x: network(x).sum()
-    )
-    # Gradient 2 at rate .1; Nesterov's first step is 1 + momentum times as long.
-    loss = task.train_(model, updates=1, lr=0.1, momentum=0.5, decay=0.0)
-    assert loss == 2.0
-    assert model[1].weight.item() == pytest.approx(1.0 - 0.1 * 2 * 1.5)
-    assert model[1].weight.grad is None
-
-
-def test_loss_that_is_no_number_ends_the_training() -> None:
-    task: TrainingTask[Tensor] = TrainingTask(
-        batches=lambda number: iter([torch.ones(1, 1, 28, 28)]),
-        loss=lambda network, x: F.mse_loss(network(x), torch.full((1, 10), float("inf"))),
-    )
-    with pytest.raises(TrainingError, match="the loss became inf .*; lower the learning rate"):
-        task.train_(lenet(), updates=1, lr=0.1)
-
-
-def test_batches_depend_on_the_number_alone() -> None:
-    first, again, other = (next(noise_task().batches(number))[1] for number in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
-@pytest.mark.parametrize("settings", [{"ratio": 0.0}, {"ratio": 1.0}, {"ratio": 0.5, "step": 0}])
+@pytest.mark.parametrize(
+    "settings", [{"ratio": 0.0}, {"ratio": 1.0}, {"ratio": 0.5, "step": 0}, {"ratio": 0.5, "lr": 0.0}]
+)
 def test_settings_that_prune_nothing_or_everything_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="expected"):
         IterativeSettings(**settings)  # type: ignore[arg-type]
-
-
-def test_less_than_a_batch_of_pictures_is_refused() -> None:
-    with pytest.raises(DataError, match="3 images are fewer than a batch of 8"):
-        classifier_task(torch.rand(3, *IMAGE), torch.arange(3), batch_size=8)

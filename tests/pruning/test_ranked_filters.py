@@ -52,6 +52,16 @@ def set_second_(model: SmallNet, filters: Tensor) -> None:
         model.second.weight.copy_(filters.view(model.second.weight.shape))
 
 
+def test_filters_before_a_convolution_of_groups_have_the_norm_channel_behind_them() -> None:
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4)),
+        *(nn.Conv2d(4, 4, 1, groups=2), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)),
+    )
+    found = layers_of(model)
+    assert list(found) == ["1"]
+    assert {name: sources.tolist() for name, sources in found["1"].norms.items()} == {"2": [0, 1, 2, 3]}
+
+
 def test_first_convolution_and_linear_layers_are_exempt() -> None:
     assert list(layers_of(small_net())) == ["second", "third"]
 

@@ -63,6 +63,17 @@ def test_depthwise_convolution_loses_groups() -> None:
     assert pruned(torch.rand(1, 3, 8, 8)).shape == (1, 1, 6, 6)
 
 
+def test_convolution_of_groups_loses_whole_groups() -> None:
+    model: Any = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 9, 3, groups=3), nn.Conv2d(9, 1, 1))
+    graph = ChannelGraph.of(model)
+    pruned: Any = cut(model, graph, dropping(graph, "0", 2), carry=False)
+    assert torch.equal(pruned[0].weight, model[0].weight[[0, 1, 4, 5]])
+    assert torch.equal(pruned[1].weight, model[1].weight[[0, 1, 2, 6, 7, 8]])
+    assert torch.equal(pruned[2].weight, model[2].weight[:, [0, 1, 2, 6, 7, 8]])
+    assert (pruned[1].groups, pruned[1].in_channels, pruned[1].out_channels) == (2, 4, 6)
+    assert pruned(torch.rand(1, 3, 8, 8)).shape == (1, 1, 6, 6)
+
+
 @pytest.mark.parametrize("carry", [True, False])
 def test_empty_cut_is_bit_identical(carry: bool) -> None:
     for model in (tiny_detector().eval(), nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()):
@@ -153,6 +164,13 @@ def test_depthwise_row_gets_other_groups() -> None:
     assert pruned.spec.layers[1].args == (16, 3, 2, None, 6)
     assert pruned.spec.widths == {"model.0": 6, "model.1": 12}
     assert build_model(pruned.spec).model[1].conv.groups == 6  # type: ignore[union-attr]
+
+
+def test_detector_keeps_the_groups_of_its_layer_list() -> None:
+    graph = ChannelGraph.of(with_row(1, LayerSpec(source=-1, number=1, module="Conv", args=(16, 3, 2, None, 4))))
+    reasons = {graph.protected.get(channel) for channel in graph.layers["model.1.conv"].output_ids.tolist()}
+    assert reasons == {"model.1.conv is a convolution of groups, which the layer list counts"}
+    assert not graph.is_prunable(graph.layers["model.0.conv"].output_ids).any()
 
 
 def test_depthwise_convolution_inside_a_block_is_refused() -> None:

@@ -11,15 +11,15 @@ import torch
 from tiny import TINY_CFG, tiny_config
 from torch import Tensor, nn
 
-from benchmarks.taylor_oracle import mnist, spearman
+from benchmarks.taylor_oracle import classification_task, spearman
 from commands.train_task import detector_taylor
-from engine.training.task import classifier_task
 from models.classifiers import DenseNetCifar, LeNet5
 from models.detector import build_model
 from models.spec import ModelSpec
 from pruning.channels.graph import ChannelGraph
 from pruning.importance.masking import masked, oracle_importance
 from pruning.importance.taylor import TaylorRecorder, measured_layers, taylor_importance
+from utils.datasets.classes.pictures import read_picture_file
 from utils.errors import ConfigError, DataError, PruningError
 
 IMAGE = (1, 2, 1)
@@ -207,15 +207,15 @@ def test_detector_of_other_classes_than_the_data_is_refused(tmp_path: Path) -> N
 
 
 def test_taylor_ranks_channels_of_a_network_trained_on_mnist_as_the_oracle_does(shared: Path) -> None:
-    images, labels = mnist(shared / "data/classification/mnist.npz", split="train")
+    pictures = read_picture_file(shared / "data/classification/mnist.npz").train
     torch.manual_seed(0)
     model = LeNet5()
-    task = classifier_task(images, labels, batch_size=96)
+    task = classification_task(pictures, batch_size=96)
     task.train_(model, updates=150, lr=0.05)
     graph = ChannelGraph.of(model, image_chw=(1, 28, 28))
     batches = list(islice(task.batches(1), 2))
-    taylor = taylor_importance(model, graph, batches, loss_fn=task.loss)
-    oracle = oracle_importance(model, graph, batches, loss_fn=task.loss, ids=graph.prunable_ids)
+    taylor = taylor_importance(model, graph, batches, loss_fn=task.loss_of)
+    oracle = oracle_importance(model, graph, batches, loss_fn=task.loss_of, ids=graph.prunable_ids)
     assert spearman(taylor[graph.prunable_ids], oracle[graph.prunable_ids]) > 0.7
 
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.training.task import classifier_task
+from benchmarks.taylor_oracle import classification_task
 from models.classifiers import LeNet5
 from quantization.network import QuantizedNetwork, quantize
 from quantization.ranges.config import QuantConfig
 from quantization.rounding.compensation import compensate_
 from quantization.sensitivity import Sensitivity, mixed_precision, sensitivities, weight_bytes
+from utils.datasets.classes.pictures import read_picture_file
 from utils.errors import ConfigError
 
 Digits = tuple[Tensor, Tensor]
@@ -38,10 +39,11 @@ def digits(shared: Path) -> tuple[Digits, Digits]:
 
 
 @pytest.fixture(scope="module")
-def lenet(digits: tuple[Digits, Digits]) -> nn.Module:
+def lenet(shared: Path) -> nn.Module:
     torch.manual_seed(0)
     model = LeNet5()
-    classifier_task(*digits[0]).train_(model, updates=150, lr=0.05)
+    pictures = read_picture_file(shared / "data/classification/mnist.npz").train.first(6000)
+    classification_task(pictures).train_(model, updates=150, lr=0.05)
     return model.eval()
 
 

@@ -54,6 +54,11 @@ def test_batch_norm_and_relu_go_into_the_convolution() -> None:
     assert graph.nodes["0"].clamp == (0, 6)
 
 
+def test_synchronised_batch_norm_goes_into_the_convolution() -> None:
+    graph = lower(nn.Sequential(nn.Conv2d(3, 4, 3), nn.SyncBatchNorm(4), nn.ReLU()).eval(), image_shape=(3, 8, 8))
+    assert list(graph.nodes) == ["input", "0"]
+
+
 def test_batch_norm_before_a_convolution_is_a_depthwise_one() -> None:
     model = settled(DenseNetCifar(depth=7, growth=4), noise(4, 3, 32, 32))
     graph = lower(model, image_shape=(3, 32, 32))

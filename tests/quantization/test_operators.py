@@ -14,6 +14,7 @@ from quantization.network import QuantizedNetwork
 from quantization.storage.binary import program_bytes, program_from_bytes
 from quantization.storage.reader import run
 from utils.boxes.torchvision_compat import import_torchvision
+from utils.errors import QuantizationError
 
 
 class Between(nn.Module):
@@ -65,6 +66,9 @@ OPERATORS: dict[str, tuple[Callable[..., Tensor], dict[str, nn.Module]]] = {
     "mean with borders in one direction": (lambda m, x: m["pool"](x), {"pool": nn.AvgPool2d((1, 3), 1, (0, 1))}),
     "channel shuffle": (shuffled, {}),
     "gate of linear layers": (squeezed, {"gate": nn.Linear(8, 8)}),
+    "concatenate": (lambda m, x: torch.concatenate((x[:, 4:], x[:, :4]), 1), {}),
+    "function without a method": (lambda m, x: F.logsigmoid(F.softshrink(x)), {}),
+    "border of zeros": (lambda m, x: m["pad"](x), {"pad": nn.ConstantPad2d((1, 0, 2, 1), 0.0)}),
     "concat along an axis": (lambda m, x: torch.cat((x[:, 4:], x[:, :4]), axis=1), {}),  # type: ignore[call-overload]
     "sides anew": (lambda m, x: x.flatten(2).view(-1, 8, 5, 33).transpose(2, 3), {}),
 }
@@ -116,13 +120,36 @@ def test_windows_over_the_end_hold_for_maps_of_other_sizes() -> None:
         assert torch.allclose(network(images), model(images), atol=1e-5)
 
 
-def test_shufflenet_of_torchvision() -> None:
-    import_torchvision()
-    from torchvision import models
-
+def torchvision_network(name: str, images: Tensor) -> nn.Module:
+    """A network of torchvision for ten classes, with the batch norms' statistics of these images."""
     torch.manual_seed(0)
+    settings = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    return settled(getattr(import_torchvision().models, name)(num_classes=10, **settings), images)
+
+
+def test_shufflenet_of_torchvision() -> None:
     images = noise(4, 3, 32, 32)
-    model = settled(models.shufflenet_v2_x0_5(num_classes=10), images)
+    model = torchvision_network("shufflenet_v2_x0_5", images)
     network = made(model, images, weight_bits=12, activation_bits=12, input_bits=12)
     assert_all_agree(network, images)
     assert F.cosine_similarity(network(images), model(images)).min() > 0.9
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "squeezenet1_1", "mnasnet0_5", "regnet_y_400mf", "googlenet"],
+)
+def test_classifier_of_torchvision_is_the_same_in_floats_and_to_a_quantum_a_layer_in_integers(name: str) -> None:
+    images = noise(4, 3, 32, 32)
+    model = torchvision_network(name, images)
+    network = made(model, images)
+    network.mode = "float"
+    expected = model(images)
+    assert (network(images) - expected).abs().max() < 1e-2 * expected.abs().max()
+    assert {name: worst for name, worst in worst_differences(network, images) if worst > 1} == {}
+
+
+def test_transformer_like_classifier_is_refused_by_the_name_of_its_operator() -> None:
+    model = import_torchvision().models.convnext_tiny(weights=None)
+    with pytest.raises(QuantizationError, match=r"features.0.1.layer_norm: layer_norm is an operator, which has no"):
+        made(model, noise(1, 3, 32, 32))
