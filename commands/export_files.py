@@ -6,8 +6,7 @@ from pathlib import Path
 
 from commands.export_config import ExportConfig
 from deploy.artefact.packages import optional_package
-from deploy.formats import FORMATS
-from deploy.onnx.detector import FORMAT as ONNX_ENDING
+from deploy.formats import FORMATS, check_precision
 from deploy.onnx.graph import check_opset
 from utils.errors import ConfigError
 from utils.storage.files import check_writable
@@ -21,7 +20,7 @@ def artefact_path(config: ExportConfig, name: str) -> Path:
 
 def nms_path(config: ExportConfig) -> Path:
     """Where the ONNX file goes that gives boxes."""
-    return config.folder / f"{Path(config.weights).stem}_nms{ONNX_ENDING}"
+    return config.folder / f"{Path(config.weights).stem}_nms{FORMATS['onnx'].suffix}"
 
 
 def check_formats(config: ExportConfig) -> None:
@@ -33,11 +32,8 @@ def check_formats(config: ExportConfig) -> None:
             does not find.
     """
     for name in config.include:
-        exporter = FORMATS[name]
-        if config.precision not in exporter.precisions:
-            known = ", ".join(exporter.precisions)
-            raise ConfigError(f"{name} in {config.precision} is not supported; it can be written in {known}")
-        for package in exporter.packages:
+        check_precision(name, config.precision)
+        for package in FORMATS[name].packages:
             optional_package(package, purpose=f"--include {name}")
         if _is_by_onnx(name):
             check_opset(config.opset, is_int8=config.int8)

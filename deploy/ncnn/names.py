@@ -19,8 +19,6 @@ CONVOLUTIONS = ("Convolution", "ConvolutionDepthWise")
 # pnnx converts a convolution of a single pixel to a linear layer, and a linear layer over rows to a matrix product.
 _WITH_WEIGHTS = (*CONVOLUTIONS, "InnerProduct", "Gemm")
 _OF_TORCH = ("nn.Conv2d", "nn.Linear")
-# Prefix that `models.prepare.ExportNetwork` adds to the module paths of a detector.
-_PREFIX = "detector."
 _WEIGHT_SHAPE = re.compile(r"@weight=\(([\d,]+)\)")
 
 
@@ -56,7 +54,9 @@ def _torch_modules(pnnx_param: Path) -> list[tuple[str, int]]:
         shape = _WEIGHT_SHAPE.search(line)
         kind, *rest = line.split()
         if kind in _OF_TORCH and shape is not None:
-            modules.append((rest[0].removeprefix(_PREFIX), math.prod(map(int, shape[1].split(",")))))
+            # The wrappers of `models.prepare` have the network as their only attribute.
+            path = rest[0].partition(".")[2]
+            modules.append((path, math.prod(map(int, shape[1].split(",")))))
     return modules
 
 

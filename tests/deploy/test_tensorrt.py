@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from exporting import cut_off, export_arguments, images_of, network
+from exporting import cut_off, export_arguments, export_tensorrt, images_of, network
 
-from deploy.artefact.metadata import ExportMetadata
 from deploy.onnx.graph import save_onnx
+from deploy.outputs.heads import ExportMetadata
 from deploy.tensorrt import export as tensorrt_export
 from deploy.tensorrt.build import capabilities
 from deploy.tensorrt.engine_file import EngineFile, read_engine, write_engine
-from deploy.tensorrt.export import export_tensorrt
 from models.detector import Detector
 from utils.errors import CheckpointError, ConfigError
 
