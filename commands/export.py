@@ -15,8 +15,7 @@ from deploy.formats import FORMATS, load_runtime, resolve
 from deploy.onnx.nms import NmsReport, NmsSettings, check_nms, write_onnx_with_nms
 from deploy.outputs.metadata import check_is_of
 from deploy.settings import RuntimeOptions
-from deploy.verification.report import report_data, verify_table
-from deploy.verification.verify import Reference, VerifyReport, verify
+from deploy.verification.verify import Reference, VerifyReport, report_data, verify, verify_table
 from utils.config.values import warn_of_ignored
 from utils.storage.files import check_writable
 from utils.storage.run_folder import RunFolder, plain

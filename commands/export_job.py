@@ -1,4 +1,4 @@
-"""What export.py reads before it writes: the network, its images and its metric, for detectors and classifiers."""
+"""Network, images and metric that export.py reads before it writes, for detectors and classifiers."""
 
 from __future__ import annotations
 
@@ -25,19 +25,18 @@ from deploy.calibration import (
 from deploy.job import ExportJob
 from deploy.outputs.classifier import ClassifierSource
 from deploy.outputs.detector import DetectorSource
+from deploy.outputs.sources import open_source
 from deploy.verification.verify import MeasureMetric, Reference
 from engine.evaluation.classification import check_same_task
 from engine.evaluation.classification_scores import picture_batches, score
 from engine.evaluation.evaluator import Measure
 from engine.evaluation.predict import predictor
-from models.classifiers import ClassifierSpec, load_classifier
+from models.classifiers import ClassifierSpec
 from models.classifiers.load import is_classifier
-from models.load import load_model
 from utils.datasets.classes.known import load_pictures
 from utils.datasets.classes.pictures import PictureSet
 from utils.datasets.indexing.config import load_data_config
 from utils.datasets.indexing.index import build_label_index
-from utils.storage.files import sha256_of
 
 # Settings that change nothing for a classifier.
 _FOR_DETECTORS = ("img_size", "dynamic", "nms", "conf_thres", "iou_thres", "max_det", "workers")
@@ -82,37 +81,38 @@ def prepare(config: ExportConfig) -> Prepared:
     Raises:
         CheckpointError, ConfigError, DataError: Weights or data cannot be read, or do not fit each other.
     """
-    return _classifier(config) if is_classifier(config.weights) else _detector(config)
+    source = open_source(config.weights)
+    if isinstance(source, ClassifierSource):
+        return _classifier(source, config)
+    return _detector(source, config)
 
 
-def _detector(config: ExportConfig) -> Prepared:
-    loaded = load_model(config.weights)
-    check_image_size(config.image_hw, stride=loaded.model.max_stride)
+def _detector(source: DetectorSource, config: ExportConfig) -> Prepared:
+    check_image_size(config.image_hw, stride=source.model.max_stride)
+    data = load_data_config(config.data or _BUNDLED)
     if config.data:
-        load_data_config(config.data).in_order_of(loaded.names, weights=config.weights)
+        data.in_order_of(source.names, weights=config.weights)
     calibration = []
     if config.int8 and not config.verify_only:
         calibration = calibration_images(config.data, count=config.calib_images, image_hw=config.image_hw)
     job = ExportJob(
-        source=DetectorSource(model=loaded.model, names=loaded.names, sha256=sha256_of(config.weights)),
+        source=source,
         settings=config.settings,
         calibration=calibration,
         special=config.special,
-        measure=_map(config, loaded.names) if config.data else None,
+        measure=_map(config, source.names) if config.data else None,
     )
-    paths = build_label_index(load_data_config(config.data or _BUNDLED), "val", workers=config.workers).paths
+    paths = build_label_index(data, "val", workers=config.workers).paths
     chosen = spread(paths, min(config.verify_images, len(paths)))
     return Prepared(job=job, images=torch.cat([as_input(path, config.image_hw) for path in chosen]))
 
 
-def _classifier(config: ExportConfig) -> Prepared:
-    loaded = load_classifier(config.weights)
-    source, spec = ClassifierSource.of(loaded), loaded.spec
+def _classifier(source: ClassifierSource, config: ExportConfig) -> Prepared:
     job = ExportJob(source=source, settings=config.settings, special=config.special)
     if not config.data:
         return Prepared(job=job, images=source.noise(config.verify_images, source.image_chw))
-    data = load_pictures(config.data)
-    check_same_task(spec, data, names=loaded.names, weights=config.weights, name=config.data)
+    data, spec = load_pictures(config.data), source.spec
+    check_same_task(spec, data, names=source.names, weights=config.weights, name=config.data)
     calibration: Sequence[Tensor] = ()
     if config.int8 and not config.verify_only:
         batches = calibration_pictures(data, spec, count=config.calib_images, name=config.data)

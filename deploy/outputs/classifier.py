@@ -16,7 +16,7 @@ from deploy.outputs.logits import ClassifierMetadata, LogitsRuntime
 from deploy.pytorch import TorchRun
 from deploy.settings import ExportSettings
 from deploy.verification.logits import LogitsAgreement
-from models.classifiers import LoadedClassifier
+from models.classifiers import ClassifierSpec, LoadedClassifier
 from models.prepare import Logits
 from utils.errors import ConfigError
 
@@ -78,6 +78,11 @@ class ClassifierSource:
             fingerprint=weights_fingerprint(self.model),
             versions={"torch": torch.__version__, **versions},
         )
+
+    @property
+    def spec(self) -> ClassifierSpec:
+        """Description of the network and of its images, without the name of an architecture."""
+        return self.metadata(format="", settings=ExportSettings(), versions={}).spec
 
     @cached_property
     def num_classes(self) -> int:

@@ -45,14 +45,25 @@ class DetectorSource:
         return ready_for_export(self.model)
 
     def metadata(self, *, format: str, settings: ExportSettings, versions: Mapping[str, str]) -> ExportMetadata:
-        """Build the metadata of an artefact; see `ExportMetadata.of`."""
-        return ExportMetadata.of(
-            self.model,
+        """Build the metadata of an artefact that is about to be written.
+
+        Raises:
+            ConfigError: The image size is not a multiple of the stride, or the names do not fit the network.
+        """
+        model = self.model
+        return ExportMetadata(
             format=format,
-            names=self.names,
+            precision=settings.precision,
+            names=tuple(self.names),
+            num_classes=model.spec.num_classes,
+            strides=tuple(model.strides),
+            anchors=tuple(tuple(row) for row in model.anchors.detach().cpu().flatten(1).tolist()),
+            image_hw=settings.image_hw,
+            batch_size=settings.batch_size,
+            dynamic=settings.dynamic,
+            spec_fingerprint=model.spec.fingerprint(),
             source_sha256=self.sha256,
-            settings=settings,
-            versions=versions,
+            versions={"torch": torch.__version__, **versions},
         )
 
     def runtime(self, device: torch.device, *, half: bool = False) -> HeadsRuntime:

@@ -13,8 +13,6 @@ from torch import Tensor
 from deploy.artefact.metadata import check_precision_name
 from deploy.choices import Precision
 from deploy.outputs.outputs import INPUT_NAME, RunGraph, run_in_batches
-from deploy.settings import ExportSettings
-from models.detector import Detector
 from utils.errors import CheckpointError, ConfigError
 
 
@@ -62,37 +60,6 @@ class ExportMetadata:
                 raise ConfigError(f"image size: got {side}, expected a multiple of the stride {self.stride}")
         if self.batch_size < 1:
             raise ConfigError(f"batch size: got {self.batch_size}, expected at least 1")
-
-    @classmethod
-    def of(
-        cls,
-        model: Detector,
-        *,
-        format: str,
-        names: Sequence[str],
-        source_sha256: str,
-        settings: ExportSettings,
-        versions: Mapping[str, str],
-    ) -> ExportMetadata:
-        """Build the metadata of an export that is about to be written.
-
-        Raises:
-            ConfigError: The image size is not a multiple of the stride, or the names do not fit the network.
-        """
-        return cls(
-            format=format,
-            precision=settings.precision,
-            names=tuple(names),
-            num_classes=model.spec.num_classes,
-            strides=tuple(model.strides),
-            anchors=tuple(tuple(row) for row in model.anchors.detach().cpu().flatten(1).tolist()),
-            image_hw=settings.image_hw,
-            batch_size=settings.batch_size,
-            dynamic=settings.dynamic,
-            spec_fingerprint=model.spec.fingerprint(),
-            source_sha256=source_sha256,
-            versions={"torch": torch.__version__, **versions},
-        )
 
     @property
     def stride(self) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 from deploy.artefact.metadata import check_precision_name
 from deploy.choices import Precision
 from deploy.outputs.outputs import INPUT_NAME, RunGraph, run_in_batches
+from models.classifiers import ClassifierSpec
 from utils.errors import CheckpointError, ConfigError
 
 _OUTPUT_NAME = "logits"
@@ -70,6 +71,16 @@ class ClassifierMetadata:
         """Mean and standard deviation of each channel; 0 and 1 if there are none."""
         channels = self.image_chw[0]
         return self.mean or (0.0,) * channels, self.std or (1.0,) * channels
+
+    @property
+    def spec(self) -> ClassifierSpec:
+        """Description of the network and of its images, without the name of an architecture.
+
+        Raises:
+            ConfigError: A value is out of range, such as a standard deviation of 0.
+        """
+        mean, std = self.normalisation
+        return ClassifierSpec(name="", num_classes=self.num_classes, image_chw=self.image_chw, mean=mean, std=std)
 
     @property
     def output_names(self) -> list[str]:

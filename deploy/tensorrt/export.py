@@ -55,7 +55,7 @@ def write_tensorrt(job: ExportJob, path: Path) -> Metadata:
 def _engine(job: ExportJob, metadata: Metadata, *, package: str) -> EngineFile:
     """Build the plan of a network, and return it with the facts about it."""
     capability = job.special.compute_capability
-    shapes = _image_shapes(metadata, batch_size=job.settings.batch_size)
+    shapes = image_shapes(metadata, batch_size=job.settings.batch_size)
     graph = onnx_graph(job, metadata, precision=metadata.precision, for_tensorrt=True)
     with tempfile.TemporaryDirectory() as scratch:
         source, plan = Path(scratch, "model.onnx"), Path(scratch, "model.plan")
@@ -115,7 +115,7 @@ def _own_capability() -> str:
     return f"{major}.{minor}"
 
 
-def _image_shapes(metadata: Metadata, *, batch_size: int) -> tuple[tuple[int, ...], ...]:
+def image_shapes(metadata: Metadata, *, batch_size: int) -> tuple[tuple[int, ...], ...]:
     """Return the smallest, usual and largest (B, C, H, W) of a network with free axes; empty for a fixed one."""
     if not metadata.free_axes:
         return ()

@@ -1,11 +1,12 @@
-"""Compares an exported artefact with its network: outputs, metric, size and speed."""
+"""Compares an exported artefact with its network: outputs, metric, size and speed, as a table and as JSON data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from deploy.artefact.runtime import RuntimeModel
 from deploy.choices import Precision
 from deploy.outputs.outputs import Agreement, Source
 from deploy.verification.latency import Latency, measure_latencies
+from utils.storage.run_folder import plain
 
 # Function from a runtime, and the only height and width to measure at (None: any), to mAP50-95 or accuracy.
 MeasureMetric = Callable[[RuntimeModel, tuple[int, int] | None], float]
@@ -110,4 +112,44 @@ def beyond(checks: Iterable[tuple[str, float, float]]) -> tuple[str, ...]:
     # `not <=` instead of `>`, so that NaN fails.
     return tuple(
         f"{what}: {value:.2g}, at most {most:g} allowed" for what, value, most in checks if not value <= most
+    )
+
+
+def verify_table(reports: Sequence[VerifyReport]) -> str:
+    """Format an aligned table with one line per artefact, then what could not be compared and what failed."""
+    agreement = reports[0].agreement
+    header = ("artefact", "precision", *agreement.columns, "MB", "was", "ms", "median", "PyTorch", "")
+    lines = _aligned([header, *(_row(report) for report in reports)])
+    threads = sorted({latency.threads for report in reports for latency in report.latency})
+    lines.append(f"ms: fastest call, threads: {', '.join(map(str, threads))}; {agreement.caption}, - without --data")
+    for report in reports:
+        lines += [f"{report.path.name}: {line}" for line in report.agreement.notes(report.precision)]
+    lines += [f"{report.path.name}: {failure}" for report in reports for failure in report.failures]
+    return "\n".join(lines)
+
+
+def report_data(report: VerifyReport) -> dict[str, Any]:
+    """Return plain data for result.json, including the tolerances."""
+    common = {item.name: plain(getattr(report, item.name)) for item in fields(report) if item.name != "agreement"}
+    return {**common, "passed": report.passed, **report.agreement.data(report.precision)}
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Format the lines of a table, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _row(report: VerifyReport) -> tuple[str, ...]:
+    network, own = report.latency
+    return (
+        report.path.name,
+        report.precision,
+        *report.agreement.cells,
+        f"{report.megabytes[1]:.3f}",
+        f"{report.megabytes[0]:.3f}",
+        f"{own.fastest:.2f}",
+        f"{own.median:.2f}",
+        f"{network.fastest:.2f}",
+        "passed" if report.passed else "FAILED",
     )

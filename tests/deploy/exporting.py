@@ -22,6 +22,7 @@ from deploy.onnx.nms import NmsSettings, write_onnx_with_nms
 from deploy.openvino import write_openvino
 from deploy.outputs.classifier import ClassifierSource
 from deploy.outputs.detector import DetectorSource
+from deploy.outputs.heads import ExportMetadata
 from deploy.settings import ExportSettings, FormatSettings
 from deploy.tensorrt.export import write_tensorrt
 from deploy.torchscript import write_torchscript
@@ -61,6 +62,14 @@ def detector_job(
     """The job of a detector, as `export_arguments` describes it."""
     source = DetectorSource(model=model, names=names, sha256=source_sha256)
     return ExportJob(source=source, settings=settings, calibration=calibration, special=FormatSettings(**special))
+
+
+def metadata_of(model: Detector, *, format: str, versions: dict[str, str], **settings: Any) -> ExportMetadata:
+    """The metadata of a detector, as `export_arguments` describes it."""
+    job = detector_job(model, **export_arguments(model, **settings))
+    metadata = job.source.metadata(format=format, settings=job.settings, versions=versions)
+    assert isinstance(metadata, ExportMetadata)
+    return metadata
 
 
 def classifier_job(

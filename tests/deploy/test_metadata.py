@@ -6,9 +6,10 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import exporting
 import pytest
 import torch
-from exporting import export_arguments, network
+from exporting import network
 
 from deploy.outputs.detector import DetectorSource
 from deploy.outputs.heads import ExportMetadata
@@ -23,7 +24,7 @@ def model() -> Detector:
 
 
 def metadata_of(model: Detector, **settings: Any) -> ExportMetadata:
-    return ExportMetadata.of(model, format=".onnx", versions={"onnx": "1"}, **export_arguments(model, **settings))
+    return exporting.metadata_of(model, format=".onnx", versions={"onnx": "1"}, **settings)
 
 
 def test_json_is_read_back_unchanged(model: Detector) -> None:

@@ -16,8 +16,7 @@ from deploy.outputs.detector import DetectorSource
 from deploy.outputs.heads import HeadsRuntime
 from deploy.verification.agreement import BoxAgreement
 from deploy.verification.heads import TOLERANCES
-from deploy.verification.report import report_data, verify_table
-from deploy.verification.verify import Reference, VerifyReport, megabytes_of, verify
+from deploy.verification.verify import Reference, VerifyReport, megabytes_of, report_data, verify, verify_table
 from utils.storage.run_folder import plain
 
 CPU = torch.device("cpu")

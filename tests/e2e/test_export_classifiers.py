@@ -161,3 +161,13 @@ def test_refusal_is_one_line_and_writes_nothing(
 def test_flags_of_detectors_are_told_of(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     run("export", arguments(place, "--include", "torchscript", "--img", "320", "--dynamic"))
     assert "--img-size, --dynamic: for detectors; with a classifier it changes nothing" in caplog.text
+
+
+def test_boxes_from_the_graph_are_for_detectors(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed; see requirements-export.txt")
+    pytest.importorskip("onnx", reason="onnx is not installed; see requirements-export.txt")
+    run("export", arguments(place, "--include", "onnx", "--nms", "--conf", "0.4"))
+    assert "--nms, --conf-thres: for detectors; with a classifier it changes nothing" in caplog.text
+    assert "without effect" not in caplog.text
+    assert result_in(place)["nms"] is None
+    assert [path.name for path in place.glob("*.onnx")] == ["best.onnx"]
