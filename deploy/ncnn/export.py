@@ -16,7 +16,7 @@ from deploy.artefact.metadata import METADATA_NAME
 from deploy.job import ExportJob
 from deploy.ncnn.int8 import Int8Settings, calibrate, write_int8
 from deploy.ncnn.int8_search import Int8SearchSettings, search_int8_skips
-from deploy.ncnn.names import named_by_module
+from deploy.ncnn.names import executed_layers, named_by_module
 from deploy.ncnn.param import read_param, write_param
 from deploy.ncnn.pnnx import convert_to_ncnn
 from deploy.ncnn.runtime import BIN_NAME, FORMAT, PARAM_NAME, load_ncnn
@@ -67,12 +67,13 @@ def write_ncnn(job: ExportJob, path: Path, *, int8: Int8Settings | None = None) 
 
 def _write_converted(job: ExportJob, folder: Path, *, metadata: Metadata) -> None:
     """Write param, bin and metadata in floating point."""
+    network, example = job.source.network(), job.example(metadata)
     with tempfile.TemporaryDirectory() as scratch:
-        param = convert_to_ncnn(
-            job.source.network(), Path(scratch), example=job.example(metadata), half=metadata.precision == "fp16"
-        )
+        param = convert_to_ncnn(network, Path(scratch), example=example, half=metadata.precision == "fp16")
         layers = read_param(param)
-        write_param(folder / PARAM_NAME, named_by_module(layers, Path(scratch, "model.pnnx.param")))
+        executed = executed_layers(network, example)
+        named = named_by_module(layers, Path(scratch, "model.pnnx.param"), executed=executed)
+        write_param(folder / PARAM_NAME, named)
         shutil.copyfile(param.with_suffix(".bin"), folder / BIN_NAME)
     bound = next((layer.name for layer in layers if layer.kind == _BOUND_TO_SIZE), None)
     if bound is not None and metadata.input_hw is None:

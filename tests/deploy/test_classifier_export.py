@@ -22,7 +22,7 @@ from deploy.outputs.metadata import check_is_of, read_metadata
 from deploy.settings import FormatSettings
 from deploy.verification.logits import logits_error
 from deploy.verification.verify import Reference, verify
-from models.classifiers import ClassifierSpec, DenseNetCifar, LeNet5
+from models.classifiers import ClassifierSpec, DenseNetCifar, LeNet5, build_classifier
 from pruning.channels.graph import ChannelGraph
 from pruning.surgery.cut import cut
 from utils.boxes.torchvision_compat import import_torchvision
@@ -271,3 +271,21 @@ def test_metadata_are_read_as_earlier_versions_wrote_them() -> None:
     assert isinstance(metadata, ClassifierMetadata)
     assert (metadata.image_chw, metadata.normalisation, metadata.fingerprint) == ((1, 8, 8), ((0.0,), (1.0,)), "f")
     assert read_metadata(metadata.to_json(), where="best.onnx") == metadata
+
+
+def test_convolutions_of_ncnn_have_their_paths_though_batch_norms_are_folded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    need("_ncnn_model")
+    torch.manual_seed(0)
+    model = lively(build_classifier("resnet20")).float()
+    export(classifier_job(model, image_chw=(3, 32, 32)), tmp_path / "resnet_ncnn_model")
+    layers = read_param(tmp_path / "resnet_ncnn_model/model.ncnn.param")
+    expected = {
+        name: module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    }
+    found = {layer.name: layer.number(6) or layer.number(2) for layer in layers if layer.name in expected}
+    assert found == expected
+    assert "layers keep pnnx's names" not in caplog.text
