@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from benchmarks.report import table, write_report
+from commands.export import artefact_path
 from commands.export_config import ExportConfig
-from commands.export_files import artefact_path
 from commands.prune_config import PruneConfig
 from deploy.calibration import as_input
 from deploy.formats import FORMATS, load_detector, resolve

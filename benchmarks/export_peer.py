@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import table, write_report
+from commands.export import artefact_path
 from commands.export_config import ExportConfig
-from commands.export_files import artefact_path
 from deploy.artefact.packages import optional_package
 from deploy.artefact.runtime import DetectorRuntime
 from deploy.formats import FORMATS, load_detector, resolve

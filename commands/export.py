@@ -9,14 +9,16 @@ from pathlib import Path
 import torch
 
 from commands.export_config import ExportConfig
-from commands.export_files import artefact_path, check_formats, ignored_settings, nms_path
 from commands.export_job import Prepared, for_its_task, prepare
-from deploy.formats import FORMATS, load_runtime, resolve
+from deploy.artefact.packages import optional_package
+from deploy.formats import FORMATS, check_precision, load_runtime, resolve
+from deploy.onnx.graph import check_opset
 from deploy.onnx.nms import NmsReport, NmsSettings, check_nms, write_onnx_with_nms
 from deploy.outputs.metadata import check_is_of
 from deploy.settings import RuntimeOptions
 from deploy.verification.verify import Reference, VerifyReport, report_data, verify, verify_table
 from utils.config.values import warn_of_ignored
+from utils.errors import ConfigError
 from utils.storage.files import check_writable
 from utils.storage.run_folder import RunFolder, plain
 
@@ -30,12 +32,12 @@ def run_export(config: ExportConfig) -> bool:
         Whether every artefact that can run here is within its tolerance.
 
     Raises:
-        ConfigError, CheckpointError, DataError: Something cannot be had; what is not whole has been removed.
+        ConfigError, CheckpointError, DataError: Settings, weights or data do not fit; no incomplete file is left.
     """
     check_writable(config.project)
     config = for_its_task(config)
-    check_formats(config)
-    warn_of_ignored(config, ignored_settings(config))
+    _check_formats(config)
+    warn_of_ignored(config, _ignored_settings(config))
     prepared = prepare(config)
     reference = prepared.reference(config)
     folder = RunFolder.begin(config)
@@ -83,8 +85,56 @@ def _verified(name: str, path: Path, reference: Reference, config: ExportConfig)
 def _with_nms(prepared: Prepared, config: ExportConfig, reference: Reference) -> NmsReport:
     """Write the ONNX file that gives boxes, and run it."""
     nms = NmsSettings(conf=config.conf_thres, iou=config.iou_thres, max_det=config.max_det)
-    path = nms_path(config)
+    path = _nms_path(config)
     if not config.verify_only:
         write_onnx_with_nms(prepared.job, path, nms=nms)
         logger.info("%s: written", path)
     return check_nms(path, reference, nms=nms, batch_size=config.batch_size)
+
+
+def artefact_path(config: ExportConfig, name: str) -> Path:
+    """Return the path of the artefact of a format: best.onnx, best_int8_ncnn_model, ..."""
+    suffix = "" if config.precision == "fp32" else f"_{config.precision}"
+    return config.folder / f"{Path(config.weights).stem}{suffix}{FORMATS[name].suffix}"
+
+
+def _nms_path(config: ExportConfig) -> Path:
+    """Return the path of the ONNX file that returns boxes."""
+    return config.folder / f"{Path(config.weights).stem}_nms{FORMATS['onnx'].suffix}"
+
+
+def _check_formats(config: ExportConfig) -> None:
+    """Refuse unsupported settings before anything is written.
+
+    Raises:
+        ConfigError: A format is not written in the precision, a package is not installed, the opset lacks what int8
+            needs, the folder is not writable, or --verify-only does not find an artefact.
+    """
+    for name in config.include:
+        check_precision(name, config.precision)
+        for package in FORMATS[name].packages:
+            optional_package(package, purpose=f"--include {name}")
+        if _is_by_onnx(name):
+            check_opset(config.opset, is_int8=config.int8)
+    paths = [*(artefact_path(config, name) for name in config.include), *([_nms_path(config)] if config.nms else [])]
+    missing = [path for path in paths if not path.exists()]
+    if not config.verify_only:
+        check_writable(config.folder)
+    elif missing:
+        raise ConfigError(f"{missing[0]} does not exist; leave --verify-only out to write it")
+
+
+def _ignored_settings(config: ExportConfig) -> dict[str, tuple[str, ...]]:
+    """Return the names of the settings that change nothing beside the others, by reason."""
+    formats = " ".join(config.include)
+    return {
+        f"--include {formats}": () if any(map(_is_by_onnx, config.include)) else ("opset",),
+        "without --include tensorrt": () if "tensorrt" in config.include else ("compute_capability",),
+        "without --int8": () if config.int8 else ("calib_images", "calib_method"),
+        "without --nms": () if config.nms else ("conf_thres", "iou_thres", "max_det"),
+    }
+
+
+def _is_by_onnx(name: str) -> bool:
+    """Return whether files of the format are made from an ONNX graph."""
+    return "onnx" in FORMATS[name].packages
