@@ -16,7 +16,7 @@ from commands.slim_config import SlimConfig
 from commands.train import run_training
 from commands.train_config import TrainConfig
 from commands.train_result import TrainResult
-from deploy.formats import load_runtime
+from deploy.formats import load_detector
 from deploy.settings import RuntimeOptions
 from deploy.verification.latency import Latency, measure_latencies
 from models.load import load_model
@@ -115,7 +115,7 @@ def _ship(rows: Sequence[StageResult], config: DemoConfig, folder: RunFolder) ->
         )
         paths.append(output / f"{row.weights.stem}_ncnn_model")
     options = RuntimeOptions(threads=1)
-    runtimes = [load_runtime(path, device=torch.device("cpu"), options=options) for path in paths]
+    runtimes = [load_detector(path, device=torch.device("cpu"), options=options) for path in paths]
     image = torch.rand(1, 3, _IMG_SIZE, _IMG_SIZE)
     before, after = measure_latencies(runtimes, image, threads=1, runs=20)
     # Training sparse changes no width, nor does fine-tuning.

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from deploy.outputs.detector import DetectorSource
 from deploy.predictor import Predictor, PredictSettings, load
-from deploy.pytorch import PyTorchRuntime
 from models.detector import Detector, build_model
 from models.load import load_model
 from models.spec import ModelSpec
@@ -65,7 +65,7 @@ def _named(
     if not autoshape:
         return model.to(select_device(device))
     names = tuple(f"class{class_id}" for class_id in range(classes))
-    runtime = PyTorchRuntime(model, names=names, device=select_device(device))
+    runtime = DetectorSource(model=model, names=names).runtime(select_device(device))
     return Predictor(runtime, settings=PredictSettings(**settings))
 
 

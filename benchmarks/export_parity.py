@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from benchmarks.report import table, write_report
+from commands.export import artefact_path
 from commands.export_config import ExportConfig
-from commands.export_files import artefact_path
 from commands.prune_config import PruneConfig
 from deploy.calibration import as_input
-from deploy.exporters import ExportJob
-from deploy.formats import FORMATS, load_runtime, resolve
-from deploy.pytorch import PyTorchRuntime
+from deploy.formats import FORMATS, load_detector, resolve
+from deploy.job import ExportJob
+from deploy.outputs.detector import DetectorSource
 from deploy.verification.agreement import HeadError
 from models.detector import Detector, build_model
 from models.load import load_model
@@ -102,21 +102,15 @@ def _pruned(model: Detector) -> Detector:
 def _error(model: Detector, side: int, name: str, config: ParityConfig) -> float:
     """Of the worst head."""
     names = tuple(str(number) for number in range(model.spec.num_classes))
+    source = DetectorSource(model=model, names=names)
     image = as_input(config.picture, (side, side))
     with tempfile.TemporaryDirectory() as scratch:
         settings = ExportConfig(weights=f"{scratch}/network.pt", include=(name,), img_size=(side,))
-        job = ExportJob(
-            model=model,
-            names=names,
-            source_sha256="",
-            settings=settings.settings,
-            calibration=[],
-            special=settings.special,
-        )
+        job = ExportJob(source=source, settings=settings.settings, special=settings.special)
         path = artefact_path(settings, name)
         resolve(FORMATS[name].write)(job, path)
-        found = load_runtime(path, device=CPU)(image)
-    expected = PyTorchRuntime(model, names=names, device=CPU)(image)
+        found = load_detector(path, device=CPU)(image)
+    expected = source.runtime(CPU)(image)
     return max(HeadError.of(own, other).largest for own, other in zip(found, expected, strict=True))
 
 

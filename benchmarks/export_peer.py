@@ -24,13 +24,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import table, write_report
+from commands.export import artefact_path
 from commands.export_config import ExportConfig
-from commands.export_files import artefact_path
 from deploy.artefact.packages import optional_package
-from deploy.artefact.runtime import RuntimeModel
-from deploy.exporters import ExportJob
-from deploy.formats import FORMATS, load_runtime, resolve
+from deploy.artefact.runtime import DetectorRuntime
+from deploy.formats import FORMATS, load_detector, resolve
+from deploy.job import ExportJob
 from deploy.ncnn.runtime import open_network
+from deploy.outputs.detector import DetectorSource
 from deploy.settings import RuntimeOptions
 from deploy.verification.latency import time_in_turns
 from models.detector import build_model
@@ -112,22 +113,19 @@ def _ours(name: str, config: PeerConfig, scratch: Path) -> Exported:
     settings = ExportConfig(weights=str(scratch / "ours.pt"), include=(name,), img_size=(config.img_size,))
     names = tuple(str(number) for number in range(_NUM_CLASSES))
     job = ExportJob(
-        model=build_model(spec).eval(),
-        names=names,
-        source_sha256="",
+        source=DetectorSource(model=build_model(spec).eval(), names=names),
         settings=settings.settings,
-        calibration=[],
         special=settings.special,
     )
     path = artefact_path(settings, name)
     start = time.perf_counter()
     resolve(FORMATS[name].write)(job, path)
     seconds = time.perf_counter() - start
-    runtime = load_runtime(path, device=torch.device("cpu"), options=RuntimeOptions(threads=1))
+    runtime = load_detector(path, device=torch.device("cpu"), options=RuntimeOptions(threads=1))
     return Exported(run=_decoded(runtime), megabytes=_megabytes(path), seconds=seconds)
 
 
-def _decoded(runtime: RuntimeModel) -> Run:
+def _decoded(runtime: DetectorRuntime) -> Run:
     return lambda images: decode_heads(runtime(images), runtime.anchors, runtime.strides)
 
 

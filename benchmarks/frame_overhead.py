@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import table, write_report
-from deploy.artefact.runtime import RuntimeModel
-from deploy.formats import load_runtime
+from deploy.artefact.runtime import DetectorRuntime
+from deploy.formats import load_detector
 from deploy.predictor import Predictor, PredictSettings
 from deploy.settings import RuntimeOptions
 from utils.config.cli import run_script
@@ -35,7 +35,7 @@ class OverheadConfig:
 class Timed:
     """A runtime that notes how long its calls take."""
 
-    def __init__(self, runtime: RuntimeModel) -> None:
+    def __init__(self, runtime: DetectorRuntime) -> None:
         self._runtime = runtime
         self.seconds = 0.0
 
@@ -66,7 +66,7 @@ def measure(config: OverheadConfig) -> None:
 
 def _times(weights: str, pictures: list[Path], config: OverheadConfig) -> list[str]:
     """Medians over the pictures, in milliseconds; the share of what is not the network."""
-    runtime = Timed(load_runtime(weights, device=torch.device("cpu"), options=RuntimeOptions(threads=1)))
+    runtime = Timed(load_detector(weights, device=torch.device("cpu"), options=RuntimeOptions(threads=1)))
     predictor = Predictor(runtime, settings=PredictSettings(img_size=config.img_size))  # type: ignore[arg-type]
     predictor.warm_up()
     network, read, letterbox, after = [], [], [], []

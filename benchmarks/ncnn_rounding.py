@@ -15,9 +15,11 @@ import torch
 from benchmarks.report import table, write_report
 from commands.prune import CHECKPOINT_NAME, run_pruning
 from commands.prune_config import PruneConfig
-from deploy.artefact.artefact import ArtefactRuntime
-from deploy.ncnn.export import export_ncnn
-from deploy.ncnn.runtime import load_ncnn
+from deploy.artefact.runtime import DetectorRuntime
+from deploy.formats import load_detector
+from deploy.job import ExportJob
+from deploy.ncnn.export import write_ncnn
+from deploy.outputs.detector import DetectorSource
 from deploy.settings import ExportSettings, RuntimeOptions
 from deploy.verification.latency import measure_latencies
 from models.detector import Detector
@@ -86,13 +88,13 @@ def _networks(config: RoundingConfig, folder: Path) -> dict[str, Detector]:
     return networks
 
 
-def _loaded(model: Detector, name: str, folder: Path, config: RoundingConfig) -> ArtefactRuntime:
+def _loaded(model: Detector, name: str, folder: Path, config: RoundingConfig) -> DetectorRuntime:
     """Return the network on ncnn, one thread."""
     path = folder / f"{name}_ncnn_model"
     settings = ExportSettings(image_hw=(config.img_size, config.img_size))
     names = [str(number) for number in range(model.spec.num_classes)]
-    export_ncnn(model, path, names=names, source_sha256="", settings=settings)
-    return load_ncnn(path, device=torch.device("cpu"), options=RuntimeOptions(threads=1))
+    write_ncnn(ExportJob(source=DetectorSource(model=model, names=names), settings=settings), path)
+    return load_detector(path, device=torch.device("cpu"), options=RuntimeOptions(threads=1))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 from benchmarks.report import table, write_report
 from commands.quantize import run_quantization
 from commands.quantize_config import QuantizeConfig
-from deploy.integer.runtime import load_integer
+from deploy.formats import load_detector
 from deploy.settings import RuntimeOptions
 from engine.evaluation.evaluator import Measure
 from engine.evaluation.predict import predictor
@@ -91,7 +91,7 @@ def _ways(config: BitsConfig) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _on_test(artefact: Path, config: BitsConfig) -> str:
     """mAP50-95 of the file on the test split."""
-    runtime = load_integer(artefact, device=torch.device("cpu"), options=RuntimeOptions())
+    runtime = load_detector(artefact, device=torch.device("cpu"), options=RuntimeOptions())
     measure = Measure.on_split(
         config.data, "test", img_size=config.img_size, batch_size=16, device=torch.device("cpu"), workers=0
     )

@@ -17,7 +17,7 @@ from benchmarks.report import table, write_report
 from commands.export import run_export
 from commands.export_config import ExportConfig
 from deploy.choices import Precision
-from deploy.formats import FORMATS, load_runtime
+from deploy.formats import FORMATS, load_detector
 from deploy.settings import RuntimeOptions
 from deploy.verification.latency import Latency, measure_latencies
 from utils.config.cli import run_script
@@ -94,7 +94,7 @@ def _exported(weights: str, precision: Precision, config: RuntimesConfig) -> lis
 def _times(paths: list[str], config: RuntimesConfig) -> dict[str, Latency]:
     options = RuntimeOptions(threads=1)
     image = torch.rand(1, 3, config.img_size, config.img_size, generator=torch.Generator().manual_seed(0))
-    runtimes = [load_runtime(path, device=torch.device("cpu"), options=options) for path in paths]
+    runtimes = [load_detector(path, device=torch.device("cpu"), options=options) for path in paths]
     latencies = measure_latencies(runtimes, image, threads=1, runs=config.rounds)
     return dict(zip(paths, latencies, strict=True))
 

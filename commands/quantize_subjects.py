@@ -12,12 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from commands.quantize_config import QuantizeConfig
-from deploy.calibration import calibration_images, check_image_size, spread
-from deploy.classifier.pictures import calibration_pictures, spread_pictures
+from deploy.calibration import (
+    calibration_images,
+    calibration_pictures,
+    check_image_size,
+    spread,
+    spread_pictures,
+)
 from deploy.formats import load_classifier as load_exported_classifier
-from deploy.integer.export import Forms, write_classifier, write_detector
-from deploy.integer.runtime import load_integer
-from deploy.settings import RuntimeOptions
+from deploy.formats import load_detector
+from deploy.integer.export import Forms, write_integer
+from deploy.outputs.classifier import ClassifierSource
+from deploy.outputs.detector import DetectorSource
 from engine.evaluation.classification import check_same_task
 from engine.evaluation.classification_scores import picture_batches, score, score_classifier
 from engine.evaluation.evaluator import Measure
@@ -163,19 +169,13 @@ class DetectorSubject:
 
     def of_artefact(self, folder: Path) -> float:
         """mAP of the file, loaded as any runtime."""
-        runtime = load_integer(folder, device=_CPU, options=RuntimeOptions())
+        runtime = load_detector(folder, device=_CPU)
         return self._ap(self.measure, runtime, frame_hw=runtime.input_hw)
 
     def write(self, program: IntegerProgram, folder: Path, forms: Forms) -> None:
         """Write the folder that val.py takes."""
-        write_detector(
-            program,
-            folder,
-            model=self.model,
-            names=self.names,
-            source_sha256=sha256_of(self.config.weights),
-            forms=forms,
-        )
+        source = DetectorSource(model=self.model, names=self.names, sha256=sha256_of(self.config.weights))
+        write_integer(program, folder, source=source, forms=forms)
 
     @torch.no_grad()
     def _ap(self, measure: Measure, detector: Any, *, frame_hw: tuple[int, int] | None) -> float:
@@ -238,14 +238,7 @@ class ClassifierSubject:
 
     def write(self, program: IntegerProgram, folder: Path, forms: Forms) -> None:
         """Write the folder that `deploy.load_classifier` takes."""
-        write_classifier(
-            program,
-            folder,
-            model=self.model,
-            spec=self.loaded.spec,
-            names=self.loaded.names,
-            forms=forms,
-        )
+        write_integer(program, folder, source=ClassifierSource.of(self.loaded), forms=forms)
 
 
 def _few(index: LabelIndex, count: int) -> LabelIndex:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from commands.val_classifier import run_classification
 from commands.val_config import ValConfig
 from deploy.artefact.frame import DEFAULT_IMG_SIZE, FixedFrame
-from deploy.artefact.runtime import RuntimeModel
-from deploy.formats import load_runtime
+from deploy.artefact.runtime import DetectorRuntime
+from deploy.formats import load_detector
 from deploy.settings import RuntimeOptions
 from engine.evaluation.classification import ClassifierEvaluation
 from engine.evaluation.evaluate import EvalSettings, Evaluation, OnBatch
@@ -78,7 +78,7 @@ def _open_session(config: ValConfig) -> EvalSession:
     data = load_data_config(config.data)
     device = select_device(config.device)
     options = RuntimeOptions(half=config.half, threads=config.threads, powersave=config.powersave)
-    runtimes = [load_runtime(path, device=device, options=options) for path in config.weights]
+    runtimes = [load_detector(path, device=device, options=options) for path in config.weights]
     if not config.single_cls:
         data = _in_order_of(runtimes, data, config)
     frame_hw = _frame_of(runtimes, config)
@@ -104,7 +104,7 @@ def _open_session(config: ValConfig) -> EvalSession:
     )
 
 
-def _in_order_of(runtimes: Sequence[RuntimeModel], data: DataConfig, config: ValConfig) -> DataConfig:
+def _in_order_of(runtimes: Sequence[DetectorRuntime], data: DataConfig, config: ValConfig) -> DataConfig:
     """Return the data set with its classes in the order that all the networks have.
 
     Raises:
@@ -118,7 +118,7 @@ def _in_order_of(runtimes: Sequence[RuntimeModel], data: DataConfig, config: Val
     return orders.pop()
 
 
-def _frame_of(runtimes: Sequence[RuntimeModel], config: ValConfig) -> tuple[int, int] | None:
+def _frame_of(runtimes: Sequence[DetectorRuntime], config: ValConfig) -> tuple[int, int] | None:
     """Return the one height and width of images that fixed artefacts take.
 
     Raises:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from commands.detector_flags import warn_of_detector_flags
-from deploy.formats import format_of
+from deploy.formats import FORMATS, format_of
 from deploy.formats import load_classifier as load_exported_classifier
 from deploy.settings import RuntimeOptions
 from engine.evaluation.classification import ClassifierEvaluation, check_same_task, evaluate_classifier
@@ -128,7 +128,7 @@ def open_session(settings: ClassificationSettings) -> ClassifierSession:
         CheckpointError, ConfigError, DataError: As of `run_classification`.
     """
     (weights,) = settings.weights
-    is_artefact = format_of(weights, gives_logits=True) is not None
+    is_artefact = format_of(weights) not in (None, FORMATS["pytorch"])
     network, spec, names = _artefact(settings) if is_artefact else _checkpoint(settings)
     data = load_pictures(settings.data, settings.cache_dir or None)
     check_same_task(spec, data, names=names, weights=weights, name=settings.data)
@@ -166,7 +166,7 @@ def _artefact(settings: ClassificationSettings) -> tuple[Network, ClassifierSpec
     (weights,) = settings.weights
     if settings.device not in ("", "cpu"):
         logger.warning("%s: it computes on the CPU, not on %s", weights, settings.device)
-    runtime = load_exported_classifier(weights, threads=settings.threads)
+    runtime = load_exported_classifier(weights, options=RuntimeOptions(threads=settings.threads))
     metadata = runtime.metadata
     mean, std = metadata.normalisation
     try:

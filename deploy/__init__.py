@@ -1,4 +1,4 @@
-"""Runtimes that serve a trained detector, and the three-line Python API.
+"""Runtimes that serve a trained detector or classifier, and the three-line Python API.
 
 from deploy import load
 model = load("best.pt")
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deploy.artefact.runtime import RuntimeModel
-    from deploy.formats import FORMATS, Format, load_classifier, load_runtime
+    from deploy.formats import FORMATS, Format, load_classifier, load_detector, load_runtime
     from deploy.predictor import Predictor, PredictSettings, load
 
 __all__ = [
@@ -23,12 +23,13 @@ __all__ = [
     "RuntimeModel",
     "load",
     "load_classifier",
+    "load_detector",
     "load_runtime",
 ]
 
 _HOMES = {
     **dict.fromkeys(("Predictor", "PredictSettings", "load"), "deploy.predictor"),
-    **dict.fromkeys(("FORMATS", "Format", "load_classifier", "load_runtime"), "deploy.formats"),
+    **dict.fromkeys(("FORMATS", "Format", "load_classifier", "load_detector", "load_runtime"), "deploy.formats"),
     "RuntimeModel": "deploy.artefact.runtime",
 }
 

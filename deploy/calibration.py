@@ -1,8 +1,9 @@
-"""Real images on which int8 exports measure the range of each activation."""
+"""Real images on which int8 exports measure the range of each activation, for detectors and classifiers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
@@ -10,7 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.evaluation.classification_scores import picture_batches
+from models.classifiers import ClassifierSpec
 from utils.datasets.augmenting.letterbox import letterbox
+from utils.datasets.classes.pictures import PictureData, PictureSet
 from utils.datasets.indexing.config import load_data_config
 from utils.datasets.indexing.index import build_label_index
 from utils.datasets.reading.images import read_image
@@ -49,6 +53,31 @@ def calibration_images(data: str, *, count: int, image_hw: tuple[int, int], spli
     return [as_input(path, image_hw) for path in spread(paths, count)]
 
 
+def calibration_pictures(data: PictureData, spec: ClassifierSpec, *, count: int, name: str) -> list[Tensor]:
+    """Pick `count` training images of a classifier, spread evenly, as normalised batches (B, C, H, W) float32.
+
+    Args:
+        data: Data set.
+        spec: Specification of the classifier.
+        count: Number of images.
+        name: Name of the data, for messages.
+
+    Raises:
+        DataError: There are fewer than `count` training images.
+    """
+    if len(data.train) < count:
+        raise DataError(
+            f"{name}: train has {len(data.train)} images, fewer than the {count} asked for calibration; "
+            f"lower --calib-images to {len(data.train)} or add images"
+        )
+    return normalised(spread_pictures(data.train, count), spec)
+
+
+def normalised(pictures: PictureSet, spec: ClassifierSpec) -> list[Tensor]:
+    """Return the images of a classifier as normalised batches (B, C, H, W) float32."""
+    return [batch.normalised() for batch in picture_batches(pictures, spec)]
+
+
 def check_image_size(image_hw: tuple[int, int], *, stride: int) -> None:
     """Refuse an image size that a detector cannot take, before images are letterboxed to it.
 
@@ -85,6 +114,12 @@ def skipped_layers(names: Sequence[str], patterns: Sequence[str]) -> frozenset[s
 def spread(items: Sequence[Item], count: int) -> list[Item]:
     """Pick the middle item of each of `count` equal stretches, since neighbours in a list are often alike."""
     return [items[(2 * position + 1) * len(items) // (2 * count)] for position in range(count)]
+
+
+def spread_pictures(pictures: PictureSet, count: int) -> PictureSet:
+    """Pick `count` images spread evenly over a split, or all if there are fewer."""
+    chosen = spread(range(len(pictures)), min(count, len(pictures)))
+    return replace(pictures, images=pictures.images[chosen], labels=pictures.labels[chosen])
 
 
 def as_input(path: str, image_hw: tuple[int, int]) -> Tensor:

@@ -19,9 +19,10 @@ from utils.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     import torch
 
-    from deploy.artefact.runtime import RuntimeModel
-    from deploy.classifier.runtime import ClassifierRuntime
+    from deploy.artefact.runtime import DetectorRuntime, RuntimeModel
+    from deploy.outputs.logits import LogitsRuntime
 
+_REMEDY = "give weights that fit the command and the data"
 # A function, or its location as `module:function`.
 Reference: TypeAlias = str | Callable[..., Any]
 
@@ -34,75 +35,64 @@ class Format:
         suffix: Suffix of the name of a file or folder.
         marker: Name of a file that only folders of this format contain, so that renamed ones are recognised.
         packages: Packages that writing and running need; TensorRT looks for its own.
-        precisions: Precisions that export.py writes a detector in; empty if it does not write this format.
-        write: Function that writes a detector, (ExportJob, Path) -> ExportMetadata.
-        load: Function that loads a detector, (Path, device=, options=) -> RuntimeModel.
-        logits_precisions, write_logits, load_logits: Precisions and functions for classifiers.
+        needs_gpu: Whether artefacts run only on an NVIDIA GPU.
+        precisions: Precisions that export.py writes; empty if it does not write this format.
+        write: Function that writes a network, (ExportJob, Path) -> Metadata.
+        load: Function that loads an artefact, (Path, device=, options=) -> RuntimeModel.
     """
 
     suffix: str
     marker: str = ""
     packages: tuple[str, ...] = ()
+    needs_gpu: bool = False
     precisions: tuple[Precision, ...] = ()
     write: Reference = ""
     load: Reference = ""
-    logits_precisions: tuple[Precision, ...] = ()
-    write_logits: Reference = ""
-    load_logits: Reference = ""
 
 
 FORMATS: dict[str, Format] = {
-    "pytorch": Format(suffix=".pt", load="deploy.pytorch:load_pytorch"),
+    "pytorch": Format(suffix=".pt", load="deploy.outputs.sources:load_pytorch"),
     "ncnn": Format(
         suffix="_ncnn_model",
         marker="model.ncnn.param",
         packages=("pnnx", "ncnn"),
         precisions=("fp32", "fp16", "int8"),
-        write="deploy.exporters:write_ncnn",
+        write="deploy.ncnn.export:write_ncnn",
         load="deploy.ncnn.runtime:load_ncnn",
-        logits_precisions=("fp32", "fp16"),
-        write_logits="deploy.classifier.export:write_ncnn",
-        load_logits="deploy.classifier.runtime:load_ncnn",
     ),
     "onnx": Format(
         suffix=".onnx",
         packages=("onnx", "onnxruntime"),
         precisions=("fp32", "fp16", "int8"),
-        write="deploy.exporters:write_onnx",
-        load="deploy.onnx.detector:load_onnx",
-        logits_precisions=("fp32", "fp16", "int8"),
-        write_logits="deploy.classifier.export:write_onnx",
-        load_logits="deploy.classifier.runtime:load_onnx",
+        write="deploy.onnx.network:write_onnx",
+        load="deploy.onnx.network:load_onnx",
     ),
     "openvino": Format(
         suffix="_openvino_model",
         marker="model.xml",
         packages=("openvino", "onnx"),
         precisions=("fp32", "fp16", "int8"),
-        write="deploy.exporters:write_openvino",
+        write="deploy.openvino:write_openvino",
         load="deploy.openvino:load_openvino",
     ),
     "tensorrt": Format(
         suffix=".engine",
         packages=("onnx",),
+        needs_gpu=True,
         precisions=("fp32", "fp16", "int8"),
-        write="deploy.exporters:write_tensorrt",
+        write="deploy.tensorrt.export:write_tensorrt",
         load="deploy.tensorrt.runtime:load_tensorrt",
     ),
     "torchscript": Format(
         suffix=".torchscript",
         precisions=("fp32",),
-        write="deploy.exporters:write_torchscript",
+        write="deploy.torchscript:write_torchscript",
         load="deploy.torchscript:load_torchscript",
-        logits_precisions=("fp32",),
-        write_logits="deploy.classifier.export:write_torchscript",
-        load_logits="deploy.classifier.runtime:load_torchscript",
     ),
     "integer": Format(
         suffix="_integer_model",
         marker="network.npz",
         load="deploy.integer.runtime:load_integer",
-        load_logits="deploy.classifier.runtime:load_integer",
     ),
 }
 
@@ -112,35 +102,35 @@ def exported_formats() -> tuple[str, ...]:
     return tuple(name for name, form in FORMATS.items() if form.write)
 
 
+def check_precision(name: str, precision: Precision) -> None:
+    """Refuse a precision that a format is not written in.
+
+    Raises:
+        ConfigError: The message lists those that it is written in.
+    """
+    known = FORMATS[name].precisions
+    if precision not in known:
+        listed = " or ".join(filter(None, (", ".join(known[:-1]), known[-1])))
+        raise ConfigError(f"{name} in {precision} is not supported; expected {listed}")
+
+
 def suffixes(forms: Iterable[Format]) -> str:
     """List the suffixes of these formats, for messages."""
     return ", ".join(form.suffix for form in forms)
 
 
-def format_of(path: str | Path, *, gives_logits: bool = False) -> Format | None:
+def format_of(path: str | Path) -> Format | None:
     """Recognise the format of an artefact, whatever its folder is called.
 
     A folder without the files of any format, and a path that does not exist, are recognised by name alone, so that
     the loader can report what is missing.
 
-    Args:
-        path: File or folder of the artefact.
-        gives_logits: Whether to consider the formats that classifiers, not detectors, are loaded from.
-
     Returns:
         Format of the artefact; None if it is not known.
     """
     path = Path(path)
-    known = readable(gives_logits=gives_logits)
     found = next((form for form in FORMATS.values() if form.marker and (path / form.marker).is_file()), None)
-    if found is not None:
-        return found if found in known else None
-    return next((form for form in known if path.name.lower().endswith(form.suffix)), None)
-
-
-def readable(*, gives_logits: bool = False) -> tuple[Format, ...]:
-    """Return the formats that detectors or, with `gives_logits`, classifiers are loaded from."""
-    return tuple(form for form in FORMATS.values() if (form.load_logits if gives_logits else form.load))
+    return found or next((form for form in FORMATS.values() if path.name.lower().endswith(form.suffix)), None)
 
 
 def resolve(reference: Reference) -> Callable[..., Any]:
@@ -153,7 +143,7 @@ def resolve(reference: Reference) -> Callable[..., Any]:
 
 
 def load_runtime(path: str | Path, *, device: torch.device, options: RuntimeOptions | None = None) -> RuntimeModel:
-    """Load the artefact of a detector with the runtime of its format.
+    """Load a checkpoint or artefact of a detector or classifier with the runtime of its format.
 
     Args:
         path: File or folder of the artefact.
@@ -167,30 +157,47 @@ def load_runtime(path: str | Path, *, device: torch.device, options: RuntimeOpti
     path = Path(path)
     form = format_of(path)
     if form is None and path.exists():
-        raise ConfigError(f"weights {path}: unsupported format {path.suffix!r}; known: {suffixes(readable())}")
+        raise ConfigError(f"weights {path}: unsupported format {path.suffix!r}; known: {suffixes(FORMATS.values())}")
     if form is None or not path.exists():
         raise CheckpointError(f"weights {path} do not exist; check the path (nothing is downloaded)")
     runtime: RuntimeModel = resolve(form.load)(path, device=device, options=options or RuntimeOptions())
     return runtime
 
 
-def load_classifier(path: str | Path, *, threads: int | None = None) -> ClassifierRuntime:
-    """Load the artefact of a classifier; it runs on the CPU.
+def load_detector(
+    path: str | Path, *, device: torch.device, options: RuntimeOptions | None = None
+) -> DetectorRuntime:
+    """Load a checkpoint or artefact of a detector, as `load_runtime` does, and refuse a classifier.
+
+    Raises:
+        CheckpointError: It is a classifier.
+    """
+    from deploy.outputs.logits import LogitsRuntime
+
+    runtime = load_runtime(path, device=device, options=options)
+    if isinstance(runtime, LogitsRuntime):
+        raise CheckpointError(f"{path}: got a classifier, expected a detector; {_REMEDY}")
+    return runtime
+
+
+def load_classifier(
+    path: str | Path, *, device: torch.device | None = None, options: RuntimeOptions | None = None
+) -> LogitsRuntime:
+    """Load a checkpoint or artefact of a classifier, as `load_runtime` does, and refuse a detector.
 
     Args:
         path: File or folder of the artefact.
-        threads: Number of threads; None takes as many as torch. TorchScript always does.
+        device: Device to run on; None for the CPU.
+        options: Precision, threads and cores.
 
     Raises:
-        ConfigError: No runtime reads this format, or its package is not installed.
-        CheckpointError: There is no such artefact, it is damaged, or it is not a classifier.
+        CheckpointError: It is a detector.
     """
-    path = Path(path)
-    form = format_of(path, gives_logits=True)
-    if form is None:
-        known = suffixes(readable(gives_logits=True))
-        raise ConfigError(f"classifier {path}: unsupported format; known: {known}; export it in one of them")
-    if not path.exists():
-        raise CheckpointError(f"classifier {path} does not exist; check the path")
-    runtime: ClassifierRuntime = resolve(form.load_logits)(path, RuntimeOptions(threads=threads))
+    import torch
+
+    from deploy.outputs.logits import LogitsRuntime
+
+    runtime = load_runtime(path, device=device or torch.device("cpu"), options=options)
+    if not isinstance(runtime, LogitsRuntime):
+        raise CheckpointError(f"{path}: got a detector, expected a classifier; {_REMEDY}")
     return runtime

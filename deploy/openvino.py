@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deploy.artefact.artefact import ArtefactRuntime, RunGraph
 from deploy.artefact.folder import replaced_folder
-from deploy.artefact.metadata import METADATA_NAME, ExportMetadata
+from deploy.artefact.metadata import METADATA_NAME
 from deploy.artefact.packages import optional_package
+from deploy.artefact.runtime import RuntimeModel
 from deploy.choices import Precision
 from deploy.formats import FORMATS
-from deploy.onnx.detector import INPUT_NAME, export_onnx, head_names
-from deploy.settings import ExportSettings, RuntimeOptions
-from models.detector import Detector
-from utils.errors import CheckpointError, ConfigError
+from deploy.job import ExportJob
+from deploy.onnx.graph import save_onnx
+from deploy.onnx.network import onnx_graph
+from deploy.outputs.metadata import Metadata, folder_metadata
+from deploy.outputs.outputs import INPUT_NAME, RunGraph
+from deploy.settings import RuntimeOptions
+from utils.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -34,56 +36,24 @@ _IDENTITY_KEY = "exported_from"
 _SIXTEEN_BITS: tuple[tuple[str, str, Precision], ...] = (("BF16", "bf16", "bf16"), ("FP16", "f16", "fp16"))
 
 
-def export_openvino(
-    model: Detector,
-    path: str | Path,
-    *,
-    names: Sequence[str],
-    source_sha256: str,
-    settings: ExportSettings,
-    calibration: Sequence[Tensor] = (),
-    int8_skip: Sequence[str] = (),
-) -> ExportMetadata:
-    """Write a detector as a folder for OpenVINO: `model.xml`, `model.bin` and `metadata.json`.
+def write_openvino(job: ExportJob, path: Path) -> Metadata:
+    """Write a network as a folder for OpenVINO: `model.xml`, `model.bin` and `metadata.json`.
 
     The network is first exported to our ONNX, which OpenVINO's runtime reads; OpenVINO's own converter sends usage
-    statistics.
-
-    Args:
-        model: Detector, dense or pruned; not changed.
-        path: Folder whose name ends in `_openvino_model`; an earlier export there is replaced.
-        names: Class names by id.
-        source_sha256: SHA-256 of the weights file.
-        settings: Settings of the export. fp16 halves the file, and the arithmetic is chosen when loading; int8 is
-            computed in int8.
-        calibration: Images (1, 3, H, W) float32 RGB in [0, 1], for int8.
-        int8_skip: Patterns of layers that int8 keeps in float32.
+    statistics. fp16 halves the file, and the arithmetic is chosen when loading; int8 is computed in int8.
 
     Raises:
         ConfigError: Unsupported precision, size or name, int8 without calibration images, a missing package, or an
             unwritable folder.
     """
-    folder = Path(path)
-    if not folder.name.endswith(FORMAT):
-        raise ConfigError(f"OpenVINO folder {folder}: expected a name that ends in {FORMAT}")
-    if settings.precision == "bf16":
-        raise ConfigError("OpenVINO uses bf16 when it runs with --half; export it in fp32, fp16 or int8")
+    metadata = job.metadata("openvino", path)
     openvino = optional_package("openvino", purpose="export to OpenVINO")
-    is_half = settings.precision == "fp16"
-    with replaced_folder(folder, marker=GRAPH_NAME) as new, tempfile.TemporaryDirectory() as scratch:
+    is_half = metadata.precision == "fp16"
+    with replaced_folder(path, marker=GRAPH_NAME) as new, tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch, "model.onnx")
-        exported = export_onnx(
-            model,
-            source,
-            names=names,
-            source_sha256=source_sha256,
-            # Only the file stores weights in 16 bits; the graph is in float32.
-            settings=replace(settings, precision="fp32") if is_half else settings,
-            calibration=calibration,
-            int8_skip=int8_skip,
-        )
-        versions = {**exported.versions, "openvino": openvino.__version__}
-        metadata = replace(exported, format=FORMAT, precision=settings.precision, versions=versions)
+        # Only the file stores weights in 16 bits; the graph is in float32.
+        precision: Precision = "fp32" if is_half else metadata.precision
+        save_onnx(onnx_graph(job, metadata, precision=precision), source, properties={})
         graph = openvino.Core().read_model(source)
         graph.set_rt_info(_identity(metadata), _IDENTITY_KEY)
         openvino.save_model(graph, new / GRAPH_NAME, compress_to_fp16=is_half)
@@ -91,8 +61,8 @@ def export_openvino(
     return metadata
 
 
-def load_openvino(path: Path, *, device: torch.device, options: RuntimeOptions) -> ArtefactRuntime:
-    """Load a folder that `export_openvino` wrote; it runs on the CPU.
+def load_openvino(path: Path, *, device: torch.device, options: RuntimeOptions) -> RuntimeModel:
+    """Load a folder that `write_openvino` wrote; it runs on the CPU.
 
     Args:
         path: Folder of the artefact.
@@ -108,7 +78,7 @@ def load_openvino(path: Path, *, device: torch.device, options: RuntimeOptions) 
     openvino = optional_package("openvino", purpose=str(path))
     if device.type != "cpu":
         logger.warning("%s: OpenVINO runs on the CPU here, not on %s", path, device)
-    metadata = ExportMetadata.from_folder(path)
+    metadata = folder_metadata(path)
     core = openvino.Core()
     graph = _read_graph(core, path, metadata)
     arithmetic, precision = "f32", metadata.precision
@@ -117,14 +87,14 @@ def load_openvino(path: Path, *, device: torch.device, options: RuntimeOptions) 
     hints = {"INFERENCE_PRECISION_HINT": arithmetic, "INFERENCE_NUM_THREADS": options.num_threads}
     compiled = core.compile_model(graph, "CPU", {"PERFORMANCE_HINT": "LATENCY", **hints})
     metadata = replace(metadata, precision=precision)
-    return ArtefactRuntime(_runner(compiled, metadata), metadata, path=path, device=torch.device("cpu"))
+    return metadata.runtime(_runner(compiled, metadata), path=path, device=torch.device("cpu"))
 
 
-def _identity(metadata: ExportMetadata) -> str:
-    return f"{metadata.spec_fingerprint} {metadata.source_sha256}"
+def _identity(metadata: Metadata) -> str:
+    return " ".join(metadata.identity.values())
 
 
-def _read_graph(core: Any, path: Path, metadata: ExportMetadata) -> Any:
+def _read_graph(core: Any, path: Path, metadata: Metadata) -> Any:
     """Read the graph with its weights.
 
     Raises:
@@ -157,13 +127,13 @@ def _sixteen_bits(core: Any, exported: Precision) -> tuple[str, Precision]:
     return "f32", exported
 
 
-def _runner(compiled: Any, metadata: ExportMetadata) -> RunGraph:
+def _runner(compiled: Any, metadata: Metadata) -> RunGraph:
     """Build the function that runs the graph, from tensors to tensors."""
-    heads = [compiled.output(name) for name in head_names(metadata)]
+    outputs = [compiled.output(name) for name in metadata.output_names]
     request = compiled.create_infer_request()
 
     def run(images: Tensor) -> list[Tensor]:
         found = request.infer({INPUT_NAME: images.float().contiguous().numpy()})
-        return [torch.from_numpy(found[head]) for head in heads]
+        return [torch.from_numpy(found[output]) for output in outputs]
 
     return run

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from deploy.artefact.frame import DEFAULT_IMG_SIZE, FixedFrame
-from deploy.artefact.runtime import RuntimeModel
-from deploy.formats import load_runtime
+from deploy.artefact.runtime import DetectorRuntime
+from deploy.formats import load_detector
 from deploy.pictures import Picture, as_rgb
 from deploy.settings import RuntimeOptions
 from engine.evaluation.predict import augmented, ensemble, predictor
@@ -102,7 +102,7 @@ class Predictor:
     """
 
     def __init__(
-        self, *runtimes: RuntimeModel, settings: PredictSettings | None = None, paths: Sequence[str | Path] = ()
+        self, *runtimes: DetectorRuntime, settings: PredictSettings | None = None, paths: Sequence[str | Path] = ()
     ) -> None:
         if not runtimes:
             raise ConfigError("no weights; give at least one checkpoint")
@@ -268,5 +268,5 @@ def load(
     chosen_settings = PredictSettings(**settings)
     chosen_device = select_device(device)
     options = RuntimeOptions(half=half, threads=threads, powersave=powersave)
-    runtimes = [load_runtime(path, device=chosen_device, options=options) for path in paths]
+    runtimes = [load_detector(path, device=chosen_device, options=options) for path in paths]
     return Predictor(*runtimes, settings=chosen_settings, paths=paths)

@@ -1,18 +1,13 @@
-"""PyTorch as a runtime: fused batch norms, channels-last memory format, optionally 16-bit arithmetic."""
+"""PyTorch as a runtime: channels-last memory format, optionally 16-bit arithmetic."""
 
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deploy.choices import Precision
-from deploy.settings import RuntimeOptions
-from models.detector import Detector
-from models.fuse import fuse
-from models.load import load_model
 from utils.device import amp_dtype
 
 logger = logging.getLogger(__name__)
@@ -24,44 +19,36 @@ _PRECISIONS: dict[torch.dtype | None, Precision] = {
 }
 
 
-class PyTorchRuntime:
-    """A `Detector` with the interface of `deploy.artefact.runtime.RuntimeModel`."""
+class TorchRun:
+    """A network as a function from images to its outputs.
 
-    format = ".pt"
-    input_hw: tuple[int, int] | None = None
+    Attributes:
+        precision: Precision that it computes in.
 
-    def __init__(self, model: Detector, *, names: tuple[str, ...], device: torch.device, half: bool = False) -> None:
-        fused = fuse(model).to(device)
-        self._model = fused.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._autocast = self._sixteen_bits(device) if half else None
-        self.precision: Precision = _PRECISIONS[self._autocast]
-        self.device = device
-        self.names = names
-        self.num_classes = model.spec.num_classes
-        self.anchors = model.anchors.detach().to(device)
-        self.strides = tuple(model.strides)
+    Args:
+        network: Network that returns several tensors, in evaluation mode; moved to the device.
+        device: Device to run on.
+        half: Whether to compute in 16 bits if the device supports it.
+    """
 
-    @staticmethod
-    def _sixteen_bits(device: torch.device) -> torch.dtype | None:
-        if device.type == "cuda":
-            return torch.float16
-        dtype = amp_dtype(device)
-        if dtype is None:
-            logger.warning("half: this CPU has no 16-bit arithmetic; computing in fp32")
-        return dtype
+    def __init__(self, network: nn.Module, *, device: torch.device, half: bool = False) -> None:
+        self._network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._autocast = _sixteen_bits(device) if half else None
+        self._device = device
+        self.precision = _PRECISIONS[self._autocast]
 
-    @torch.inference_mode()
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Compute raw heads, float32, of images (B, 3, H, W) RGB in [0, 1]."""
-        images = images.to(self.device).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            heads = self._model(images)
-        return [head.float() for head in heads]
+        """Compute the outputs, float32, of images (B, C, H, W)."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            outputs = self._network(images)
+        return [output.float() for output in outputs]
 
 
-def load_pytorch(path: Path, *, device: torch.device, options: RuntimeOptions) -> PyTorchRuntime:
-    """Load a checkpoint of this project, or an official YOLOv5 one."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    loaded = load_model(path)
-    return PyTorchRuntime(loaded.model, names=loaded.names, device=device, half=options.half)
+def _sixteen_bits(device: torch.device) -> torch.dtype | None:
+    if device.type == "cuda":
+        return torch.float16
+    dtype = amp_dtype(device)
+    if dtype is None:
+        logger.warning("half: this CPU has no 16-bit arithmetic; computing in fp32")
+    return dtype

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from deploy import load, load_runtime
+from deploy import load, load_detector
 from deploy.settings import RuntimeOptions
 from deploy.verification.latency import measure_latencies
 from models.load import load_model
@@ -58,7 +58,7 @@ def ncnn_folder(run: Path) -> Path:
 def measured(runs: Sequence[Path], *, img_size: int, calls: int) -> list[float]:
     """Time the ncnn networks of the runs: fastest call of each in milliseconds, one thread, in turns."""
     options = RuntimeOptions(threads=1)
-    runtimes = [load_runtime(ncnn_folder(run), device=torch.device("cpu"), options=options) for run in runs]
+    runtimes = [load_detector(ncnn_folder(run), device=torch.device("cpu"), options=options) for run in runs]
     image = torch.rand(1, 3, img_size, img_size)
     return [latency.fastest for latency in measure_latencies(runtimes, image, threads=1, runs=calls)]
 

@@ -35,6 +35,19 @@ class ExportNetwork(nn.Module):
         return tuple(self.detector(images))
 
 
+class Logits(nn.Module):
+    """A classifier in the form for exporters: a frozen float32 copy in evaluation mode that returns a tuple."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.classifier = copy.deepcopy(model).float().cpu()
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        """Compute the logits (B, classes) of images (B, C, H, W), as a tuple of one."""
+        return (self.classifier(images),)
+
+
 class HalfNetwork(nn.Module):
     """A network that computes in float16 between float32 inputs and outputs, so that callers see no difference."""
 

@@ -17,8 +17,9 @@ from torch import nn
 
 from commands.train import run_training
 from deploy import load_runtime
-from deploy.exporters import ExportJob
 from deploy.formats import FORMATS, exported_formats, format_of, resolve
+from deploy.job import ExportJob
+from deploy.outputs.detector import DetectorSource
 from deploy.settings import ExportSettings
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
@@ -123,13 +124,8 @@ def test_contributed_runtime_writes_and_loads_the_heads_of_the_network(model: De
     run_code("A runtime")
     assert "pt2" in exported_formats()
     path = tmp_path / "best_export.pt2"
-    job = ExportJob(
-        model=model,
-        names=tuple("abc"),
-        source_sha256="0" * 64,
-        settings=ExportSettings(image_hw=(64, 64)),
-        calibration=(),
-    )
+    source = DetectorSource(model=model, names=tuple("abc"), sha256="0" * 64)
+    job = ExportJob(source=source, settings=ExportSettings(image_hw=(64, 64)))
     resolve(FORMATS["pt2"].write)(job, path)
     assert format_of(path) is FORMATS["pt2"]
     runtime = load_runtime(path, device=torch.device("cpu"))

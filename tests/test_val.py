@@ -34,7 +34,7 @@ class _Runtime:
 @pytest.fixture
 def data_yaml(tmp_path, monkeypatch):
     """Three 64 x 64 pictures with a cat in the upper left quarter; the weights are `_Runtime`."""
-    monkeypatch.setattr(script, "load_runtime", lambda path, **_: _Runtime())
+    monkeypatch.setattr(script, "load_detector", lambda path, **_: _Runtime())
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
     for number in range(3):
@@ -128,7 +128,7 @@ def test_size_is_640_where_none_is_given(data_yaml, monkeypatch):
 def test_artefacts_of_two_sizes_are_refused_as_an_ensemble(data_yaml, monkeypatch):
     runtimes = [_Runtime(), _Runtime()]
     runtimes[0].input_hw, runtimes[1].input_hw = (64, 64), (96, 96)
-    monkeypatch.setattr(script, "load_runtime", lambda path, **_: runtimes.pop())
+    monkeypatch.setattr(script, "load_detector", lambda path, **_: runtimes.pop())
     with pytest.raises(ConfigError, match="export them for one size"):
         val(_config(data_yaml, weights=("a.onnx", "b.onnx")))
 

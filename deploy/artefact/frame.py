@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.artefact.runtime import RuntimeModel
+from deploy.artefact.runtime import DetectorRuntime
 from utils.errors import ConfigError
 
 # Longer side in pixels if none is given and the network takes any.
@@ -29,7 +29,7 @@ class FixedFrame:
     stride: int
 
     @classmethod
-    def of(cls, runtimes: Sequence[RuntimeModel], paths: Sequence[str | Path] = ()) -> FixedFrame | None:
+    def of(cls, runtimes: Sequence[DetectorRuntime], paths: Sequence[str | Path] = ()) -> FixedFrame | None:
         """Find the only size that all of these runtimes take; None if they take any.
 
         Args:

@@ -1,19 +1,22 @@
-"""The interface of every runtime, which returns raw heads; decoding and NMS are shared."""
+"""The interface of runtimes: detectors return raw heads, for shared decoding and NMS; classifiers return logits."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from deploy.choices import Precision
+from deploy.outputs.heads import ExportMetadata
+from deploy.outputs.logits import LogitsRuntime
 
 
-class RuntimeModel(Protocol):
-    """A loaded artefact.
+class DetectorRuntime(Protocol):
+    """A loaded detector.
 
     Attributes:
+        metadata: Metadata of the artefact.
         format: Suffix of its format in `deploy.formats.FORMATS`, such as ".pt".
         precision: Precision that it computes in.
         device: Device that it computes on.
@@ -24,6 +27,7 @@ class RuntimeModel(Protocol):
         input_hw: Height and width of the only images that it takes; None for any multiple of the largest stride.
     """
 
+    metadata: ExportMetadata
     format: str
     precision: Precision
     device: torch.device
@@ -39,3 +43,7 @@ class RuntimeModel(Protocol):
         Returns:
             One head (B, A, h, w, 5 + nc) per level, before the sigmoid.
         """
+
+
+# A loaded artefact of either task.
+RuntimeModel: TypeAlias = DetectorRuntime | LogitsRuntime

@@ -1,4 +1,4 @@
-// Metadata of an exported network (metadata.json, written by deploy/artefact/metadata.py).
+// Metadata of an exported network (metadata.json, see deploy/outputs/heads.py).
 #pragma once
 
 #include <string>

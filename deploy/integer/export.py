@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
 from deploy.artefact.checksums import write_checksums
 from deploy.artefact.folder import replaced_folder
-from deploy.artefact.metadata import METADATA_NAME, ExportMetadata
-from deploy.classifier.metadata import ClassifierMetadata, ClassifierSettings
+from deploy.artefact.metadata import METADATA_NAME
 from deploy.integer.runtime import FORMAT, NETWORK_NAME, ProgramFacts
+from deploy.outputs.metadata import Metadata
+from deploy.outputs.outputs import Source
 from deploy.settings import ExportSettings
-from models.classifiers import ClassifierSpec
-from models.detector import Detector
 from quantization.choices import Layout
 from quantization.program.program import IntegerProgram
 from quantization.program.shapes import result_shapes
@@ -42,77 +40,29 @@ class Forms:
     with_yaml: bool = False
 
 
-def write_detector(
-    program: IntegerProgram,
-    folder: Path,
-    *,
-    model: Detector,
-    names: Sequence[str],
-    source_sha256: str,
-    forms: Forms,
-) -> ExportMetadata:
-    """Write a detector that `deploy.load_runtime` loads.
+def write_integer(program: IntegerProgram, folder: Path, *, source: Source, forms: Forms) -> Metadata:
+    """Write a network that `deploy.load_runtime` loads.
 
     Args:
-        program: Program from images in [0, 1] to head maps.
+        program: Program from images in the form of network input to head maps or logits.
         folder: Folder whose name ends in `_integer_model`; an earlier export there is replaced.
-        model: Network that the program was made from.
-        names: Class names by id.
-        source_sha256: SHA-256 of the weights file.
+        source: Network that the program was made from.
         forms: Forms in which the program is stored.
 
     Raises:
         ConfigError: The folder cannot be written, or contains something else.
     """
     _, height, width = program.image_shape
-    settings = ExportSettings(
-        image_hw=(height, width), dynamic=takes_any_size(program, model.max_stride), precision="integer"
-    )
-    metadata = ExportMetadata.of(
-        model,
-        format=FORMAT,
-        names=names,
-        source_sha256=source_sha256,
-        settings=settings,
-        versions={"numpy": np.__version__},
-    )
-    _write(program, folder, metadata=metadata, forms=forms)
-    return metadata
-
-
-def write_classifier(
-    program: IntegerProgram,
-    folder: Path,
-    *,
-    model: nn.Module,
-    spec: ClassifierSpec,
-    names: Sequence[str],
-    forms: Forms,
-) -> ClassifierMetadata:
-    """Write a classifier that `deploy.load_classifier` loads.
-
-    Args:
-        program: Program from normalised images to logits.
-        folder: Folder whose name ends in `_integer_model`; an earlier export there is replaced.
-        model: Network that the program was made from.
-        spec: Specification of the network; says how images are normalised.
-        names: Class names by id.
-        forms: Forms in which the program is stored.
-
-    Raises:
-        ConfigError: The folder cannot be written, or contains something else.
-    """
-    settings = ClassifierSettings(
-        image_chw=program.image_shape, names=tuple(names), mean=spec.mean, std=spec.std, precision="integer"
-    )
-    metadata = ClassifierMetadata.of(
-        model,
-        format=FORMAT,
-        num_classes=spec.num_classes,
-        settings=settings,
-        versions={"numpy": np.__version__},
-    )
-    _write(program, folder, metadata=metadata, forms=forms)
+    settings = ExportSettings(image_hw=(height, width), precision="integer")
+    metadata = source.metadata(format=FORMAT, settings=settings, versions={"numpy": np.__version__})
+    metadata = metadata.taking_any_size(takes_any_size(program, metadata.stride))
+    facts = ProgramFacts(network_fingerprint=program.fingerprint, bits=bits_text(program))
+    with replaced_folder(folder, marker=NETWORK_NAME) as new:
+        save_program(program, new / NETWORK_NAME, layout=forms.layout)
+        if forms.with_yaml:
+            save_yaml(program, new / YAML_NAME, layout=forms.layout)
+        write_checksums(new, (NETWORK_NAME,))
+        write_text(new / METADATA_NAME, json.dumps({**asdict(metadata), **asdict(facts)}, indent=2) + "\n")
     return metadata
 
 
@@ -136,15 +86,3 @@ def bits_text(program: IntegerProgram) -> str:
 def _span(numbers: Iterable[int]) -> str:
     found = sorted(set(numbers)) or [0]
     return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
-
-
-def _write(
-    program: IntegerProgram, folder: Path, *, metadata: ExportMetadata | ClassifierMetadata, forms: Forms
-) -> None:
-    facts = ProgramFacts(network_fingerprint=program.fingerprint, bits=bits_text(program))
-    with replaced_folder(folder, marker=NETWORK_NAME) as new:
-        save_program(program, new / NETWORK_NAME, layout=forms.layout)
-        if forms.with_yaml:
-            save_yaml(program, new / YAML_NAME, layout=forms.layout)
-        write_checksums(new, (NETWORK_NAME,))
-        write_text(new / METADATA_NAME, json.dumps({**asdict(metadata), **asdict(facts)}, indent=2) + "\n")

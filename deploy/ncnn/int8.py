@@ -19,13 +19,14 @@ from typing import Any, get_args
 import numpy as np
 from torch import Tensor
 
-from deploy.artefact.metadata import METADATA_NAME, ExportMetadata
+from deploy.artefact.metadata import METADATA_NAME
 from deploy.choices import Int8Method
 from deploy.ncnn.bin import Floats, Stored, float_bytes, int8_bytes, read_bin, write_bin
 from deploy.ncnn.names import CONVOLUTIONS, matching_convolutions
 from deploy.ncnn.param import ParamLayer, output_blobs, read_param, write_param
 from deploy.ncnn.ranges import input_ranges
 from deploy.ncnn.runtime import BIN_NAME, PARAM_NAME
+from deploy.outputs.metadata import folder_metadata
 from utils.errors import ConfigError
 
 _LARGEST = 127
@@ -40,8 +41,9 @@ class Int8Settings:
     Attributes:
         method: Method that chooses the ranges of activations, see `deploy.ncnn.ranges.input_ranges`.
         skip: Patterns of convolutions to keep in floating point, such as "model.2.*".
-        head: Whether to convert also the last convolutions, whose outputs are the heads. They have a few thousandths
-            of the weights, and no later layer evens out their rounding: boxes lose their last pixel of accuracy.
+        head: Whether to convert also the last convolutions, whose outputs are the network's. They have a few
+            thousandths of the weights, and no later layer evens out their rounding: boxes lose their last pixel of
+            accuracy.
     """
 
     method: Int8Method = "minmax"
@@ -90,7 +92,7 @@ def calibrate(folder: Path, *, images: Sequence[Tensor], method: Int8Method) -> 
 
     Args:
         folder: Folder of the export.
-        images: Letterboxed images, each (1, 3, H, W) float32, RGB in [0, 1].
+        images: Images, each (1, C, H, W) float32, in the form of network input.
         method: Method that chooses the ranges, see `deploy.ncnn.ranges.input_ranges`.
 
     Raises:
@@ -124,7 +126,7 @@ def write_int8(source: Calibrated, folder: Path, *, skip: Collection[str] = ()) 
     }
     write_param(folder / PARAM_NAME, layers)
     write_bin(folder / BIN_NAME, layers, chunks)
-    metadata = replace(ExportMetadata.from_folder(source.folder), precision="int8")
+    metadata = replace(folder_metadata(source.folder), precision="int8")
     (folder / METADATA_NAME).write_text(metadata.to_json(), encoding="utf-8")
 
 

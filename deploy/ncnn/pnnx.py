@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deploy.artefact.packages import optional_package
 from deploy.ncnn.param import read_param
@@ -25,16 +25,13 @@ _COMPLAINT = re.compile(r"not supported|^unsupported|^ignore |failed|error|fatal
 _HARMLESS = re.compile(r"inline module = |\w+ = ")
 
 
-def convert_to_ncnn(
-    network: nn.Module, folder: Path, *, input_hw: tuple[int, int], channels: int = 3, half: bool = False
-) -> Path:
+def convert_to_ncnn(network: nn.Module, folder: Path, *, example: Tensor, half: bool = False) -> Path:
     """Write `model.ncnn.param` and `model.ncnn.bin` (and pnnx's own files) to `folder`.
 
     Args:
         network: Network in evaluation mode on the CPU; takes (1, C, H, W) and returns a tuple of tensors.
         folder: Empty scratch folder.
-        input_hw: Height and width of the traced image, in pixels.
-        channels: Number of channels of the image, C.
+        example: Image (1, C, H, W) to trace with.
         half: Whether to store weights in 16 bits.
 
     Returns:
@@ -44,13 +41,12 @@ def convert_to_ncnn(
         ConfigError: pnnx is missing, failed, or left out a part of the network.
     """
     executable = optional_package("pnnx", purpose="export to ncnn").EXEC_PATH
-    shape = (1, channels, *input_hw)
     with torch.inference_mode(), warnings.catch_warnings():
         # Torch warns that tracing is deprecated and fixes shapes; pnnx reads nothing else, and shapes may be fixed.
         warnings.simplefilter("ignore")
-        traced = torch.jit.trace(network, torch.zeros(shape), check_trace=False)  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(network, example, check_trace=False)  # type: ignore[no-untyped-call]
         traced.save(str(folder / "model.pt"))
-    arguments = [f"inputshape=[{','.join(map(str, shape))}]", f"fp16={int(half)}"]
+    arguments = [f"inputshape=[{','.join(map(str, example.shape))}]", f"fp16={int(half)}"]
     _check_log(_run([executable, "model.pt", *arguments], folder))
     param = folder / "model.ncnn.param"
     if not param.is_file() or not param.with_suffix(".bin").is_file():

@@ -39,7 +39,7 @@ def input_ranges(
         folder: Folder of an fp32 export.
         layers: Layers of its `.param`.
         wanted: Names of the layers to measure.
-        images: Images, each (1, 3, H, W) float32, RGB in [0, 1].
+        images: Images, each (1, C, H, W) float32, in the form of network input.
         method: "minmax" takes the largest magnitude seen; "kl" cuts off rare large ones, see `kl_range`.
 
     Returns:

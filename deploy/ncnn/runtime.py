@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploy.artefact.artefact import ArtefactRuntime, RunGraph
 from deploy.artefact.checksums import check_checksums
-from deploy.artefact.metadata import METADATA_NAME, ExportMetadata
+from deploy.artefact.metadata import METADATA_NAME
 from deploy.artefact.packages import optional_package
+from deploy.artefact.runtime import RuntimeModel
 from deploy.choices import Precision
 from deploy.formats import FORMATS
 from deploy.native_messages import native_messages
 from deploy.ncnn.param import ParamLayer, input_blobs, output_blobs, read_param
+from deploy.outputs.metadata import folder_metadata
+from deploy.outputs.outputs import RunGraph
 from deploy.settings import RuntimeOptions
 from utils.errors import CheckpointError
 
@@ -30,8 +33,8 @@ PARAM_NAME, BIN_NAME = FORMATS["ncnn"].marker, "model.ncnn.bin"
 INPUT_BLOB, OUTPUT_BLOB = "in0", "out{level}"
 
 
-def load_ncnn(path: Path, *, device: torch.device, options: RuntimeOptions) -> ArtefactRuntime:
-    """Load a folder that `export_ncnn` wrote; it runs on the CPU, one image after the other.
+def load_ncnn(path: Path, *, device: torch.device, options: RuntimeOptions) -> RuntimeModel:
+    """Load a folder that `write_ncnn` wrote; it runs on the CPU, one image after the other.
 
     Args:
         path: Folder of the artefact.
@@ -46,19 +49,20 @@ def load_ncnn(path: Path, *, device: torch.device, options: RuntimeOptions) -> A
     ncnn = optional_package("ncnn", purpose=str(path))
     if device.type != "cpu":
         logger.warning("%s: ncnn runs on the CPU here, not on %s", path, device)
-    metadata = ExportMetadata.from_folder(path)
-    _check_ends(path, read_param(path / PARAM_NAME), num_heads=len(metadata.strides))
+    metadata = folder_metadata(path)
+    outputs = [OUTPUT_BLOB.format(level=level) for level in range(len(metadata.output_names))]
+    _check_ends(path, read_param(path / PARAM_NAME), outputs=outputs)
     sixteen_bits: Precision | None = _sixteen_bits(ncnn) if options.half else None
     net = open_network(ncnn, path, options=options, sixteen_bits=sixteen_bits)
     if sixteen_bits is not None and metadata.precision != "int8":
         metadata = replace(metadata, precision=sixteen_bits)
-    return ArtefactRuntime(_runner(ncnn, net, metadata, path=path), metadata, path=path, device=torch.device("cpu"))
+    return metadata.runtime(_runner(ncnn, net, outputs, path=path), path=path, device=torch.device("cpu"))
 
 
-def _check_ends(path: Path, layers: tuple[ParamLayer, ...], *, num_heads: int) -> None:
+def _check_ends(path: Path, layers: tuple[ParamLayer, ...], *, outputs: Sequence[str]) -> None:
     """Refuse a network whose inputs and outputs differ from those in the metadata."""
     found = (*input_blobs(layers), *sorted(output_blobs(layers)))
-    expected = (INPUT_BLOB, *(OUTPUT_BLOB.format(level=level) for level in range(num_heads)))
+    expected = (INPUT_BLOB, *outputs)
     if found != expected:
         raise CheckpointError(
             f"{path / PARAM_NAME}: inputs and outputs are {', '.join(found)}, expected {', '.join(expected)} "
@@ -110,21 +114,20 @@ def open_network(
     return net
 
 
-def _runner(ncnn: Any, net: Any, metadata: ExportMetadata, *, path: Path) -> RunGraph:
+def _runner(ncnn: Any, net: Any, outputs: Sequence[str], *, path: Path) -> RunGraph:
     """Build the function that runs the network, from tensors to tensors."""
-    outputs = [OUTPUT_BLOB.format(level=level) for level in range(len(metadata.strides))]
 
     def run_one(picture: np.ndarray[Any, Any]) -> list[Tensor]:
-        """Compute head maps (A * (5 + nc), H / stride, W / stride) of an image (3, H, W)."""
-        maps = []
+        """Compute the outputs of an image (C, H, W)."""
+        found = []
         with net.create_extractor() as extractor:
             extractor.input(INPUT_BLOB, ncnn.Mat(picture))
             for name in outputs:
                 code, blob = extractor.extract(name)
                 if code != 0:
                     raise CheckpointError(f"{path}: ncnn cannot compute {name} (code {code}); export it again")
-                maps.append(torch.from_numpy(np.array(blob)))  # a copy: the extractor frees it
-        return maps
+                found.append(torch.from_numpy(np.array(blob)))  # a copy: the extractor frees it
+        return found
 
     def run(images: Tensor) -> list[Tensor]:
         per_image = [run_one(picture) for picture in images.float().cpu().contiguous().numpy()]

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from deploy.artefact.metadata import METADATA_NAME, ExportMetadata
+from deploy.artefact.metadata import METADATA_NAME
 from deploy.artefact.packages import optional_package
-from deploy.onnx.detector import NMS_PROPERTY, detector_graph, free_axes, head_names, onnx_metadata
+from deploy.artefact.runtime import DetectorRuntime
+from deploy.job import ExportJob
 from deploy.onnx.graph import GraphSettings, onnx_package, save_onnx, trace_onnx
-from deploy.settings import ExportSettings
+from deploy.onnx.network import NMS_PROPERTY, onnx_graph
+from deploy.outputs.heads import ExportMetadata
+from deploy.outputs.metadata import Metadata
+from deploy.outputs.outputs import INPUT_NAME
 from deploy.verification.agreement import BoxAgreement
+from deploy.verification.heads import TOLERANCES
 from deploy.verification.ties import Choice, TieRule
-from deploy.verification.verify import TOLERANCES, Reference
-from models.detector import Detector
+from deploy.verification.verify import Reference
+from engine.evaluation.predict import predictor
 from utils.boxes.boxes import cxcywh_to_xyxy
 from utils.boxes.decode import decode_heads
 from utils.boxes.nms import check_thresholds, non_max_suppression
@@ -46,16 +50,7 @@ class NmsSettings:
         check_thresholds(conf=self.conf, iou=self.iou, max_det=self.max_det)
 
 
-def export_onnx_with_nms(
-    model: Detector,
-    path: str | Path,
-    *,
-    names: Sequence[str],
-    source_sha256: str,
-    settings: ExportSettings,
-    nms: NmsSettings,
-    calibration: Sequence[Tensor] = (),
-) -> ExportMetadata:
+def write_onnx_with_nms(job: ExportJob, path: Path, *, nms: NmsSettings) -> Metadata:
     """Write a detector as ONNX whose graph returns boxes.
 
     Input `images` (B, 3, H, W) float32 RGB in [0, 1], letterboxed. Outputs over all images, image after image and
@@ -64,25 +59,22 @@ def export_onnx_with_nms(
     candidate.
 
     The file contains the usual metadata, and the thresholds as property `nms.json`; `val.py` and `detect.py` refuse
-    it, since they decode heads themselves.
+    it, since they decode heads themselves. Decoding is in float32 in every precision.
 
     Args:
-        model: Detector, dense or pruned; not changed.
+        job: Detector and settings, as for `deploy.onnx.network.write_onnx`.
         path: Path of the file.
-        names: Class names by id.
-        source_sha256: SHA-256 of the weights file.
-        settings: Settings as for `export_onnx`.
         nms: Thresholds.
-        calibration: Images for int8; decoding is in float32.
 
     Raises:
-        ConfigError: The same cases as in `export_onnx`.
+        ConfigError: The same cases as in `write_onnx`.
     """
-    metadata = onnx_metadata(model, names=names, source_sha256=source_sha256, settings=settings)
-    network = detector_graph(model, metadata, opset=settings.opset, calibration=calibration)
-    heads = head_names(metadata)
-    boxes = _boxes_graph(network, metadata, nms=nms, opset=settings.opset)
-    joined = onnx_package().compose.merge_models(network, boxes, io_map=[(name, name) for name in heads])
+    metadata = job.metadata("onnx", path)
+    assert isinstance(metadata, ExportMetadata), "the settings give NMS to detectors alone"
+    network = onnx_graph(job, metadata, precision=metadata.precision)
+    boxes = _boxes_graph(network, metadata, nms=nms, opset=job.settings.opset)
+    heads = [(name, name) for name in metadata.output_names]
+    joined = onnx_package().compose.merge_models(network, boxes, io_map=heads)
     properties = {METADATA_NAME: metadata.to_json(), NMS_PROPERTY: json.dumps(asdict(nms))}
     save_onnx(joined, path, properties=properties)
     return metadata
@@ -90,13 +82,10 @@ def export_onnx_with_nms(
 
 def _boxes_graph(network: Any, metadata: ExportMetadata, *, nms: NmsSettings, opset: int) -> Any:
     """Build the graph from head maps to boxes, with inner names that differ from the network's."""
-    num_maps = len(metadata.anchors[0]) // 2 * (5 + metadata.num_classes)
-    height, width = metadata.image_hw
-    examples = [
-        torch.zeros(metadata.batch_size, num_maps, height // stride, width // stride) for stride in metadata.strides
-    ]
-    heads = head_names(metadata)
-    free = {name: {0: "detections"} for name in OUTPUTS} | free_axes(heads, metadata)
+    examples = [torch.zeros(metadata.batch_size, *shape[1:]) for shape in metadata.output_shapes]
+    heads = metadata.output_names
+    free = {name: {0: "detections"} for name in OUTPUTS}
+    free |= {name: axes for name, axes in metadata.free_axes.items() if name in heads}
     settings = GraphSettings(inputs=heads, outputs=OUTPUTS, opset=opset, dynamic=free)
     graph = trace_onnx(Boxes(metadata, nms), examples, settings)
     # Graphs can be merged only if they have the same format version.
@@ -200,7 +189,7 @@ def check_nms(path: Path, reference: Reference, *, nms: NmsSettings, batch_size:
     rule = TieRule(conf=nms.conf, iou=nms.iou, max_det=nms.max_det, score=tolerance.score)
     found, expected, choices = [], [], []
     for image in reference.images:
-        boxes, scores, classes, images = session.run(None, {"images": image.expand(batch_size, -1, -1, -1).numpy()})
+        boxes, scores, classes, images = session.run(None, {INPUT_NAME: image.expand(batch_size, -1, -1, -1).numpy()})
         rows = [torch.from_numpy(values).float() for values in (boxes, scores[:, None], classes[:, None])]
         found.append(torch.cat(rows, 1)[torch.from_numpy(images) == 0])
         decoded = _decoded(image, reference)
@@ -214,5 +203,4 @@ def check_nms(path: Path, reference: Reference, *, nms: NmsSettings, batch_size:
 
 def _decoded(image: Tensor, reference: Reference) -> Tensor:
     """Run the network on one image, and decode its heads to (1, N, 5 + nc)."""
-    runtime = reference.runtime
-    return decode_heads(runtime(image[None]), runtime.anchors, runtime.strides)
+    return predictor(cast("DetectorRuntime", reference.runtime))(image[None])

@@ -24,7 +24,7 @@ class BuildRequest:
         plan: Path of the file to write, TensorRT's serialised engine.
         workspace_bytes: Maximum scratch memory on the GPU that a layer may request.
         compute_capability: Compute capability of the GPU to build for, such as "8.9"; "" for this machine's.
-        image_shapes: Smallest, usual and largest (B, 3, H, W) of a dynamic network; empty for a fixed one.
+        image_shapes: Smallest, usual and largest (B, C, H, W) of a dynamic network; empty for a fixed one.
     """
 
     package: str

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.artefact.metadata import ExportMetadata
 from deploy.formats import FORMATS
+from deploy.outputs.metadata import Metadata, read_metadata
 from models.layer_table import freeze
 from utils.errors import CheckpointError
 from utils.storage.files import atomic_write
@@ -36,14 +36,14 @@ class EngineFile:
     """An engine with all that is needed to run it.
 
     Attributes:
-        metadata: Metadata of the detector.
+        metadata: Metadata of the network.
         package: Name in `PACKAGES` of the package that built it; its version is in the metadata.
         compute_capability: Compute capability of the GPU it was built for, such as "8.9".
-        image_shapes: Smallest, usual and largest (B, 3, H, W) that a dynamic engine takes; empty for a fixed one.
+        image_shapes: Smallest, usual and largest (B, C, H, W) that a dynamic engine takes; empty for a fixed one.
         plan: Serialised engine, in TensorRT's own format.
     """
 
-    metadata: ExportMetadata
+    metadata: Metadata
     package: str
     compute_capability: str
     image_shapes: tuple[tuple[int, ...], ...]
@@ -91,7 +91,7 @@ def read_engine(path: Path) -> EngineFile:
         )
     values = _json_of(content[_HEAD.size : start], path)
     return EngineFile(
-        metadata=ExportMetadata.from_json(json.dumps(values["metadata"]), where=path),
+        metadata=read_metadata(json.dumps(values["metadata"]), where=path),
         package=values["package"],
         compute_capability=values["compute_capability"],
         image_shapes=freeze(values["image_shapes"]),

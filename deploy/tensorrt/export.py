@@ -7,24 +7,19 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from deploy.artefact.metadata import ExportMetadata
 from deploy.artefact.packages import optional_package
-from deploy.onnx.detector import detector_graph, onnx_metadata
+from deploy.job import ExportJob
 from deploy.onnx.graph import save_onnx
-from deploy.onnx.int8 import as_int8
-from deploy.settings import ExportSettings
+from deploy.onnx.network import onnx_graph
+from deploy.outputs.metadata import Metadata
 from deploy.tensorrt.build import BuildRequest, capabilities
-from deploy.tensorrt.engine_file import FORMAT, EngineFile, write_engine
-from models.detector import Detector
+from deploy.tensorrt.engine_file import EngineFile, write_engine
 from utils.errors import ConfigError
 
 # TensorRT tries every implementation of every layer, which takes long on small boards.
@@ -38,54 +33,30 @@ _ERROR_MARK = "[TRT] [E] "
 _MAX_REASON = 300
 
 
-def export_tensorrt(
-    model: Detector,
-    path: str | Path,
-    *,
-    names: Sequence[str],
-    source_sha256: str,
-    settings: ExportSettings,
-    calibration: Sequence[Tensor] = (),
-    int8_skip: Sequence[str] = (),
-    compute_capability: str = "",
-) -> ExportMetadata:
-    """Write a detector as a TensorRT engine with its metadata; see `deploy.tensorrt.engine_file` for the layout.
+def write_tensorrt(job: ExportJob, path: Path) -> Metadata:
+    """Write a network as a TensorRT engine with its metadata; see `deploy.tensorrt.engine_file` for the layout.
 
     With `tensorrt` the engine is built on and for this machine's GPU. With `tensorrt_rtx` it is built ahead of time,
-    on any machine, for a given compute capability.
-
-    Args:
-        model: Detector, dense or pruned; not changed.
-        path: Path of the file, which ends in `.engine`.
-        names: Class names by id.
-        source_sha256: SHA-256 of the weights file.
-        settings: Settings of the export. fp32 is computed without TF32. Dynamic engines take any batch size, and
-            sides from the stride to twice `image_hw`.
-        calibration: Images (1, 3, H, W) float32 RGB in [0, 1], for int8.
-        int8_skip: Patterns of layers that int8 keeps in float32.
-        compute_capability: Compute capability of the GPU to build for, such as "8.9"; "" for this machine's.
+    on any machine, for the compute capability of the job. fp32 is computed without TF32. Dynamic engines of detectors
+    take any batch size, and sides from the stride to twice those exported; those of classifiers take any batch size.
 
     Raises:
         ConfigError: Unsupported name, precision, size or GPU, a missing package, a graph that TensorRT refuses or
             crashes on, or an unwritable folder.
     """
-    path = Path(path)
-    if path.suffix != FORMAT:
-        raise ConfigError(f"TensorRT engine {path}: expected a name that ends in {FORMAT}")
-    if settings.precision == "bf16":
-        raise ConfigError("TensorRT in bf16 is not supported; expected fp32, fp16 or int8")
-    package = _package(compute_capability)
+    package = _package(job.special.compute_capability)
     version = str(optional_package(package, purpose="export to TensorRT").__version__)
-    exported = onnx_metadata(model, names=names, source_sha256=source_sha256, settings=settings)
-    metadata = replace(exported, format=FORMAT, versions={**exported.versions, package: version})
-    graph = _source(model, metadata, opset=settings.opset, calibration=calibration, int8_skip=int8_skip)
-    write_engine(path, _engine(graph, metadata, package=package, compute_capability=compute_capability))
+    exported = job.metadata("tensorrt", path)
+    metadata = replace(exported, versions={**exported.versions, package: version})
+    write_engine(path, _engine(job, metadata, package=package))
     return metadata
 
 
-def _engine(graph: Any, metadata: ExportMetadata, *, package: str, compute_capability: str) -> EngineFile:
-    """Build the plan of an ONNX graph, and return it with the facts about it."""
-    shapes = _image_shapes(metadata)
+def _engine(job: ExportJob, metadata: Metadata, *, package: str) -> EngineFile:
+    """Build the plan of a network, and return it with the facts about it."""
+    capability = job.special.compute_capability
+    shapes = image_shapes(metadata, batch_size=job.settings.batch_size)
+    graph = onnx_graph(job, metadata, precision=metadata.precision, for_tensorrt=True)
     with tempfile.TemporaryDirectory() as scratch:
         source, plan = Path(scratch, "model.onnx"), Path(scratch, "model.plan")
         save_onnx(graph, source, properties={})
@@ -94,31 +65,16 @@ def _engine(graph: Any, metadata: ExportMetadata, *, package: str, compute_capab
             source=str(source),
             plan=str(plan),
             workspace_bytes=WORKSPACE_BYTES,
-            compute_capability=compute_capability,
+            compute_capability=capability,
             image_shapes=shapes,
         )
         return EngineFile(
             metadata=metadata,
             package=package,
-            compute_capability=compute_capability or _own_capability(),
+            compute_capability=capability or _own_capability(),
             image_shapes=shapes,
             plan=_built(request),
         )
-
-
-def _source(
-    model: Detector,
-    metadata: ExportMetadata,
-    *,
-    opset: int,
-    calibration: Sequence[Tensor],
-    int8_skip: Sequence[str],
-) -> Any:
-    """Build the ONNX graph that the engine is built from, with the engine's types."""
-    if metadata.precision != "int8":
-        return detector_graph(model, metadata, opset=opset)
-    full = detector_graph(model, replace(metadata, precision="fp32"), opset=opset)
-    return as_int8(full, calibration, skip=int8_skip, for_tensorrt=True)
 
 
 def _package(compute_capability: str) -> str:
@@ -159,18 +115,16 @@ def _own_capability() -> str:
     return f"{major}.{minor}"
 
 
-def _image_shapes(metadata: ExportMetadata) -> tuple[tuple[int, ...], ...]:
-    """Return the smallest, usual and largest (B, 3, H, W) of a dynamic network; empty for a fixed one."""
-    if not metadata.dynamic:
+def image_shapes(metadata: Metadata, *, batch_size: int) -> tuple[tuple[int, ...], ...]:
+    """Return the smallest, usual and largest (B, C, H, W) of a network with free axes; empty for a fixed one."""
+    if not metadata.free_axes:
         return ()
-    stride = max(metadata.strides)
-    height, width = metadata.image_hw
-    largest_batch = max(metadata.batch_size, _LARGEST_BATCH)
-    return (
-        (1, 3, stride, stride),
-        (metadata.batch_size, 3, height, width),
-        (largest_batch, 3, _LARGEST_SIDES * height, _LARGEST_SIDES * width),
-    )
+    channels, *usual = metadata.image_chw
+    smallest = largest = usual
+    if metadata.input_hw is None:
+        smallest, largest = [metadata.stride] * 2, [_LARGEST_SIDES * side for side in usual]
+    batches = 1, batch_size, max(batch_size, _LARGEST_BATCH)
+    return tuple((batch, channels, *hw) for batch, hw in zip(batches, (smallest, usual, largest), strict=True))
 
 
 def _built(request: BuildRequest) -> bytes:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deploy.artefact.artefact import ArtefactRuntime
 from deploy.artefact.packages import optional_package
-from deploy.onnx.detector import INPUT_NAME, head_names
+from deploy.artefact.runtime import RuntimeModel
+from deploy.outputs.outputs import INPUT_NAME
 from deploy.settings import RuntimeOptions
 from deploy.tensorrt.engine_file import EngineFile, read_engine
 from utils.errors import CheckpointError, ConfigError
@@ -19,17 +19,17 @@ from utils.errors import CheckpointError, ConfigError
 logger = logging.getLogger(__name__)
 
 
-def load_tensorrt(path: Path, *, device: torch.device, options: RuntimeOptions) -> ArtefactRuntime:
-    """Load a file that `export_tensorrt` wrote.
+def load_tensorrt(path: Path, *, device: torch.device, options: RuntimeOptions) -> RuntimeModel:
+    """Load a file that `write_tensorrt` wrote.
 
     Args:
         path: Path of the file.
-            device: NVIDIA GPU of the compute capability that the engine was built for.
-            options: Options of the runtime; `half` on an fp32 engine and `threads` give a warning.
+        device: NVIDIA GPU of the compute capability that the engine was built for.
+        options: Options of the runtime; `half` on an fp32 engine and `threads` give a warning.
 
     Raises:
         CheckpointError: The file is not an engine, is damaged, or was built for another GPU or version.
-            ConfigError: The device is not a GPU, or the package that built the engine is not installed.
+        ConfigError: The device is not a GPU, or the package that built the engine is not installed.
     """
     stored = read_engine(path)
     if device.type != "cuda":
@@ -51,7 +51,7 @@ def load_tensorrt(path: Path, *, device: torch.device, options: RuntimeOptions) 
             f"{torch.cuda.get_device_name(device)}; export it again for this GPU"
         )
     session = EngineSession(engine, stored, path=path, device=device)
-    return ArtefactRuntime(session, stored.metadata, path=path, device=device)
+    return stored.metadata.runtime(session, path=path, device=device)
 
 
 class EngineSession:
@@ -67,7 +67,7 @@ class EngineSession:
     def __init__(self, engine: Any, stored: EngineFile, *, path: Path, device: torch.device) -> None:
         self._engine = engine  # kept, since the context needs it
         self._context = engine.create_execution_context()
-        self._heads = head_names(stored.metadata)
+        self._outputs = stored.metadata.output_names
         self._image_shapes = stored.image_shapes
         self._path = path
         self._device = device
@@ -75,7 +75,7 @@ class EngineSession:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Compute head maps (B, A * (5 + nc), h, w) float32 of images (B, 3, H, W) in [0, 1] on the GPU.
+        """Compute the outputs, float32, of images (B, C, H, W) in the form of network input, on the GPU.
 
         Raises:
             ConfigError: A dynamic engine was not built for images of this size.
@@ -95,18 +95,18 @@ class EngineSession:
 
     def _run(self, images: Tensor) -> list[Tensor]:
         """Run the engine once."""
-        context, heads = self._context, []
+        context, outputs = self._context, []
         with torch.cuda.device(self._device):
             context.set_input_shape(INPUT_NAME, tuple(images.shape))
             context.set_tensor_address(INPUT_NAME, images.data_ptr())
-            for name in self._heads:
-                heads.append(torch.empty(tuple(context.get_tensor_shape(name)), device=self._device))
-                context.set_tensor_address(name, heads[-1].data_ptr())
+            for name in self._outputs:
+                outputs.append(torch.empty(tuple(context.get_tensor_shape(name)), device=self._device))
+                context.set_tensor_address(name, outputs[-1].data_ptr())
             current = torch.cuda.current_stream(self._device)
             self._stream.wait_stream(current)
             is_done = context.execute_async_v3(self._stream.cuda_stream)
-            # Later work that reads the heads, or reuses the memory of the images, is on the current stream.
+            # Later work that reads the outputs, or reuses the memory of the images, is on the current stream.
             current.wait_stream(self._stream)
         if not is_done:
             raise CheckpointError(f"{self._path}: TensorRT cannot run the engine; export it again for this GPU")
-        return heads
+        return outputs

@@ -40,7 +40,7 @@ def measure_latencies(
 
     Args:
         runtimes: Runtimes loaded with this number of threads.
-        images: Images (B, 3, H, W) in [0, 1].
+        images: Images (B, C, H, W) in the form of network input.
         threads: Number of threads, reported with the result.
         runs: Timed calls of each, after two untimed ones.
     """

@@ -1,89 +1,76 @@
-"""Compares an exported artefact with its network: raw heads, boxes, mAP, size and speed."""
+"""Compares an exported artefact with its network: outputs, metric, size and speed, as a table and as JSON data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from deploy.artefact.runtime import RuntimeModel
 from deploy.choices import Precision
-from deploy.verification.agreement import BoxAgreement, HeadError
-from deploy.verification.artefact import ArtefactReport, beyond, megabytes_of
-from deploy.verification.latency import measure_latencies
-from deploy.verification.ties import Choice, TieRule
-from utils.boxes.decode import decode_heads
-from utils.boxes.nms import non_max_suppression
+from deploy.outputs.outputs import Agreement, Source
+from deploy.verification.latency import Latency, measure_latencies
+from utils.storage.run_folder import plain
 
-# Thresholds of confidence and IoU for the boxes that are compared.
-_CONF, _IOU = 0.25, 0.45
-
-# Function from a runtime and its only height and width (None: any) to mAP50-95.
-MeasureAP = Callable[[RuntimeModel, tuple[int, int] | None], float]
+# Function from a runtime, and the only height and width to measure at (None: any), to mAP50-95 or accuracy.
+MeasureMetric = Callable[[RuntimeModel, tuple[int, int] | None], float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tolerance:
-    """Largest allowed differences between an artefact and the fused float32 network.
+class VerifyReport:
+    """Comparison of an artefact with the network it came from.
 
     Attributes:
-        head_error: Largest error of a head, relative to its largest magnitude.
-        unmatched: Share of boxes at confidence 0.25 without a partner, ties left out.
-        score: Mean difference of scores, and the difference up to which two scores are a tie.
-        ap_loss: Loss of mAP50-95.
+        path: Path of the artefact.
+        format: Suffix of the artefact's format, such as ".onnx".
+        precision: Precision that the artefact computes in.
+        agreement: Agreement of outputs and metric, as the task measures it.
+        megabytes: Sizes of the weights file and of the artefact, in 10^6 bytes.
+        latency: Latencies of the network in PyTorch and of the artefact, on the same images.
+        failures: Lines on the values that exceed their tolerance.
     """
 
-    head_error: float
-    unmatched: float
-    score: float
-    ap_loss: float
+    path: Path
+    format: str
+    precision: Precision
+    agreement: Agreement
+    megabytes: tuple[float, float]
+    latency: tuple[Latency, Latency]
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """True if all values are within their tolerance."""
+        return not self.failures
 
 
-# By the artefact's precision. Eight bits change single values of a head a lot, but boxes and mAP hardly: yolov5s
-# with COCO weights has a head error of 0.54 at 640 px on ncnn and loses 0.009 mAP.
-TOLERANCES: Mapping[Precision, Tolerance] = {
-    "fp32": Tolerance(head_error=1e-4, unmatched=0.005, score=1e-4, ap_loss=0.0005),
-    "fp16": Tolerance(head_error=2e-2, unmatched=0.02, score=5e-3, ap_loss=0.002),
-    "bf16": Tolerance(head_error=1e-1, unmatched=0.1, score=2e-2, ap_loss=0.005),
-    "int8": Tolerance(head_error=7.5e-1, unmatched=0.2, score=5e-2, ap_loss=0.01),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifyReport(ArtefactReport):
-    """Comparison of one artefact of a detector with its network.
-
-    Attributes:
-        heads: Errors of each raw head.
-        boxes: Agreement of boxes at confidence 0.25.
-        ap: mAP50-95 of the network and of the artefact; None without data.
-    """
-
-    heads: tuple[HeadError, ...]
-    boxes: BoxAgreement
-    ap: tuple[float, float] | None
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Reference:
     """The network that artefacts are compared with.
 
     Attributes:
         path: Path of the weights file.
-        runtime: Fused float32 network on the CPU.
-        images: Letterboxed real images (B, 3, H, W) in [0, 1].
+        source: Network of that file.
+        images: Images (B, C, H, W) in the form of network input.
         threads: Number of threads, reported with the times.
-        measure_ap: Function that measures mAP50-95; None without data.
+        measure: Function that measures the metric; None without data.
     """
 
     path: Path
-    runtime: RuntimeModel
+    source: Source
     images: Tensor
     threads: int
-    measure_ap: MeasureAP | None = None
+    measure: MeasureMetric | None = None
+
+    @cached_property
+    def runtime(self) -> RuntimeModel:
+        """The network in PyTorch, float32, on the CPU."""
+        return self.source.runtime(torch.device("cpu"))
 
 
 def verify(artefact: RuntimeModel, reference: Reference, *, path: Path, batch_size: int = 1) -> VerifyReport:
@@ -95,59 +82,74 @@ def verify(artefact: RuntimeModel, reference: Reference, *, path: Path, batch_si
         path: Path of the artefact, for its size.
         batch_size: Images per timed call.
     """
-    found, expected = _run(artefact, reference.images), _run(reference.runtime, reference.images)
-    heads = tuple(HeadError.of(own, other) for own, other in zip(found, expected, strict=True))
-    tolerance = TOLERANCES[artefact.precision]
-    boxes = box_agreement(_decoded(artefact, found), _decoded(reference.runtime, expected), tie=tolerance.score)
-    measure = reference.measure_ap
+    source, network, measure = reference.source, reference.runtime, reference.measure
     frame = artefact.input_hw
-    ap = (measure(reference.runtime, frame), measure(artefact, frame)) if measure else None
+    measured = (measure(network, frame), measure(artefact, frame)) if measure else None
+    agreement = source.compare(artefact, network, reference.images, measured=measured)
     batch = reference.images[:1].expand(batch_size, -1, -1, -1)
-    network, own = measure_latencies((reference.runtime, artefact), batch, threads=reference.threads)
+    was, now = measure_latencies((network, artefact), batch, threads=reference.threads, runs=source.timed_calls)
     return VerifyReport(
         path=path,
         format=artefact.format,
         precision=artefact.precision,
-        heads=heads,
-        boxes=boxes,
-        ap=ap,
+        agreement=agreement,
         megabytes=(megabytes_of(reference.path), megabytes_of(path)),
-        latency=(network, own),
-        failures=_failures(tolerance, heads=heads, boxes=boxes, ap=ap),
+        latency=(was, now),
+        failures=beyond(agreement.checks(artefact.precision)),
     )
 
 
-def _run(runtime: RuntimeModel, images: Tensor) -> list[Tensor]:
-    """Compute raw heads, on the CPU; images run one at a time, which takes the least memory."""
-    per_image = [[head.cpu() for head in runtime(image[None])] for image in images]
-    return [torch.cat(level) for level in zip(*per_image, strict=True)]
+def megabytes_of(path: Path) -> float:
+    """Return the size of a file, or of the network's files in a folder, in 10^6 bytes."""
+    files = (
+        [path] if path.is_file() else [file for file in path.iterdir() if file.suffix in (".bin", ".param", ".xml")]
+    )
+    return sum(file.stat().st_size for file in files) / 1e6
 
 
-def box_agreement(found: Tensor, expected: Tensor, *, tie: float) -> BoxAgreement:
-    """Compare the boxes of two runtimes at confidence 0.25.
-
-    Args:
-        found: Decoded boxes (B, N, 5 + nc), as `decode_heads` returns them.
-        expected: Decoded boxes of the reference, of the same shape.
-        tie: Difference up to which scores count as nearly equal.
-    """
-    rule = TieRule(conf=_CONF, iou=_IOU, score=tie)
-    kept = [non_max_suppression(decoded, conf=rule.conf, iou=rule.iou) for decoded in (found, expected)]
-    choices = [Choice(found=own, expected=other, rule=rule) for own, other in zip(found, expected, strict=True)]
-    return BoxAgreement.of(*kept, choices=choices)
+def beyond(checks: Iterable[tuple[str, float, float]]) -> tuple[str, ...]:
+    """Format one line for each (what, value, maximum) whose value exceeds its maximum."""
+    # `not <=` instead of `>`, so that NaN fails.
+    return tuple(
+        f"{what}: {value:.2g}, at most {most:g} allowed" for what, value, most in checks if not value <= most
+    )
 
 
-def _decoded(runtime: RuntimeModel, heads: Sequence[Tensor]) -> Tensor:
-    return decode_heads(heads, runtime.anchors.cpu(), runtime.strides)
+def verify_table(reports: Sequence[VerifyReport]) -> str:
+    """Format an aligned table with one line per artefact, then what could not be compared and what failed."""
+    agreement = reports[0].agreement
+    header = ("artefact", "precision", *agreement.columns, "MB", "was", "ms", "median", "PyTorch", "")
+    lines = _aligned([header, *(_row(report) for report in reports)])
+    threads = sorted({latency.threads for report in reports for latency in report.latency})
+    lines.append(f"ms: fastest call, threads: {', '.join(map(str, threads))}; {agreement.caption}, - without --data")
+    for report in reports:
+        lines += [f"{report.path.name}: {line}" for line in report.agreement.notes(report.precision)]
+    lines += [f"{report.path.name}: {failure}" for report in reports for failure in report.failures]
+    return "\n".join(lines)
 
 
-def _failures(
-    tolerance: Tolerance, *, heads: Sequence[HeadError], boxes: BoxAgreement, ap: tuple[float, float] | None
-) -> tuple[str, ...]:
-    """Format one line for each value that exceeds its tolerance."""
-    checks = [(f"error of head {i}", head.largest, tolerance.head_error) for i, head in enumerate(heads)]
-    checks.append(("share of boxes without a partner", 1 - boxes.share, tolerance.unmatched))
-    checks.append(("mean difference of scores", boxes.score_difference, tolerance.score))
-    if ap is not None:
-        checks.append(("mAP lost", ap[0] - ap[1], tolerance.ap_loss))
-    return beyond(checks)
+def report_data(report: VerifyReport) -> dict[str, Any]:
+    """Return plain data for result.json, including the tolerances."""
+    common = {item.name: plain(getattr(report, item.name)) for item in fields(report) if item.name != "agreement"}
+    return {**common, "passed": report.passed, **report.agreement.data(report.precision)}
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Format the lines of a table, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _row(report: VerifyReport) -> tuple[str, ...]:
+    network, own = report.latency
+    return (
+        report.path.name,
+        report.precision,
+        *report.agreement.cells,
+        f"{report.megabytes[1]:.3f}",
+        f"{report.megabytes[0]:.3f}",
+        f"{own.fastest:.2f}",
+        f"{own.median:.2f}",
+        f"{network.fastest:.2f}",
+        "passed" if report.passed else "FAILED",
+    )

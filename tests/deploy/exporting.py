@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,20 @@ import torch
 from cut_oracle import cuttable_ids
 from mask_oracle import lively
 from tiny import TINY_CFG
-from torch import Tensor
+from torch import Tensor, nn
 
-from deploy.settings import ExportSettings
+from deploy.job import ExportJob
+from deploy.ncnn.export import write_ncnn
+from deploy.ncnn.int8 import Int8Settings
+from deploy.onnx.network import write_onnx
+from deploy.onnx.nms import NmsSettings, write_onnx_with_nms
+from deploy.openvino import write_openvino
+from deploy.outputs.classifier import ClassifierSource
+from deploy.outputs.detector import DetectorSource
+from deploy.outputs.heads import ExportMetadata
+from deploy.settings import ExportSettings, FormatSettings
+from deploy.tensorrt.export import write_tensorrt
+from deploy.torchscript import write_torchscript
 from models.detector import Detector, build_model
 from models.fuse import fuse
 from models.spec import ModelSpec
@@ -36,6 +48,61 @@ def pruned(model: Detector) -> Detector:
     smaller = cut(model, graph, cuttable_ids(graph, seed=1))
     assert isinstance(smaller, Detector)
     return smaller
+
+
+def detector_job(
+    model: Detector,
+    *,
+    names: Sequence[str],
+    source_sha256: str,
+    settings: ExportSettings,
+    calibration: Sequence[Tensor] = (),
+    **special: Any,
+) -> ExportJob:
+    """The job of a detector, as `export_arguments` describes it."""
+    source = DetectorSource(model=model, names=names, sha256=source_sha256)
+    return ExportJob(source=source, settings=settings, calibration=calibration, special=FormatSettings(**special))
+
+
+def metadata_of(model: Detector, *, format: str, versions: dict[str, str], **settings: Any) -> ExportMetadata:
+    """The metadata of a detector, as `export_arguments` describes it."""
+    job = detector_job(model, **export_arguments(model, **settings))
+    metadata = job.source.metadata(format=format, settings=job.settings, versions=versions)
+    assert isinstance(metadata, ExportMetadata)
+    return metadata
+
+
+def classifier_job(
+    model: nn.Module,
+    *,
+    calibration: Sequence[Tensor] = (),
+    image_chw: tuple[int, int, int] = (1, 28, 28),
+    **more: Any,
+) -> ExportJob:
+    """The job of a classifier; `more` are names, mean and std, or settings of the export."""
+    own = {name: more.pop(name) for name in ("names", "mean", "std") if name in more}
+    source = ClassifierSource(model=model, image_chw=image_chw, **own)
+    return ExportJob(source=source, settings=ExportSettings(**more), calibration=calibration)
+
+
+def _export(write: Callable[..., Any], model: Detector, path: Path, **arguments: Any) -> Any:
+    return write(detector_job(model, **arguments), path)
+
+
+export_onnx = partial(_export, write_onnx)
+export_openvino = partial(_export, write_openvino)
+export_tensorrt = partial(_export, write_tensorrt)
+export_torchscript = partial(_export, write_torchscript)
+
+
+def export_ncnn(model: Detector, path: Path, *, int8: Int8Settings | None = None, **arguments: Any) -> Any:
+    """A detector for ncnn."""
+    return write_ncnn(detector_job(model, **arguments), path, int8=int8)
+
+
+def export_onnx_with_nms(model: Detector, path: Path, *, nms: NmsSettings, **arguments: Any) -> Any:
+    """A detector whose graph gives boxes."""
+    return write_onnx_with_nms(detector_job(model, **arguments), path, nms=nms)
 
 
 def export_arguments(model: Detector, **settings: Any) -> dict[str, Any]:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from exporting import export_arguments
+from exporting import export_arguments, export_ncnn
 from torch import Tensor
 
-from deploy.ncnn.export import export_ncnn
 from deploy.ncnn.param import read_param
 from deploy.ncnn.runtime import load_ncnn
 from deploy.settings import RuntimeOptions

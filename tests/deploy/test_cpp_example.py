@@ -95,7 +95,7 @@ def yolov5n(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained weights as an ncnn folder, not to be changed."""
     pytest.importorskip("ncnn", reason="the ncnn package is not installed")
     pytest.importorskip("pnnx", reason="the pnnx package is not installed")
-    from deploy.ncnn.export import export_ncnn
+    from exporting import export_ncnn
 
     loaded = load_model(shared / "weights" / "yolov5n_v6_coco.pt")
     folder = tmp_path_factory.mktemp("network") / "n_ncnn_model"

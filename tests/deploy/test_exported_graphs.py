@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exporting import cut_off, export_arguments, head_error, images_of, network
+from exporting import cut_off, export_arguments, export_onnx, export_torchscript, head_error, images_of, network
 from tiny import tiny_data
 
 from commands.detect import detect
@@ -19,11 +19,8 @@ from commands.detect_config import DetectConfig
 from commands.val import val
 from commands.val_config import ValConfig
 from deploy import Predictor, PredictSettings, load, load_runtime
-from deploy.artefact.artefact import ArtefactRuntime
-from deploy.artefact.metadata import ExportMetadata
-from deploy.onnx.detector import export_onnx
+from deploy.outputs.heads import ExportMetadata, HeadsRuntime
 from deploy.settings import RuntimeOptions
-from deploy.torchscript import export_torchscript
 from models.detector import Detector
 from utils.errors import CheckpointError, ConfigError
 
@@ -46,12 +43,12 @@ def tiny() -> Detector:
     return network("tiny")
 
 
-def loaded(model: Detector, folder: Path, ending: str, **settings: Any) -> ArtefactRuntime:
+def loaded(model: Detector, folder: Path, ending: str, **settings: Any) -> HeadsRuntime:
     """The model as an artefact, read back."""
     path = folder / f"best{ending}"
     EXPORTS[ending](model, path, **export_arguments(model, **settings))
     runtime = load_runtime(path, device=CPU)
-    assert isinstance(runtime, ArtefactRuntime)
+    assert isinstance(runtime, HeadsRuntime)
     return runtime
 
 

@@ -29,19 +29,15 @@ def test_name_decides_where_there_are_no_files(form: str) -> None:
 
 def test_what_is_no_artefact_has_no_format(tmp_path: Path) -> None:
     assert format_of(tmp_path) is None
-    assert format_of("best.pt", gives_logits=True) is None
-    # No loader of classifiers reads OpenVINO.
-    (tmp_path / "model.xml").touch()
-    assert format_of(tmp_path, gives_logits=True) is None
+    assert format_of("best.pb") is None
 
 
 @pytest.mark.parametrize("name", list(FORMATS))
 def test_every_function_of_the_table_exists(name: str) -> None:
     form = FORMATS[name]
-    references = [form.write, form.load, form.write_logits, form.load_logits]
+    references = [form.write, form.load]
     assert all(callable(resolve(reference)) for reference in references if reference)
     assert bool(form.write) == bool(form.precisions)
-    assert bool(form.write_logits) == bool(form.logits_precisions)
 
 
 def test_export_writes_five_formats() -> None:

@@ -16,12 +16,15 @@ from torch import nn
 
 from commands.quantize_subjects import QuantizedDetector
 from deploy import load, load_runtime
-from deploy.artefact.metadata import METADATA_NAME, ExportMetadata
-from deploy.formats import load_classifier
-from deploy.integer.export import Forms, bits_text, takes_any_size, write_classifier, write_detector
+from deploy.artefact.metadata import METADATA_NAME
+from deploy.formats import load_classifier, load_detector
+from deploy.integer.export import Forms, bits_text, takes_any_size, write_integer
 from deploy.integer.runtime import NETWORK_NAME
+from deploy.outputs.classifier import ClassifierSource
+from deploy.outputs.detector import DetectorSource
+from deploy.outputs.metadata import Metadata
 from deploy.settings import RuntimeOptions
-from models.classifiers import ClassifierSpec, build_classifier
+from models.classifiers import build_classifier
 from models.detector import Detector
 from quantization.network import QuantizedNetwork, quantize
 from quantization.ranges.config import LayerBits, QuantConfig
@@ -41,9 +44,9 @@ def quantised(model: nn.Module, *, chw: tuple[int, int, int] = (3, *HW), **setti
     return made
 
 
-def write(made: QuantizedNetwork, model: Detector, folder: Path, **forms: Any) -> ExportMetadata:
-    program = made.to_program()
-    return write_detector(program, folder, model=model, names=NAMES, source_sha256="0" * 64, forms=Forms(**forms))
+def write(made: QuantizedNetwork, model: Detector, folder: Path, **forms: Any) -> Metadata:
+    source = DetectorSource(model=model, names=NAMES, sha256="0" * 64)
+    return write_integer(made.to_program(), folder, source=source, forms=Forms(**forms))
 
 
 @pytest.fixture(scope="module")
@@ -196,9 +199,10 @@ def classifier_folder(folder: Path, name: str, chw: tuple[int, int, int]) -> tup
     torch.manual_seed(0)
     model = build_classifier(name, in_channels=chw[0]).eval()
     made = quantised(model, chw=chw)
-    spec = ClassifierSpec(name=name, num_classes=10, image_chw=chw, mean=(0.5,) * chw[0], std=(0.25,) * chw[0])
-    names, path = tuple("0123456789"), folder / f"{name}_integer_model"
-    write_classifier(made.to_program(), path, model=model, spec=spec, names=names, forms=Forms(layout="csr"))
+    facts: dict[str, Any] = {"names": tuple("0123456789"), "mean": (0.5,) * chw[0], "std": (0.25,) * chw[0]}
+    path = folder / f"{name}_integer_model"
+    source = ClassifierSource(model=model, image_chw=chw, **facts)
+    write_integer(made.to_program(), path, source=source, forms=Forms(layout="csr"))
     return path, made
 
 
@@ -213,9 +217,9 @@ def test_classifier_comes_back_with_its_logits(name: str, chw: tuple[int, int, i
 
 def test_detector_and_classifier_are_not_taken_for_each_other(artefact: Path, tmp_path: Path) -> None:
     folder, _ = classifier_folder(tmp_path, "lenet5", (1, 28, 28))
-    with pytest.raises(CheckpointError, match="metadata of"):
-        load_runtime(folder, device=CPU)
-    with pytest.raises(CheckpointError, match="metadata of"):
+    with pytest.raises(CheckpointError, match=r"got a classifier, expected a detector; give weights that fit"):
+        load_detector(folder, device=CPU)
+    with pytest.raises(CheckpointError, match=r"got a detector, expected a classifier; give weights that fit"):
         load_classifier(artefact)
 
 

@@ -6,11 +6,14 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import exporting
 import pytest
 import torch
-from exporting import export_arguments, network
+from exporting import network
 
-from deploy.artefact.metadata import ExportMetadata
+from deploy.outputs.detector import DetectorSource
+from deploy.outputs.heads import ExportMetadata
+from deploy.outputs.metadata import check_is_of, read_metadata
 from models.detector import Detector
 from utils.errors import CheckpointError, ConfigError
 
@@ -21,12 +24,12 @@ def model() -> Detector:
 
 
 def metadata_of(model: Detector, **settings: Any) -> ExportMetadata:
-    return ExportMetadata.of(model, format=".onnx", versions={"onnx": "1"}, **export_arguments(model, **settings))
+    return exporting.metadata_of(model, format=".onnx", versions={"onnx": "1"}, **settings)
 
 
 def test_json_is_read_back_unchanged(model: Detector) -> None:
     metadata = metadata_of(model, dynamic=True)
-    assert ExportMetadata.from_json(metadata.to_json(), where="a.onnx") == metadata
+    assert read_metadata(metadata.to_json(), where="a.onnx") == metadata
 
 
 def test_metadata_of_a_network_hold_its_anchors_strides_and_names(model: Detector) -> None:
@@ -71,25 +74,30 @@ def test_field_of_another_kind_is_named_with_the_artefact(
 ) -> None:
     values = {**json.loads(metadata_of(model).to_json()), **change}
     with pytest.raises(CheckpointError, match=f"metadata of a.onnx: .*{message}"):
-        ExportMetadata.from_json(json.dumps(values), where="a.onnx")
+        read_metadata(json.dumps(values), where="a.onnx")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "contains no metadata"), ("[]", "format: got None"), ('{"format": ".on', "not JSON, or is truncated")],
+    [
+        ("", "contains no metadata"),
+        ("[]", r"got \[\], expected names and values"),
+        ('{"format": ".on', "not JSON, or is truncated"),
+    ],
 )
 def test_text_that_is_no_metadata_is_one_line(text: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        ExportMetadata.from_json(text, where="a.onnx")
+        read_metadata(text, where="a.onnx")
 
 
 def test_artefact_of_another_network_or_other_weights_is_refused(model: Detector) -> None:
     metadata = metadata_of(model)
-    metadata.check_is_of(model, source_sha256="0" * 64, where="a.onnx")
+    source = DetectorSource(model=model, names="abc", sha256="0" * 64)
+    check_is_of(metadata, source, where="a.onnx")
     with pytest.raises(CheckpointError, match="exported from other weights"):
-        metadata.check_is_of(model, source_sha256="1" * 64, where="a.onnx")
+        check_is_of(metadata, replace(source, sha256="1" * 64), where="a.onnx")
     with pytest.raises(CheckpointError, match="exported from another network"):
-        metadata.check_is_of(network("pruned tiny"), source_sha256="0" * 64, where="a.onnx")
+        check_is_of(metadata, replace(source, model=network("pruned tiny")), where="a.onnx")
 
 
 def test_maps_become_heads_in_the_order_of_the_detector(model: Detector) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from exporting import export_ncnn
 from tiny import TINY_CFG
 
-from deploy.artefact.metadata import ExportMetadata
 from deploy.formats import load_runtime
-from deploy.ncnn.export import export_ncnn
 from deploy.ncnn.runtime import load_ncnn
+from deploy.outputs.heads import ExportMetadata
 from deploy.settings import ExportSettings, RuntimeOptions
 from models.detector import Detector, build_model
 from models.fuse import fuse

@@ -11,18 +11,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from exporting import export_arguments, network
+from exporting import export_arguments, export_ncnn, network
 from int8_exports import BIN, CPU, HEADS, HW, PARAM, exported, heads_of, int8_layers, pictures
 from torch import Tensor, nn
 
-from deploy.artefact.metadata import ExportMetadata
 from deploy.calibration import as_input
 from deploy.ncnn.bin import FLOAT16_TAG, INT8_TAG, Stored, read_bin
-from deploy.ncnn.export import export_ncnn
 from deploy.ncnn.int8 import Calibrated, Int8Settings, calibrate, quantized_weights, write_int8
 from deploy.ncnn.param import ParamLayer, read_param, write_param
 from deploy.ncnn.ranges import NUM_BINS, kl_range
 from deploy.ncnn.runtime import load_ncnn, open_network
+from deploy.outputs.metadata import folder_metadata
 from deploy.settings import RuntimeOptions
 from models.detector import Detector
 from models.load import load_model
@@ -228,7 +227,7 @@ def test_int8_layer_is_stored_as_tag_weights_bias_and_scales(calibrated: Calibra
 def test_int8_export_is_close_small_and_says_what_it_is(model: Detector, plain: Path, tmp_path: Path) -> None:
     folder = exported(model, tmp_path / "best_ncnn_model", precision="int8", int8=Int8Settings(method="minmax"))
     assert {path.name for path in folder.iterdir()} == {PARAM, BIN, "SHA256SUMS", "metadata.json", "README.md"}
-    assert ExportMetadata.from_folder(folder).precision == "int8"
+    assert folder_metadata(folder).precision == "int8"
     assert "int8 weights" in (folder / "README.md").read_text()
     assert (plain / BIN).stat().st_size > 3 * (folder / BIN).stat().st_size
     images = torch.cat(pictures())

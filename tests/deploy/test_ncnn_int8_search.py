@@ -16,10 +16,10 @@ from deploy.ncnn.int8_search import (
     Int8Search,
     Int8SearchSettings,
     Int8Trial,
-    head_change,
     int8_errors,
     search_int8_skips,
 )
+from deploy.outputs.heads import head_change
 from utils.errors import ConfigError
 
 pytest.importorskip("ncnn", reason="the ncnn package is not installed")
@@ -45,26 +45,26 @@ def test_errors_rank_the_layer_whose_range_is_spoilt_first(calibrated: Calibrate
     assert list(errors.values()) == sorted(errors.values(), reverse=True)
 
 
-def search(plain: Path, map_of: Callable[[Path], float], **settings: Any) -> Int8Search:
-    return search_int8_skips(plain, images=pictures(1), map_of=map_of, search=Int8SearchSettings(**settings))
+def search(plain: Path, metric_of: Callable[[Path], float], **settings: Any) -> Int8Search:
+    return search_int8_skips(plain, images=pictures(1), metric_of=metric_of, search=Int8SearchSettings(**settings))
 
 
 def test_search_skips_the_worst_layers_until_the_drop_is_tolerated(plain: Path, calibrated: Calibrated) -> None:
     num_unskipped = len(calibrated.convolutions) - 2  # but for the two heads
 
-    def map_of(folder: Path) -> float:
+    def metric_of(folder: Path) -> float:
         """.60 in fp32; in int8 .02 less for each layer beyond all but two."""
         return 0.6 - 0.02 * max(0, len(int8_layers(folder)) - (num_unskipped - 2))
 
-    found = search(plain, map_of, tolerance=0.01)
+    found = search(plain, metric_of, tolerance=0.01)
     worst = tuple(found.errors)
     assert set(worst) == set(calibrated.convolutions) - HEADS
     assert found.is_within
-    assert found.best == Int8Trial(skip=worst[:2], map=0.6, drop=0.0)
+    assert found.best == Int8Trial(skip=worst[:2], value=0.6, drop=0.0)
     assert [trial.skip for trial in found.trials] == [(), worst[:1], worst[:2]]
     assert [trial.drop for trial in found.trials] == pytest.approx([0.04, 0.02, 0.0])
     assert found.settings == Int8Settings(skip=worst[:2])
-    assert search(plain, map_of, tolerance=0.01) == found
+    assert search(plain, metric_of, tolerance=0.01) == found
 
 
 def test_search_ranks_nothing_where_int8_costs_little(plain: Path) -> None:

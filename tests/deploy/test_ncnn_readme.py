@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exporting import export_arguments, network
+from exporting import classifier_job, export_arguments, export_ncnn, network
 from PIL import Image
 
 from deploy import load, load_classifier, load_runtime
-from deploy.artefact.metadata import ExportMetadata
-from deploy.classifier.export import export_classifier
-from deploy.classifier.metadata import ClassifierSettings
-from deploy.ncnn.export import export_ncnn
+from deploy.export import export
+from deploy.outputs.metadata import folder_metadata
 from models.classifiers import LeNet5
 
 pytest.importorskip("ncnn", reason="the ncnn package is not installed")
@@ -52,7 +50,7 @@ def test_lines_of_a_detector_give_the_numbers_of_our_runtime(
     names: dict[str, Any] = {"rgb": rgb}
     exec(alone, names)
     maps = [torch.from_numpy(head)[None] for head in names["heads"]]
-    heads = ExportMetadata.from_folder(folder).raw_heads(maps, where=folder)
+    heads = folder_metadata(folder).raw_heads(maps, where=folder)
     for found, expected in zip(heads, load_runtime(folder, device=CPU)(images), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
     assert not any(getattr(names["net"].opt, option) for option in FP16_OPTIONS)
@@ -74,7 +72,7 @@ def test_lines_with_this_project_detect(
 def test_lines_of_a_classifier_give_its_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     folder = tmp_path / "lenet_ncnn_model"
-    export_classifier(LeNet5().eval(), folder, settings=ClassifierSettings(image_chw=(1, 28, 28)))
+    export(classifier_job(LeNet5().eval()), folder)
     monkeypatch.chdir(tmp_path)
     images = torch.rand(1, 1, 28, 28)
     project, alone = python_blocks(folder)

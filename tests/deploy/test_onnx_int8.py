@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exporting import export_arguments, head_error, images_of, network
+from exporting import classifier_job, export_arguments, export_onnx, head_error, images_of, network
 from torch import Tensor, nn
 
 from deploy.artefact.metadata import METADATA_NAME
-from deploy.classifier.export import export_classifier
-from deploy.classifier.metadata import ClassifierSettings
-from deploy.onnx.detector import export_onnx, load_onnx
+from deploy.export import export
 from deploy.onnx.graph import GraphSettings, trace_onnx
 from deploy.onnx.int8 import as_int8
+from deploy.onnx.network import load_onnx
 from deploy.settings import RuntimeOptions
 from models.classifiers import LeNet5
 from models.detector import Detector
@@ -202,9 +201,8 @@ def test_openvino_reads_the_file(tiny_file: Path) -> None:
 
 def test_classifier_in_int8_keeps_its_logits(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    settings = ClassifierSettings(image_chw=(1, 28, 28), precision="int8")
-    images = torch.randn(8, 1, 28, 28)
-    metadata = export_classifier(LeNet5(), tmp_path / "lenet.onnx", settings=settings, calibration=images.split(1))
+    job = classifier_job(LeNet5(), precision="int8", calibration=torch.randn(8, 1, 28, 28).split(1))
+    metadata = export(job, tmp_path / "lenet.onnx")
     assert metadata.precision == "int8"
     assert (tmp_path / "lenet.onnx").stat().st_size < 80_000  # 61 706 parameters
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exporting import export_arguments, images_of, network
+from exporting import export_arguments, export_onnx_with_nms, images_of, network
 from torch import Tensor
 
 from deploy.artefact.metadata import METADATA_NAME
 from deploy.formats import load_runtime
-from deploy.onnx.detector import load_onnx
-from deploy.onnx.nms import OUTPUTS, NmsSettings, export_onnx_with_nms
+from deploy.onnx.network import load_onnx
+from deploy.onnx.nms import OUTPUTS, NmsSettings
 from deploy.settings import RuntimeOptions
 from models.detector import Detector
 from models.fuse import fuse

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from exporting import export_arguments, head_error, images_of, network
+from exporting import classifier_job, export_arguments, export_onnx, head_error, images_of, network
 
-from deploy.classifier.export import export_classifier
-from deploy.classifier.metadata import ClassifierSettings
+from deploy.export import export
 from deploy.formats import load_runtime
-from deploy.onnx.detector import export_onnx
 from deploy.onnx.graph import OPSETS, GraphSettings, trace_onnx
 from utils.errors import ConfigError
 
@@ -102,6 +100,6 @@ def test_classifiers_take_old_opsets(tmp_path: Path) -> None:
     model = torch.nn.Sequential(
         torch.nn.Conv2d(1, 4, 3), torch.nn.SiLU(), torch.nn.Flatten(), torch.nn.Linear(144, 3)
     )
-    settings = ClassifierSettings(image_chw=(1, 8, 8), opset=11)
-    export_classifier(model.eval(), tmp_path / "best.onnx", settings=settings)  # compares by itself
+    job = classifier_job(model.eval(), image_chw=(1, 8, 8), opset=11)
+    export(job, tmp_path / "best.onnx")  # compares by itself
     assert opset_of(tmp_path / "best.onnx") == 11

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from exporting import cut_off, export_arguments, head_error, images_of, network
+from exporting import cut_off, export_arguments, export_openvino, head_error, images_of, network
 
-from deploy.artefact.artefact import ArtefactRuntime
 from deploy.formats import load_runtime
-from deploy.openvino import export_openvino, load_openvino
+from deploy.openvino import load_openvino
+from deploy.outputs.heads import HeadsRuntime
 from deploy.settings import RuntimeOptions
 from models.detector import Detector
 from utils.errors import CheckpointError, ConfigError
@@ -34,11 +34,11 @@ KINDS = [
 ]
 
 
-def loaded(folder: Path, **options: Any) -> ArtefactRuntime:
+def loaded(folder: Path, **options: Any) -> HeadsRuntime:
     return load_openvino(folder, device=CPU, options=RuntimeOptions(**options))
 
 
-def exported(model: Detector, parent: Path, **settings: Any) -> ArtefactRuntime:
+def exported(model: Detector, parent: Path, **settings: Any) -> HeadsRuntime:
     """The model as an artefact, read back."""
     export_openvino(model, parent / NAME, **export_arguments(model, **settings))
     return loaded(parent / NAME)
@@ -215,7 +215,7 @@ def test_damage_is_one_line(damage: Callable[[Path], Any], finding: str, copied:
     ("name", "settings", "finding"),
     [
         ("best", {}, r"expected a name that ends in _openvino_model"),
-        (NAME, {"precision": "bf16"}, r"export it in fp32, fp16 or int8"),
+        (NAME, {"precision": "bf16"}, r"bf16 is not supported; expected fp32, fp16 or int8"),
         (NAME, {"precision": "int8"}, r"int8 needs images to calibrate on"),
         (NAME, {"image_hw": (30, 30)}, r"multiple of the stride"),
     ],

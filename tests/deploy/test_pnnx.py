@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from deploy.ncnn.param import input_blobs, output_blobs, read_param
@@ -72,7 +73,7 @@ def test_missing_param_is_named(tmp_path: Path) -> None:
 def test_operator_that_pnnx_leaves_out_is_an_error(tmp_path: Path) -> None:
     pytest.importorskip("pnnx", reason="the pnnx package is not installed")
     with pytest.raises(ConfigError, match=r"slice with step 2 is not supported"):
-        convert_to_ncnn(EverySecondPixel().eval(), tmp_path, input_hw=(8, 8))
+        convert_to_ncnn(EverySecondPixel().eval(), tmp_path, example=torch.zeros(1, 3, 8, 8))
 
 
 def child(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
@@ -106,12 +107,12 @@ def test_child_that_fails_is_one_line(
 ) -> None:
     child(monkeypatch, program)
     with pytest.raises(ConfigError, match=finding) as caught:
-        convert_to_ncnn(nn.Conv2d(3, 1, 1).eval(), tmp_path, input_hw=(8, 8))
+        convert_to_ncnn(nn.Conv2d(3, 1, 1).eval(), tmp_path, example=torch.zeros(1, 3, 8, 8))
     assert "\n" not in str(caught.value)
 
 
 def test_network_of_known_operators_becomes_two_files(tmp_path: Path) -> None:
     pytest.importorskip("pnnx", reason="the pnnx package is not installed")
-    param = convert_to_ncnn(nn.Conv2d(3, 2, 1).eval(), tmp_path, input_hw=(8, 8), half=True)
+    param = convert_to_ncnn(nn.Conv2d(3, 2, 1).eval(), tmp_path, example=torch.zeros(1, 3, 8, 8), half=True)
     assert [layer.kind for layer in read_param(param)] == ["Input", "Convolution"]
     assert param.with_suffix(".bin").stat().st_size > 0

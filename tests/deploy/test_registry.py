@@ -9,7 +9,7 @@ import torch
 from cell_runtime import CellRuntime, load_cells
 
 from deploy import FORMATS, Format, load_runtime
-from deploy.pytorch import PyTorchRuntime
+from deploy.outputs.detector import DetectorSource
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
 from utils.errors import CheckpointError, ConfigError, UserError
@@ -52,7 +52,7 @@ def test_registered_ending_chooses_its_loader(tmp_path: Path, monkeypatch: pytes
 
 
 def test_pytorch_runtime_gives_the_heads_of_the_model(detector: Detector) -> None:
-    runtime = PyTorchRuntime(detector, names=("a", "b", "c"), device=CPU)
+    runtime = DetectorSource(model=detector, names=("a", "b", "c")).runtime(CPU)
     images = torch.rand(2, 3, 64, 96)
     with torch.inference_mode():
         expected = detector(images)
@@ -63,13 +63,13 @@ def test_pytorch_runtime_gives_the_heads_of_the_model(detector: Detector) -> Non
 
 
 def test_pytorch_runtime_tells_what_the_contract_asks(detector: Detector) -> None:
-    runtime = PyTorchRuntime(detector, names=("a", "b", "c"), device=CPU)
+    runtime = DetectorSource(model=detector, names=("a", "b", "c")).runtime(CPU)
     assert (runtime.format, runtime.precision, runtime.num_classes) == (".pt", "fp32", 3)
     assert (runtime.strides, runtime.input_hw) == ((8, 16, 32), None)
     assert runtime.anchors[0].tolist() == [[10, 13], [16, 30], [33, 23]]
 
 
 def test_half_computes_in_sixteen_bits_or_says_that_it_cannot(detector: Detector, caplog) -> None:
-    runtime = PyTorchRuntime(detector, names=("a", "b", "c"), device=CPU, half=True)
+    runtime = DetectorSource(model=detector, names=("a", "b", "c")).runtime(CPU, half=True)
     assert runtime.precision == "bf16" or "no 16-bit arithmetic" in caplog.text
     assert runtime(torch.rand(1, 3, 64, 64))[0].dtype == torch.float32

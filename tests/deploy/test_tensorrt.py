@@ -10,16 +10,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import exporting
 import pytest
 import torch
-from exporting import cut_off, export_arguments, images_of, network
+from exporting import cut_off, export_arguments, export_tensorrt, images_of, network
 
-from deploy.artefact.metadata import ExportMetadata
 from deploy.onnx.graph import save_onnx
+from deploy.outputs.heads import ExportMetadata
 from deploy.tensorrt import export as tensorrt_export
 from deploy.tensorrt.build import capabilities
 from deploy.tensorrt.engine_file import EngineFile, read_engine, write_engine
-from deploy.tensorrt.export import export_tensorrt
+from deploy.tensorrt.export import image_shapes
+from models.classifiers import LeNet5
 from models.detector import Detector
 from utils.errors import CheckpointError, ConfigError
 
@@ -41,8 +43,7 @@ def tiny() -> Detector:
 
 
 def metadata_of(model: Detector, **settings: Any) -> ExportMetadata:
-    versions = {"tensorrt_rtx": "1.7"}
-    return ExportMetadata.of(model, format=".engine", versions=versions, **export_arguments(model, **settings))
+    return exporting.metadata_of(model, format=".engine", versions={"tensorrt_rtx": "1.7"}, **settings)
 
 
 def engine_of(model: Detector, **settings: Any) -> EngineFile:
@@ -281,3 +282,24 @@ def test_capabilities_are_spelled_as_nvidia_does() -> None:
     members = {"NONE": 0, "CURRENT": 1, "SM75": 75, "SM120": 120}
     trt = SimpleNamespace(ComputeCapability=SimpleNamespace(__members__=members))
     assert capabilities(trt) == {"7.5": 75, "12.0": 120}
+
+
+def test_engine_of_a_classifier_takes_any_batch_of_one_size(tmp_path: Path) -> None:
+    job = exporting.classifier_job(LeNet5().eval(), batch_size=2)
+    metadata = job.source.metadata(format=".engine", settings=job.settings, versions={"tensorrt_rtx": "1.7"})
+    shapes = image_shapes(metadata, batch_size=2)
+    assert shapes == ((1, 1, 28, 28), (2, 1, 28, 28), (8, 1, 28, 28))
+    engine = EngineFile(
+        metadata=metadata, package="tensorrt_rtx", compute_capability=RTX_4090, image_shapes=shapes, plan=b"plan"
+    )
+    write_engine(tmp_path / "best.engine", engine)
+    assert read_engine(tmp_path / "best.engine") == engine
+
+
+def test_engine_of_a_detector_takes_sides_up_to_twice_its_own(tiny: Detector) -> None:
+    assert image_shapes(metadata_of(tiny), batch_size=1) == ()
+    assert image_shapes(metadata_of(tiny, dynamic=True), batch_size=9) == (
+        (1, 3, 16, 16),
+        (9, 3, 32, 48),
+        (9, 3, 64, 96),
+    )

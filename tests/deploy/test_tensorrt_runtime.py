@@ -15,9 +15,8 @@ import torch
 from exporting import network
 from test_tensorrt import engine_of, metadata_of
 
-from deploy.artefact.metadata import ExportMetadata
+from deploy.outputs.heads import ExportMetadata
 from deploy.settings import RuntimeOptions
-from deploy.tensorrt import runtime as tensorrt_runtime
 from deploy.tensorrt.engine_file import write_engine
 from deploy.tensorrt.runtime import EngineSession, load_tensorrt
 from models.detector import Detector
@@ -153,7 +152,7 @@ def test_options_that_an_engine_ignores_are_told(
 ) -> None:
     pretended_package(monkeypatch, PretendedEngine(metadata_of(tiny)))
     # Its anchors would go to the GPU.
-    monkeypatch.setattr(tensorrt_runtime, "ArtefactRuntime", lambda session, metadata, **_: metadata)
+    monkeypatch.setattr(ExportMetadata, "runtime", lambda metadata, session, **_: metadata)
     load_tensorrt(stored, device=GPU, options=RuntimeOptions(half=True, threads=2))
     assert "best.engine computes in fp32, as it was exported" in caplog.text
     assert "best.engine runs on the GPU; the option is ignored" in caplog.text

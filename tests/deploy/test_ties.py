@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deploy.verification.agreement import BoxAgreement
+from deploy.verification.heads import box_agreement
 from deploy.verification.matching import matched_pairs, same_boxes
 from deploy.verification.ties import Choice, TieRule
-from deploy.verification.verify import box_agreement
 from utils.boxes.nms import non_max_suppression
 
 TIE = 1e-4

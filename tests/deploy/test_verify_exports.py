@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from exporting import export_onnx
 from torch import Tensor
 
 from deploy.calibration import as_input
 from deploy.formats import load_runtime
-from deploy.onnx.detector import export_onnx
-from deploy.pytorch import PyTorchRuntime
+from deploy.outputs.detector import DetectorSource
 from deploy.settings import ExportSettings
-from deploy.verification.verify import Reference, VerifyReport, box_agreement, verify
+from deploy.verification.heads import box_agreement
+from deploy.verification.verify import Reference, VerifyReport, verify
 from models.detector import Detector
 from models.load import LoadedModel, load_model
 from utils.boxes.decode import decode_heads
@@ -43,8 +44,8 @@ def report_of(exported: Detector, loaded: LoadedModel, photographs: Tensor, fold
     path = folder / "best.onnx"
     settings = ExportSettings(image_hw=(SIDE, SIDE))
     export_onnx(exported, path, names=loaded.names, source_sha256="0" * 64, settings=settings)
-    runtime = PyTorchRuntime(loaded.model, names=loaded.names, device=CPU)
-    reference = Reference(path=path, runtime=runtime, images=photographs[:4], threads=1)
+    source = DetectorSource(model=loaded.model, names=loaded.names)
+    reference = Reference(path=path, source=source, images=photographs[:4], threads=1)
     return verify(load_runtime(path, device=CPU), reference, path=path)
 
 
@@ -74,7 +75,7 @@ def lose_boxes(model: Detector) -> None:
 def test_right_export_passes(loaded: LoadedModel, photographs: Tensor, tmp_path: Path) -> None:
     report = report_of(loaded.model, loaded, photographs, tmp_path)
     assert report.passed
-    assert report.boxes.expected == report.boxes.matched >= 10
+    assert report.agreement.boxes.expected == report.agreement.boxes.matched >= 10
 
 
 @pytest.mark.parametrize("wrong", [shift, swap_classes, lose_boxes])
@@ -86,11 +87,11 @@ def test_wrong_export_fails_by_its_boxes(
         wrong(model)
     report = report_of(model, loaded, photographs, tmp_path)
     assert any(failure.startswith("share of boxes without a partner: ") for failure in report.failures)
-    assert report.boxes.share < 0.9
+    assert report.agreement.boxes.share < 0.9
 
 
 def test_noise_smaller_than_the_tolerance_is_no_difference(loaded: LoadedModel, photographs: Tensor) -> None:
-    runtime = PyTorchRuntime(loaded.model, names=loaded.names, device=CPU)
+    runtime = DetectorSource(model=loaded.model, names=loaded.names).runtime(CPU)
     expected = decode_heads(runtime(photographs), runtime.anchors, runtime.strides)
     noise = torch.rand(expected.shape, generator=torch.Generator().manual_seed(0)) - 0.5
     found = expected.clone()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from refusal import Place, make_place, refusal, run
 
-from deploy.verification.verify import TOLERANCES, Tolerance
+from deploy.verification.heads import TOLERANCES, Tolerance
 from models.load import load_model
 from utils.storage.checkpoint import Checkpoint, save_checkpoint
 
@@ -137,7 +137,7 @@ def test_boxes_from_the_graph_are_compared_too(place: Place, caplog: pytest.LogC
         (["--int8-skip", "model.0*"], "--int8-skip says what int8 leaves out; give --int8"),
         (["--int8-search"], "--int8-search is for ncnn; give --int8 --include ncnn"),
         (["--nms"], "--nms is for ONNX"),
-        (["--include", "torchscript", "--half"], "torchscript in fp16 is not supported; it can be written in fp32"),
+        (["--include", "torchscript", "--half"], "torchscript in fp16 is not supported; expected fp32"),
         (["--include", "torchscript", "--verify-only"], "tiny.torchscript does not exist; leave --verify-only"),
         (["--int8", "--data", "DATA", "--calib-images", "5"], "lower --calib-images to 2"),
         (["--data", "data/coco128.yaml"], "classes"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from classifier_place import NAMES, SPEC, pruned_lenet, save, write_pictures
 from refusal import refusal, run
 
 from deploy.formats import load_classifier
+from deploy.verification.logits import TOLERANCES, Tolerance
 from engine.evaluation.classification_scores import score_classifier
 from utils.datasets.classes.pictures import read_picture_file
 
@@ -64,6 +66,58 @@ def test_without_data_logits_of_noise_are_compared(place: Path) -> None:
     assert report["logits_error"] < 1e-4
 
 
+def test_one_command_writes_every_format_of_this_machine(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for package in ("ncnn", "pnnx", "onnx", "onnxruntime", "openvino"):
+        pytest.importorskip(package, reason=f"the {package} package is not installed")
+    caplog.set_level("INFO")
+    run("export", arguments(place, "--include", "ncnn", "onnx", "openvino", "torchscript", "--batch-size", "3"))
+    result = result_in(place)
+    assert result["passed"] is True
+    assert [item["format"] for item in result["reports"]] == [
+        "_ncnn_model",
+        ".onnx",
+        "_openvino_model",
+        ".torchscript",
+    ]
+    assert all(
+        item["logits_error"] < 1e-4 and item["tolerance"]["logits_error"] == 1e-4 for item in result["reports"]
+    )
+    assert len({tuple(item["accuracy"]) for item in result["reports"]}) == 1
+    assert [len(item["latency"]) for item in result["reports"]] == [2, 2, 2, 2]
+    images = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(3))
+    expected = load_classifier(place / "best.pt")(images)
+    for name in ("best_ncnn_model", "best.onnx", "best_openvino_model", "best.torchscript"):
+        torch.testing.assert_close(load_classifier(place / name)(images), expected, rtol=1e-4, atol=1e-4)
+        assert f"{name} " in caplog.text
+    assert "accuracy: on the test images, - without --data" in caplog.text
+
+
+def test_int8_search_of_a_classifier_measures_accuracy(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("ncnn", reason="the ncnn package is not installed")
+    pytest.importorskip("pnnx", reason="the pnnx package is not installed")
+    caplog.set_level("INFO")
+    search = ["--include", "ncnn", "--int8", "--int8-search", "--calib-images", "4"]
+    with suppress(SystemExit):  # labels of noise may differ; the search is what is asked about
+        run("export", arguments(place, *search))
+    assert "int8 with 0 more layers skipped: accuracy" in caplog.text
+    assert "kept in 16 bits: " in caplog.text
+    assert load_classifier(place / "best_int8_ncnn_model").precision == "int8"
+
+
+def test_failed_verification_ends_with_1_and_the_numbers(
+    place: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    strict = Tolerance(logits_error=-1, accuracy_loss=0)
+    monkeypatch.setitem(TOLERANCES, "fp32", strict)  # type: ignore[call-overload]
+    with pytest.raises(SystemExit) as caught:
+        run("export", arguments(place, "--include", "torchscript"))
+    assert caught.value.code == 1
+    assert "error of logits: " in caplog.text
+    assert "at most -1 allowed" in caplog.text
+    assert result_in(place)["passed"] is False
+
+
 def test_int8_is_calibrated_on_the_training_pictures(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed; see requirements-export.txt")
     pytest.importorskip("onnx", reason="onnx is not installed; see requirements-export.txt")
@@ -90,8 +144,8 @@ def test_verify_only_refuses_the_artefact_of_other_weights(place: Path, capsys: 
 @pytest.mark.parametrize(
     ("more", "finding"),
     [
-        (["--include", "openvino"], "unsupported format; known: _ncnn_model, .onnx, .torchscript"),
-        (["--include", "torchscript", "--half"], ".torchscript classifier in fp16 is not supported; expected fp32"),
+        (["--include", "coreml"], "unknown format; choose from ncnn, onnx, openvino, tensorrt, torchscript"),
+        (["--include", "torchscript", "--half"], "torchscript in fp16 is not supported; expected fp32"),
         (["--include", "torchscript", "--verify-only"], "best.torchscript does not exist"),
         (["--data", "data/bccd.yaml"], "no such images"),
     ],
@@ -107,3 +161,13 @@ def test_refusal_is_one_line_and_writes_nothing(
 def test_flags_of_detectors_are_told_of(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     run("export", arguments(place, "--include", "torchscript", "--img", "320", "--dynamic"))
     assert "--img-size, --dynamic: for detectors; with a classifier it changes nothing" in caplog.text
+
+
+def test_boxes_from_the_graph_are_for_detectors(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed; see requirements-export.txt")
+    pytest.importorskip("onnx", reason="onnx is not installed; see requirements-export.txt")
+    run("export", arguments(place, "--include", "onnx", "--nms", "--conf", "0.4"))
+    assert "--nms, --conf-thres: for detectors; with a classifier it changes nothing" in caplog.text
+    assert "without effect" not in caplog.text
+    assert result_in(place)["nms"] is None
+    assert [path.name for path in place.glob("*.onnx")] == ["best.onnx"]

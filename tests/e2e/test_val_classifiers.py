@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from PIL import Image
 from refusal import make_place, refusal, run
 from torch import nn
 
-from deploy.classifier.export import export_classifier
-from deploy.classifier.metadata import ClassifierSettings
+from deploy.export import export
+from deploy.job import ExportJob
+from deploy.outputs.classifier import ClassifierSource
 from engine.evaluation.classification_scores import score_classifier
 from models.classifiers import ClassifierSpec, build_classifier
 from utils.datasets.classes.pictures import read_picture_file, write_picture_file
@@ -27,6 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classifier")
     write_pictures(folder / "pictures.npz")
     save(lenet(), folder / "best.pt")
+    export(ExportJob(source=ClassifierSource(model=lenet(), image_chw=(1, 28, 28))), folder / "fine.torchscript")
     return folder
 
 
@@ -77,8 +80,8 @@ def test_settings_of_a_run_can_be_given_back(place: Path, tmp_path: Path) -> Non
 def test_pruned_checkpoint_and_its_artefact_have_the_accuracy_of_the_network(place: Path, tmp_path: Path) -> None:
     pruned = pruned_lenet()
     expected = score_classifier(pruned, read_picture_file(place / "pictures.npz").test, spec=SPEC).accuracy
-    settings = ClassifierSettings(image_chw=(1, 28, 28), names=NAMES, mean=SPEC.mean, std=SPEC.std)
-    export_classifier(pruned, tmp_path / "best.torchscript", settings=settings)
+    source = ClassifierSource(model=pruned, image_chw=(1, 28, 28), names=NAMES, mean=SPEC.mean, std=SPEC.std)
+    export(ExportJob(source=source), tmp_path / "best.torchscript")
     save(pruned, tmp_path / "pruned.pt")
     for name, weights in (("checkpoint", "pruned.pt"), ("artefact", "best.torchscript")):
         run("val", arguments(place, tmp_path, "--weights", str(tmp_path / weights), "--name", name))
@@ -95,8 +98,7 @@ def test_integer_artefact_has_the_accuracy_that_quantize_measured(place: Path, t
 
 
 def test_artefact_without_names_and_normalisation_takes_bytes_as_shares(place: Path, tmp_path: Path) -> None:
-    export_classifier(lenet(), tmp_path / "plain.torchscript", settings=ClassifierSettings(image_chw=(1, 28, 28)))
-    run("val", arguments(place, tmp_path, "--weights", str(tmp_path / "plain.torchscript")))
+    run("val", arguments(place, tmp_path, "--weights", str(place / "fine.torchscript")))
     plain = ClassifierSpec(name="lenet5", num_classes=7, image_chw=(1, 28, 28), mean=(0.0,), std=(1.0,))
     scores = score_classifier(lenet(), read_picture_file(place / "pictures.npz").test, spec=plain)
     assert result_in(tmp_path)["loss"] == pytest.approx(scores.loss, rel=1e-5)
@@ -142,15 +144,18 @@ def test_other_names_of_classes_are_a_warning(place: Path, tmp_path: Path, caplo
         (["--data", "nowhere.npz"], "nowhere.npz do not exist"),
         (["--weights", "nowhere.pt"], "nowhere.pt do not exist"),
         (["--weights", "text.npz"], "text.npz are not a checkpoint"),
-        (["--weights", "none_integer_model"], "none_integer_model does not exist"),
+        (["--weights", "none_integer_model"], "none_integer_model do not exist"),
         (["--weights", "empty_integer_model"], "empty_integer_model contains no readable metadata.json"),
         (["--weights", "odd_integer_model"], "metadata of odd_integer_model: mean: got ('a',), expected numbers"),
         (["--weights", "tiny.pt"], "tiny.pt: not a classifier; give one, or the YAML of a detector's data"),
         (["--weights", "a.pt", "tiny.pt"], "--weights: got 2 with --data"),
-        (["--data", "data.yaml"], "got a classifier, expected a detector; val.py, quantize.py and export.py"),
         (
-            ["--data", "data.yaml", "--weights", "odd_integer_model"],
-            "got those of a classifier, expected those of a detector; give an artefact",
+            ["--data", "data.yaml"],
+            "best.pt: got a classifier, expected a detector; give weights that fit the command and the data",
+        ),
+        (
+            ["--data", "data.yaml", "--weights", "fine.torchscript"],
+            "fine.torchscript: got a classifier, expected a detector; give weights that fit",
         ),
         (["--task", "study"], "--task study: it is for detectors; expected train, val, test"),
         (["--batch-size", "0"], "--batch-size 0: expected at least 1"),
@@ -173,6 +178,7 @@ def test_refusal_is_one_line_and_leaves_nothing(
         arrays = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
         write_picture_file(f"{name}.npz", arrays)
     Path("text.npz").write_text("text")
+    shutil.copy(place / "fine.torchscript", "fine.torchscript")
     Path("empty_integer_model").mkdir()
     Path("odd_integer_model").mkdir()
     metadata = {"format": "_integer_model", "precision": "integer", "names": [], "num_classes": 7, "versions": {}}

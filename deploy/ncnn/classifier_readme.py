@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from deploy.artefact.metadata import METADATA_NAME
-from deploy.classifier.metadata import ClassifierMetadata
-from deploy.ncnn.readme import ARITHMETIC
+from deploy.ncnn.detector_readme import ARITHMETIC
+
+if TYPE_CHECKING:
+    from deploy.outputs.logits import ClassifierMetadata
 
 _PAGE = """\
 # {folder_name}

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from deploy.artefact.metadata import METADATA_NAME, ExportMetadata
+from typing import TYPE_CHECKING
+
+from deploy.artefact.metadata import METADATA_NAME
+
+if TYPE_CHECKING:
+    from deploy.outputs.heads import ExportMetadata
 
 ARITHMETIC = "Computes in fp32; without this line ncnn uses 16-bit arithmetic where the CPU has it."
 
@@ -78,7 +83,7 @@ With the ncnn package alone:
 """
 
 
-def ncnn_readme(metadata: ExportMetadata, *, folder_name: str) -> str:
+def detector_readme(metadata: ExportMetadata, *, folder_name: str) -> str:
     """Format the README of the folder `folder_name`, as Markdown."""
     height, width = metadata.image_hw
     blobs = [f"out{level}" for level in range(len(metadata.strides))]

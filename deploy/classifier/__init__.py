@@ -1,1 +1,0 @@
-"""Classifiers: export, runtimes and verification of networks that return logits."""
