@@ -22,7 +22,7 @@ from deploy.verification.latency import Latency, measure_latencies
 from models.load import load_model
 from pruning.surgery.report import NetworkSize
 from utils.config.cli import run_script
-from utils.storage.run_folder import RunFolder, plain
+from utils.storage.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -85,12 +85,10 @@ def demo(config: DemoConfig) -> bool:
 def _dense_row(trained: TrainResult) -> StageResult:
     model = load_model(trained.best).model
     size = NetworkSize.of(model, (3, _IMG_SIZE, _IMG_SIZE))
-    metrics = trained.evaluation.metrics
     return StageResult(
         stage="dense",
         weights=trained.best,
-        AP50=metrics.AP50,
-        AP=metrics.AP,
+        scores=trained.evaluation.headline,
         parameters=size.parameters,
         macs=size.macs,
         megabytes=size.megabytes,
@@ -120,7 +118,7 @@ def _ship(rows: Sequence[StageResult], config: DemoConfig, folder: RunFolder) ->
     before, after = measure_latencies(runtimes, image, threads=1, runs=20)
     # Training sparse changes no width, nor does fine-tuning.
     times = {rows[0].macs: before, rows[-1].macs: after}
-    data = [{**plain(row), "ncnn_ms": times[row.macs].fastest} for row in rows]
+    data = [{**row.to_dict(), "ncnn_ms": times[row.macs].fastest} for row in rows]
     folder.write_result({"stages": data, "passed": passed, "ncnn": str(paths[-1])})
     logger.info("%s", _table(rows, times))
     logger.info("pictures and curves: %s/*, %s/slim/round1/*", folder.path / "dense", folder.path)
@@ -133,8 +131,9 @@ def _table(rows: Sequence[StageResult], times: dict[int, Latency]) -> str:
     """List each stage, a line each; times belong to networks of equal MACs."""
     lines = [f"{'stage':<16} {'mAP50':>6} {'mAP':>6} {'parameters':>11} {'MACs G':>7} {'MB':>6} {'ncnn ms':>8}"]
     for row in rows:
+        scores = f"{row.scores['AP50']:6.3f} {row.scores['AP']:6.3f}"
         lines.append(
-            f"{row.stage:<16} {row.AP50:6.3f} {row.AP:6.3f} {row.parameters:11,d} {row.macs / 1e9:7.3f} "
+            f"{row.stage:<16} {scores} {row.parameters:11,d} {row.macs / 1e9:7.3f} "
             f"{row.megabytes:6.2f} {times[row.macs].fastest:8.1f}"
         )
     return "\n".join([*lines, "ncnn ms: fastest call, fp32, one thread; mAP: 50-95, on val"])

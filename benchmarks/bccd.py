@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.report import table, write_report
+from benchmarks.scores import load, scores_on
 from commands.train import run_training
 from commands.train_config import TrainConfig
-from engine.evaluation.evaluate import Evaluation
-from engine.evaluation.evaluator import Measure
-from models.load import load_model
+from engine.evaluation.detection_scores import DetectionScores
 from utils.config.cli import run_script
-from utils.device import select_device
 
 DATA = "data/bccd.yaml"
 
@@ -52,7 +50,10 @@ def measure(config: BccdConfig) -> None:
     )
     result = run_training(settings)
     assert result is not None
-    splits = {"val": result.evaluation, "test": _evaluate(result.best, "test", config)}
+    network = load(result.best)
+    splits = {
+        split: scores_on(split, network=network, data=DATA, img_size=config.img_size) for split in ("val", "test")
+    }
     rows = [_row(split, name, found) for split, found in splits.items() for name in ("all", *found.metrics.per_class)]
     path = write_report(
         f"bccd_yolov5s_{config.img_size}_seed{config.seed}",
@@ -69,15 +70,7 @@ def measure(config: BccdConfig) -> None:
     sys.stdout.write(f"{path.read_text()}written to {path}\n")
 
 
-def _evaluate(weights: Path, split: str, config: BccdConfig) -> Evaluation:
-    """float32, each image padded to its own least multiple of the stride."""
-    measure_split = Measure.on_split(
-        DATA, split, img_size=config.img_size, batch_size=32, device=select_device(), workers=8
-    )
-    return measure_split(load_model(weights).model)
-
-
-def _row(split: str, name: str, evaluation: Evaluation) -> list[str]:
+def _row(split: str, name: str, evaluation: DetectionScores) -> list[str]:
     metrics = evaluation.metrics
     numbers = {"AP50": metrics.AP50, "AP": metrics.AP} if name == "all" else metrics.per_class[name]
     return [split, name, f"{numbers['AP50']:.3f}", f"{numbers['AP']:.3f}"]

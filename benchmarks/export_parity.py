@@ -17,7 +17,6 @@ from torch import nn
 from benchmarks.report import table, write_report
 from commands.export import artefact_path
 from commands.export_config import ExportConfig
-from commands.prune_config import PruneConfig
 from deploy.calibration import as_input
 from deploy.formats import FORMATS, load_detector, resolve
 from deploy.job import ExportJob
@@ -27,6 +26,8 @@ from models.detector import Detector, build_model
 from models.load import load_model
 from models.spec import MODELS_FOLDER, ModelSpec
 from pruning.selection.planner import Planner
+from pruning.selection.rounding import Rounding
+from pruning.selection.settings import PlanSettings
 from pruning.surgery.cut import cut
 from utils.config.cli import run_script
 
@@ -92,8 +93,7 @@ def _lively(model: Detector) -> Detector:
 
 
 def _pruned(model: Detector) -> Detector:
-    settings = PruneConfig(weights="in memory", percent=0.4, shortcuts="tied", round="none")
-    planner = Planner.of(model, settings.plan_settings())
+    planner = Planner.of(model, PlanSettings(percent=0.4, shortcuts="tied", rounding=Rounding()))
     smaller = cut(planner.model, planner.graph, planner.allocate().dropped)
     assert isinstance(smaller, Detector)
     return smaller

@@ -20,8 +20,8 @@ LEVELS = {
     "engine": 2,
     "pruning": 3,
     "quantization": 3,
-    "tasks": 4,
-    "deploy": 5,
+    "deploy": 4,
+    "tasks": 5,
     "commands": 6,
 }
 SCRIPT_LEVEL = 7
@@ -117,17 +117,20 @@ def upward_imports(house: House) -> list[str]:
 def lone_small_files(house: House) -> list[str]:
     """Find files under 80 lines that exactly one module imports, wherever in that module.
 
-    Faces and scripts are no such files; tests, benchmarks and examples are no readers. A file that only the face of
-    its package imports is read by those who take its names from the face.
+    Faces and scripts are no such files, nor is a verb's run in commands/, which its script reads. Tests, benchmarks
+    and examples are no readers. A file that only the face of its package imports is read by those who take its names
+    from the face.
     """
     rooms = inside(house)
+    scripts = {source.path.name for source in rooms.values() if source.is_script}
     readers: dict[str, set[str]] = defaultdict(set)
     for name, source in rooms.items():
         for target in _targets(source, rooms):
             readers[target].add(name)
     found = []
     for name, source in rooms.items():
-        if source.is_face or source.is_script or source.num_lines >= _SMALL_LINES:
+        is_verb = source.path.parts[0] == "commands" and source.path.name in scripts
+        if source.is_face or source.is_script or is_verb or source.num_lines >= _SMALL_LINES:
             continue
         real = readers[name]
         if len(real) == 1 and rooms[next(iter(real))].is_face:

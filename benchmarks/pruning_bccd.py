@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from benchmarks.report import table, write_report
+from benchmarks.scores import load, scores_on
 from commands.finetune import run_finetuning
 from commands.finetune_config import FinetuneConfig
 from commands.prune import CHECKPOINT_NAME, run_pruning
@@ -29,11 +30,8 @@ from commands.train import run_training
 from commands.train_config import TrainConfig
 from commands.train_sparsity import run_sparsity_training
 from commands.train_sparsity_config import SparsityConfig
-from engine.evaluation.evaluator import Measure
-from models.load import load_model
 from pruning.surgery.report import NetworkSize
 from utils.config.cli import run_script
-from utils.device import select_device
 
 DATA = "data/bccd.yaml"
 
@@ -106,15 +104,14 @@ class Row:
 
 def measure(config: PruningBenchmark) -> None:
     """Run what is missing, evaluate everything, write the report."""
-    splits = splits_of(config)
     rows: list[Row] = []
     scans: list[list[object]] = []
     for seed in config.seeds:
         dense = train_stage(settings_of(config, TrainConfig, seed, "dense", config.weights), run_training)
-        rows.append(row_of("", seed, "dense", dense / "weights/best.pt", splits, config))
+        rows.append(row_of("", seed, "dense", dense / "weights/best.pt", config))
         for variant in config.variants:
             stages = _slim(config, variant, seed, teacher=dense / "weights/best.pt")
-            rows += [row_of(variant, seed, stage, path, splits, config) for stage, path in stages.items()]
+            rows += [row_of(variant, seed, stage, path, config) for stage, path in stages.items()]
             if "percent" in VARIANTS.get(variant, ({}, {}))[1]:
                 scans.append([variant, seed, *_scan(config, variant, seed, stages["sparse"])])
     label = f"_{config.label}" if config.label else ""
@@ -161,15 +158,6 @@ def _stages(config: PruningBenchmark) -> list[str]:
         first = [] if variant in SECOND_CUTS else ["sparse"]
         stages += [f"{variant}_{stage}" for stage in (*first, "pruned", "finetuned")]
     return stages
-
-
-def splits_of(config: PruningBenchmark) -> dict[str, Measure]:
-    """Both held-out splits."""
-    device = select_device()
-    return {
-        split: Measure.on_split(DATA, split, img_size=config.img_size, batch_size=32, device=device, workers=8)
-        for split in ("val", "test")
-    }
 
 
 def sparsity_of(config: PruningBenchmark) -> dict[str, Any]:
@@ -285,16 +273,13 @@ def settings_of(config: PruningBenchmark, kind: type[Any], seed: int, name: str,
     return kind(**{**shared, **values})
 
 
-def row_of(
-    variant: str, seed: int, stage: str, path: Path, splits: Mapping[str, Measure], config: PruningBenchmark
-) -> Row:
-    """Measure a checkpoint on both splits."""
-    model = load_model(path).model
-    numbers = {}
-    for name, split in splits.items():
-        metrics = split(model).metrics
-        numbers[name] = metrics.AP50, metrics.AP
-    size = NetworkSize.of(model, (3, config.img_size, config.img_size))
+def row_of(variant: str, seed: int, stage: str, path: Path, config: PruningBenchmark) -> Row:
+    """Measure a checkpoint on both held-out splits."""
+    network, numbers = load(path), {}
+    for split in ("val", "test"):
+        metrics = scores_on(split, network=network, data=DATA, img_size=config.img_size).metrics
+        numbers[split] = metrics.AP50, metrics.AP
+    size = NetworkSize.of(network.model, (3, config.img_size, config.img_size))
     return Row(variant=variant, seed=seed, stage=stage, size=size, **numbers)
 
 

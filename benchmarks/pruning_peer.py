@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from benchmarks.pruning_bccd import PruningBenchmark, Row, row_of, settings_of, sparsity_of, splits_of
+from benchmarks.pruning_bccd import PruningBenchmark, Row, row_of, settings_of, sparsity_of
 from benchmarks.pruning_speed import import_torch_pruning
 from benchmarks.report import table, write_report
 from commands.finetune import run_finetuning
@@ -60,11 +61,10 @@ class PeerBenchmark(PruningBenchmark):
 def measure(config: PeerBenchmark) -> None:
     """Run what is missing, evaluate everything, write the report."""
     peer = import_torch_pruning()
-    splits = splits_of(config)
     rows: list[Row] = []
     for seed in config.seeds:
         starts = _starts(config, seed, peer)
-        rows += [row_of(name, seed, "trained", path, splits, config) for name, path in starts.items()]
+        rows += [row_of(name, seed, "trained", path, config) for name, path in starts.items()]
         for share in config.shares:
             for name, prune in _ways(config, seed, share, starts, peer).items():
                 folder = Path(config.project) / f"{name.replace(' ', '_')}_{round(100 * share)}_seed{seed}"
@@ -73,8 +73,8 @@ def measure(config: PeerBenchmark) -> None:
                     prune(folder)
                 tuned = train_stage(_tuning(config, folder, seed=seed), run_finetuning)
                 stage = f"{share:.0%} of MACs, "
-                rows.append(row_of(name, seed, stage + "pruned", small, splits, config))
-                rows.append(row_of(name, seed, stage + "fine-tuned", tuned / "weights/best.pt", splits, config))
+                rows.append(row_of(name, seed, stage + "pruned", small, config))
+                rows.append(row_of(name, seed, stage + "fine-tuned", tuned / "weights/best.pt", config))
     path = write_report(
         "pruning_peer",
         title=f"yolov5s on BCCD, {config.img_size} px: ours against torch-pruning at equal MACs",
@@ -121,7 +121,8 @@ def _starts(config: PeerBenchmark, seed: int, peer: Any) -> dict[str, Path]:
 
     def run_regularised(settings: TrainConfig) -> TrainResult | None:
         return run_training(
-            settings, hooks=lambda model, _, __: [PeerRegulariser(peer, model, config.peer_reg, config.img_size)]
+            settings,
+            hooks=lambda network, _, __: [PeerRegulariser(peer, network.model, config.peer_reg, config.img_size)],
         )
 
     return {
@@ -134,7 +135,8 @@ def _starts(config: PeerBenchmark, seed: int, peer: Any) -> dict[str, Path]:
 class PeerRegulariser(Hook):
     """torch-pruning's sparsity training, at the seam where it belongs."""
 
-    def __init__(self, peer: Any, model: Detector, reg: float, img_size: int) -> None:
+    def __init__(self, peer: Any, model: nn.Module, reg: float, img_size: int) -> None:
+        assert isinstance(model, Detector)
         self.reg = reg
         self.pruner = peer.pruner.BNScalePruner(
             model,

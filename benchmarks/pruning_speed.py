@@ -20,11 +20,12 @@ import torch
 from torch import nn
 
 from benchmarks.report import table, write_report
-from commands.prune_config import PruneConfig
 from models.complexity import count_parameters
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
 from pruning.selection.planner import Planner
+from pruning.selection.rounding import Rounding
+from pruning.selection.settings import PlanSettings
 from pruning.surgery.cut import cut
 from utils.config.cli import run_script
 from utils.errors import ConfigError
@@ -97,7 +98,7 @@ def scale_randomly_(model: Detector) -> None:
 
 def _ours(model: Detector, config: SpeedConfig) -> Detector:
     planner = Planner.of(
-        model, PruneConfig(weights="in memory", percent=config.percent, shortcuts="tied").plan_settings()
+        model, PlanSettings(percent=config.percent, shortcuts="tied", rounding=Rounding.parse("pow2"))
     )
     allocation = planner.allocate()
     planner.plan(allocation)

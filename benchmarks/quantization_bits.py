@@ -16,12 +16,11 @@ from typing import Any
 import torch
 
 from benchmarks.report import table, write_report
+from benchmarks.scores import load, scores_on
 from commands.quantize import run_quantization
 from commands.quantize_config import QuantizeConfig
-from deploy.formats import load_detector
+from deploy.integer.runtime import load_integer
 from deploy.settings import RuntimeOptions
-from engine.evaluation.evaluator import Measure
-from engine.evaluation.predict import predictor
 from quantization.ranges.config import Observer
 from utils.config.cli import run_script
 
@@ -91,13 +90,12 @@ def _ways(config: BitsConfig) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _on_test(artefact: Path, config: BitsConfig) -> str:
     """mAP50-95 of the file on the test split."""
-    runtime = load_detector(artefact, device=torch.device("cpu"), options=RuntimeOptions())
-    measure = Measure.on_split(
-        config.data, "test", img_size=config.img_size, batch_size=16, device=torch.device("cpu"), workers=0
+    runtime = load_integer(artefact, device=torch.device("cpu"), options=RuntimeOptions())
+    network, device = load(config.weights), torch.device("cpu")
+    scores = scores_on(
+        "test", network=network, data=config.data, img_size=config.img_size, runtime=runtime, device=device
     )
-    stride = max(runtime.strides)
-    evaluation = measure.evaluate(predictor(runtime), stride=stride, frame_hw=runtime.input_hw)
-    return f"{evaluation.metrics.AP:.4f}"
+    return f"{scores.score:.4f}"
 
 
 if __name__ == "__main__":

@@ -32,13 +32,24 @@ import json, sys, time
 import numpy as np
 from pathlib import Path
 try:
-    from engine.evaluation.evaluate import EvalSettings, _score
     from utils.datasets.indexing.config import load_data_config
     from utils.datasets.indexing.index import build_label_index
 except ModuleNotFoundError:
-    from engine.evaluate import EvalSettings, _score
     from utils.datasets.config import load_data_config
     from utils.datasets.index import build_label_index
+try:
+    import torch
+    from engine.evaluation.detection_scores import DetectionScorer, EvalSettings
+    from engine.evaluation.evaluator import StageClock
+    def _score(found, index, settings, seconds):
+        scorer = DetectionScorer(index, settings, StageClock(device=torch.device("cpu"), seconds=seconds))
+        scorer._found = found
+        return scorer.scores()
+except ModuleNotFoundError:
+    try:
+        from engine.evaluation.evaluate import EvalSettings, _score
+    except ModuleNotFoundError:
+        from engine.evaluate import EvalSettings, _score
 folder = Path(sys.argv[1])
 index = build_label_index(load_data_config(folder / "data.yaml"), "val", cache_dir=sys.argv[2])
 stored = np.load(folder / "found.npz")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.report import table, write_report
-from engine.evaluation.classification_scores import ClassificationLoss
+from engine.losses.classification import ClassificationLoss
 from engine.training.task import TrainingTask
 from models.classifiers import LeNet5
 from pruning.channels.graph import ChannelGraph

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import optuna
 
 from commands.train import run_training
 from commands.train_config import TrainConfig
-from utils.config.hyp import Hyp, load_hyp
+from commands.train_hyp import read_hyp
+from tasks.choose import task_of
+from utils.config.hyp import Hyp
 from utils.errors import ConfigError, TrainingError
-from utils.metrics.coco import fitness
 from utils.storage.files import write_json, write_yaml
 
 LOGGER = logging.getLogger(__name__)
@@ -62,7 +64,8 @@ def run_evolution(config: TrainConfig) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot make {folder}: {error.strerror}; choose another --project") from error
-    start = load_hyp(config.hyp)
+    recipe = task_of(data=config.data, weights=config.weights, cfg=config.cfg).recipe
+    start, spaces = read_hyp(config, recipe), {name: SEARCH_SPACE[name] for name in recipe.searched}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         study_name="evolve",
@@ -72,12 +75,14 @@ def run_evolution(config: TrainConfig) -> Path:
         sampler=optuna.samplers.TPESampler(seed=config.seed),
     )
     if not study.trials:
-        study.enqueue_trial({name: min(max(getattr(start, name), low), high) for name, (low, high, _) in _spaces()})
+        study.enqueue_trial(
+            {name: min(max(getattr(start, name), low), high) for name, (low, high, _) in spaces.items()}
+        )
     finished = sum(trial.state.is_finished() for trial in study.trials)
     LOGGER.info("evolve: %d of %d trainings are done; study in %s", finished, config.evolve, folder)
 
     def objective(trial: optuna.Trial) -> float:
-        return _train_once(trial, start, config, folder)
+        return _train_once(trial, start, config, folder, spaces=spaces)
 
     def report(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         _write_best(study, start, folder)
@@ -86,19 +91,29 @@ def run_evolution(config: TrainConfig) -> Path:
     return _write_best(study, start, folder)
 
 
-def _spaces() -> list[tuple[str, tuple[float, float, bool]]]:
-    return list(SEARCH_SPACE.items())
-
-
-def _train_once(trial: optuna.Trial, start: Hyp, config: TrainConfig, folder: Path) -> float:
+def _train_once(
+    trial: optuna.Trial,
+    start: Hyp,
+    config: TrainConfig,
+    folder: Path,
+    *,
+    spaces: Mapping[str, tuple[float, float, bool]],
+) -> float:
     """Fitness of one training with proposed hyper-parameters; one that diverges is worth nothing."""
-    proposed = {name: trial.suggest_float(name, low, high, log=is_log) for name, (low, high, is_log) in _spaces()}
+    proposed = {
+        name: trial.suggest_float(name, low, high, log=is_log) for name, (low, high, is_log) in spaces.items()
+    }
     hyp_path = folder / f"trial{trial.number}.yaml"
     write_yaml(hyp_path, replace(start, **proposed).to_dict())
     settings = replace(
         config,
         evolve=0,
         hyp=str(hyp_path),
+        lrf=None,
+        momentum=None,
+        weight_decay=None,
+        warmup_epochs=None,
+        label_smoothing=None,
         lr0=proposed["lr0"],
         project=str(folder),
         name=f"trial{trial.number}",
@@ -112,7 +127,7 @@ def _train_once(trial: optuna.Trial, start: Hyp, config: TrainConfig, folder: Pa
     except TrainingError as error:
         LOGGER.warning("trial %d: %s", trial.number, error)
         return 0.0
-    return 0.0 if result is None else fitness(result.evaluation.metrics)
+    return 0.0 if result is None else result.evaluation.fitness
 
 
 def _write_best(study: optuna.Study, start: Hyp, folder: Path) -> Path:

@@ -35,10 +35,10 @@ def run_export(config: ExportConfig) -> bool:
         ConfigError, CheckpointError, DataError: Settings, weights or data do not fit; no incomplete file is left.
     """
     check_writable(config.project)
-    config = for_its_task(config)
+    task, config = for_its_task(config)
     _check_formats(config)
     warn_of_ignored(config, _ignored_settings(config))
-    prepared = prepare(config)
+    prepared = prepare(task, config)
     reference = prepared.reference(config)
     folder = RunFolder.begin(config)
     logger.info("results in %s", folder.path)

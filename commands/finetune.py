@@ -9,21 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from commands.finetune_config import FinetuneConfig
-from commands.prune import check_agrees
 from commands.train import run_training
 from commands.train_config import TrainConfig
-from commands.train_parts import starting_names
 from commands.train_result import TrainResult
 from engine.training.distributed import this_process
 from engine.training.hooks import Hook
-from models.detector import Detector, build_model
-from models.weights import WeightsFile, read_weights
-from pruning.distillation import DistillationHook, load_teacher
 from pruning.sparsity.scale_rate import ScaleRateHook
 from pruning.zeros.hooks import FrozenZerosHook
 from pruning.zeros.masks import zero_masks
+from tasks.choose import task_of
+from tasks.task import Network
 from utils.datasets.class_names import class_order
-from utils.datasets.indexing.config import load_data_config
 from utils.errors import CheckpointError, DataError
 
 LOGGER = logging.getLogger(__name__)
@@ -50,12 +46,12 @@ def run_finetuning(config: FinetuneConfig) -> TrainResult | None:
     return run_training(config if config.resume else _checked(config), hooks=finetuning_hooks)
 
 
-def finetuning_hooks(model: Detector, config: TrainConfig, folder: Path) -> Sequence[Hook]:
+def finetuning_hooks(network: Network, config: TrainConfig, folder: Path) -> Sequence[Hook]:
     """Return hooks for zeros that are kept, faster scales and a teacher, where asked for."""
     assert isinstance(config, FinetuneConfig)
     hooks: list[Hook] = []
     if config.freeze_zeros:
-        masks = zero_masks(model)
+        masks = zero_masks(network.model)
         if not masks:
             LOGGER.warning("--freeze-zeros: %s has no weight of exactly 0, so nothing is frozen", config.weights)
         hooks.append(FrozenZerosHook(masks))
@@ -66,8 +62,8 @@ def finetuning_hooks(model: Detector, config: TrainConfig, folder: Path) -> Sequ
     if config.teacher and config.distill == 0:
         LOGGER.warning("--distill 0: the teacher is not used, this is plain fine-tuning")
     elif config.teacher:
-        teacher = load_teacher(config.teacher, spec=model.spec, names=starting_names(config) or _class_names(config))
-        hooks.append(DistillationHook(teacher, strength=config.distill))
+        task = task_of(data=config.data, weights=config.teacher)
+        hooks.append(task.distillation(config.teacher, network, strength=config.distill))
     return hooks
 
 
@@ -93,30 +89,21 @@ def find_weights(name: str) -> Path:
 def _checked(config: FinetuneConfig) -> FinetuneConfig:
     """Return the settings of a new run, once all that it starts from fits together; nothing is written before."""
     path = find_weights(config.weights)
-    weights = read_weights(path)
+    task = task_of(data=config.data, weights=str(path))
+    network = task.load(path)
     if config.cfg:  # what does not fit another network would silently start from scratch
-        check_agrees(build_model(weights.spec), config.cfg, weights=str(path))
-    _check_names(config, weights, path=path)
+        task.check_agrees(network, config.cfg, weights=str(path))
+    names = task.class_names(config)
+    if class_order(network.names, names) is None:
+        raise DataError(
+            f"--data {config.data} has the classes {list(names)}, {path} has {list(network.names)}; "
+            "give the data set it was trained on, or train on another with train.py"
+        )
     if config.teacher and config.distill:
-        load_teacher(config.teacher, spec=weights.spec, names=weights.names)
+        task.distillation(config.teacher, network, strength=config.distill)
     if this_process().is_main:
         if str(path) != config.weights:
             LOGGER.info("--weights %s: taking %s, the newest", config.weights, path)
-        if not weights.spec.widths and not config.freeze_zeros:
-            LOGGER.warning("%s: nothing was pruned: widths are empty; this trains a dense network on", path)
-    return replace(config, weights=str(path), cfg="", noautoanchor=True)
-
-
-def _class_names(config: TrainConfig) -> tuple[str, ...]:
-    """Return the classes a run on the data set has."""
-    names = load_data_config(config.data).names
-    return ("item",) if config.single_cls and len(names) > 1 else names
-
-
-def _check_names(config: FinetuneConfig, weights: WeightsFile, *, path: Path) -> None:
-    names = _class_names(config)
-    if class_order(weights.names, names) is None:
-        raise DataError(
-            f"--data {config.data} has the classes {list(names)}, {path} has {list(weights.names)}; "
-            "give the data set it was trained on, or train on another with train.py"
-        )
+        if not task.is_pruned(network) and not config.freeze_zeros:
+            LOGGER.warning("%s: no channel was pruned; this trains a dense network on", path)
+    return replace(config, weights=str(path), cfg="", noautoanchor="noautoanchor" not in task.ignored)

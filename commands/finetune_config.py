@@ -10,10 +10,10 @@ from utils.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainConfig):
-    """Train a pruned detector back to accuracy; it keeps its widths, anchors and classes."""
+    """Train a pruned detector or classifier back to accuracy; it keeps its widths, anchors and classes."""
 
     weights: str = "pruned_model.pt"  # pruned checkpoint; a bare name is also looked for in the newest runs/prune/*
-    cfg: str = ""  # only checked: the network is that of the weights, and a YAML of another one is refused
+    cfg: str = ""  # only checked: the network is that of the weights, and another one is refused
     epochs: int = 100  # passes over the training images
     noautoanchor: bool = False  # always so here: the anchors are those of the checkpoint
     evolve: int = 0  # not here; search with train.py

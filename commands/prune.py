@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import nn
 
-from commands.prune_config import PruneConfig, training_config
+from commands.prune_config import PruneConfig
 from commands.prune_rounds import ROUND_NAME, SavedRound, prune_in_rounds
-from commands.train_task import detector_taylor
-from engine.evaluation.evaluate import Evaluation
-from engine.evaluation.evaluator import Measure
-from engine.evaluation.report import result_of
-from engine.evaluation.session import round_up
-from models.detector import Detector, build_model
-from models.load import LoadedModel, load_model
-from models.spec import ModelSpec
+from engine.evaluation.evaluator import Evaluation, Evaluator, change
 from pruning.channels.graph import ChannelGraph
+from pruning.channels.ids import FloatArray
+from pruning.importance.taylor import taylor_importance
 from pruning.selection.allocation import Allocation
-from pruning.selection.planner import MeasureImportance, Planner
+from pruning.selection.planner import Planner
 from pruning.selection.scan import Scan, scan
 from pruning.surgery.cut import apply_plan, cut
 from pruning.surgery.plan import PruningPlan
 from pruning.surgery.report import NetworkSize, SurgeryReport
 from pruning.zeros.masks import UnstructuredSettings, apply_masks_, l1_masks, sparsity_table
+from tasks.choose import task_of
+from tasks.measuring import open_evaluator
+from tasks.short_training import short_training
+from tasks.task import Network, Task
+from utils.config.hyp import load_hyp
 from utils.config.values import warn_of_ignored
 from utils.device import select_device
-from utils.errors import PruningError
 from utils.plots.pruning import plot_kept
-from utils.storage.checkpoint import Checkpoint, save_checkpoint
+from utils.storage.checkpoint import save_checkpoint
 from utils.storage.files import check_writable, write_text
 from utils.storage.run_folder import RunFolder, plain
 
@@ -49,15 +47,15 @@ class PruneResult:
     """A pruned network.
 
     Attributes:
-        model: In evaluation mode, on the CPU.
+        network: In evaluation mode, on the CPU.
         plan: Channels that were kept, by layer.
         report: Sizes before and after.
-        scan: mAP over percents, where asked for.
+        scan: Scores over percents, where asked for.
         before, after: Evaluations, where data was given.
         folder: The run folder; None as long as there is none, and after a dry run.
     """
 
-    model: Detector
+    network: Network
     plan: PruningPlan
     report: SurgeryReport
     scan: Scan | None = None
@@ -65,13 +63,18 @@ class PruneResult:
     after: Evaluation | None = None
     folder: Path | None = None
 
+    @property
+    def model(self) -> Any:
+        """The network's module."""
+        return self.network.model
+
     def to_dict(self) -> dict[str, Any]:
         """Return the content of result.json."""
         return {
             "report": self.report.to_dict(),
             "scan": self.scan and self.scan.to_dict(),
-            "before": self.before and result_of(self.before),
-            "after": self.after and result_of(self.after),
+            "before": self.before and self.before.to_dict(),
+            "after": self.after and self.after.to_dict(),
             "threshold": self.plan.settings.get("threshold"),
         }
 
@@ -88,110 +91,134 @@ def run_pruning(config: PruneConfig) -> PruneResult:
     _warn_of_ignored(config)
     if not config.dry_run:
         check_writable(config.project)
-    loaded = load_model(config.weights)
-    model = loaded.model
-    config = replace(config, img_size=round_up(config.img_size, model.max_stride))
+    task = task_of(data=config.data, weights=config.weights, cfg=config.cfg)
+    if saved is None:
+        warn_of_ignored(config, {f"{task.name} does not use them": task.ignored_later})
+    dense = task.load(config.weights)
+    image_chw = task.image_chw(dense, config.img_size)
+    config = replace(config, img_size=max(image_chw[1:]))
     if config.is_unstructured_only:
-        config = replace(config, percent=0.0, round="none")
+        # Nothing is cut, so any criterion will do, and that of kernels ranks every network.
+        config = replace(config, percent=0.0, round="none", criterion="kernel_l1")
     if config.cfg:
-        check_agrees(model, config.cfg, weights=config.weights)
-    measure = _measure(config, loaded.names) if config.scan or (config.data and not config.dry_run) else None
-    result = _pruned(loaded, config, saved=saved, measure=measure)
+        task.check_agrees(dense, config.cfg, weights=config.weights)
+    is_measured = config.scan or (config.data and not config.dry_run)
+    device = select_device(config.device)
+    evaluator = open_evaluator(task, config.training(), dense, device=device) if is_measured else None
+    run = _Run(task=task, dense=dense, config=config, image_chw=image_chw, evaluator=evaluator)
+    result = run.in_rounds(saved) if config.iterative else run.by_plan()
     LOGGER.info("%s", result.report.as_text())
     if config.unstructured is not None:
         _zero_weights_(result.model, config, sparsity=config.unstructured)
     if config.dry_run:
         LOGGER.info("dry run: nothing was written")
         return result
-    if measure is not None:
-        result = replace(result, before=measure(model), after=measure(result.model))
+    if evaluator is not None:
+        before, after = evaluator.evaluate(dense.model), evaluator.evaluate(result.model)
+        result = replace(result, before=before, after=after)
         when = "after the last round" if config.iterative else "before any fine-tuning"
-        LOGGER.info("%s: %s", when, _change(result))
-    return _write(result, loaded, config)
+        LOGGER.info("%s: %s", when, change(before, after))
+    return run.write(result)
 
 
-def _pruned(
-    loaded: LoadedModel, config: PruneConfig, *, saved: SavedRound | None, measure: Measure | None
-) -> PruneResult:
-    """Return the pruned network, in rounds or by one plan."""
-    before = NetworkSize.of(loaded.model, config.image_chw)
-    if config.iterative:
-        rounds = prune_in_rounds(loaded, config, saved=saved)
-        report = SurgeryReport(before=before, after=NetworkSize.of(rounds.model, config.image_chw))
-        return PruneResult(model=rounds.model, plan=rounds.plan, report=report, folder=rounds.folder)
-    found: Scan | None = None
-    if config.plan:
-        plan = PruningPlan.load(Path(config.plan))
-        pruned = apply_plan(loaded.model, plan, carry=config.constants)
-    else:
-        planner, allocation, found = _allocate(loaded.model, config, measure)
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """One pruning: what is cut, by which settings, and how it is measured."""
+
+    task: Task
+    dense: Network
+    config: PruneConfig
+    image_chw: tuple[int, int, int]
+    evaluator: Evaluator | None
+
+    def in_rounds(self, saved: SavedRound | None) -> PruneResult:
+        """Cut and train by turns."""
+        rounds = prune_in_rounds(self.task, self.dense, self.config, image_chw=self.image_chw, saved=saved)
+        return self._result(rounds.model, rounds.plan, folder=rounds.folder)
+
+    def by_plan(self) -> PruneResult:
+        """Cut once, by a plan that is given or made now."""
+        config, dense = self.config, self.dense
+        if config.plan:
+            plan = PruningPlan.load(Path(config.plan))
+            model = apply_plan(dense.model, plan, carry=config.constants, image_chw=dense.trace_chw)
+            return self._result(model, plan)
+        planner, allocation, found = self._allocate()
         plan = planner.plan(allocation, settings={**plain(config), "percent": planner.settings.percent})
         # The planner has removed bottlenecks and traced the network: no need to do it again.
-        pruned = cut(planner.model, planner.graph, allocation.dropped, carry=config.constants)
-    assert isinstance(pruned, Detector)
-    report = SurgeryReport(before=before, after=NetworkSize.of(pruned, config.image_chw))
-    return PruneResult(model=pruned, plan=plan, report=report, scan=found)
+        model = cut(planner.model, planner.graph, allocation.dropped, carry=config.constants)
+        return self._result(model, plan, found=found)
+
+    def _result(
+        self, model: nn.Module, plan: PruningPlan, *, found: Scan | None = None, folder: Path | None = None
+    ) -> PruneResult:
+        sizes = [NetworkSize.of(network, self.image_chw) for network in (self.dense.model, model)]
+        report = SurgeryReport(before=sizes[0], after=sizes[1])
+        network = self.dense.with_model(model)
+        self.task.check_rebuilt(network)
+        return PruneResult(network=network, plan=plan, report=report, scan=found, folder=folder)
+
+    def _allocate(self) -> tuple[Planner, Allocation, Scan | None]:
+        """Return the planner, the channels it drops, and the scan that led to it."""
+        config, evaluator, found = self.config, self.evaluator, None
+        settings = config.plan_settings(self.image_chw, self.dense.trace_chw)
+        planner = Planner.of(self.dense.model, settings, measure=self._taylor)
+        if config.scan:
+            assert evaluator is not None
+            found = scan(
+                planner,
+                lambda model: evaluator.evaluate(model).headline,
+                tolerance=config.tolerance,
+                carry=config.constants,
+            )
+            LOGGER.info("%s", found.as_text())
+            if config.percent is None:
+                planner = replace(planner, settings=replace(planner.settings, percent=found.recommended))
+        allocation = planner.allocate()
+        LOGGER.info("%s", planner.describe(allocation))
+        return planner, allocation, found
+
+    def _taylor(self, model: nn.Module, graph: ChannelGraph) -> FloatArray:
+        """Measure importance by Taylor expansion on training batches; the network lies on the CPU afterwards."""
+        config, device = self.config, select_device(self.config.device)
+        hyp = load_hyp(config.hyp or self.task.recipe.hyp)
+        network = self.dense.with_model(model.to(device))
+        try:
+            training = short_training(self.task, config.training(), network, hyp=hyp, device=device)
+            batches = islice(training.batches(0), config.taylor_batches)
+            return taylor_importance(model, graph, batches, loss_fn=training.loss_of)
+        finally:
+            model.cpu()
+
+    def write(self, result: PruneResult) -> PruneResult:
+        """Write the run folder: checkpoint, plan, description, channel groups, plots, result.json."""
+        config, network = self.config, result.network
+        if result.folder is not None:
+            folder = RunFolder(path=result.folder)
+        else:
+            folder = RunFolder.create(project=config.project, name=config.name, exist_ok=config.exist_ok)
+        path, checkpoint = folder.path, folder.path / CHECKPOINT_NAME
+        folder.write_config(config)
+        save_checkpoint(network.to_checkpoint({"pruned_from": config.weights, **plain(config)}), checkpoint)
+        result.plan.save(path / "plan.json")
+        self.task.describe(network, path)
+        graph = ChannelGraph.of(network.model, image_chw=network.trace_chw)
+        write_text(path / "channels.txt", graph.as_text() + "\n")
+        if not config.noplots:
+            plot_kept(result.report.widths, path / "kept_channels.png")
+            if result.scan is not None:
+                result.scan.plot(path / "scan.png")
+        folder.write_result({**result.to_dict(), "checkpoint": str(checkpoint), "config": plain(config)})
+        (path / ROUND_NAME).unlink(missing_ok=True)  # what is complete needs nothing to continue from
+        LOGGER.info("pruned checkpoint %s\nresults in %s", checkpoint, path)
+        return replace(result, folder=path)
 
 
-def _zero_weights_(model: Detector, config: PruneConfig, *, sparsity: float) -> None:
+def _zero_weights_(model: nn.Module, config: PruneConfig, *, sparsity: float) -> None:
     """Set the smallest weights of the pruned network to zero, as `--unstructured` asks."""
     settings = UnstructuredSettings(sparsity=sparsity, scope=config.unstructured_scope, protect=config.protect)
     apply_masks_(model, l1_masks(model, settings))
     LOGGER.info("%s", sparsity_table(model))
-
-
-def check_agrees(model: Detector, cfg: str, *, weights: str) -> None:
-    """Refuse weights whose layers are not those of a model YAML.
-
-    Raises:
-        PruningError: Names the first layer that differs.
-    """
-    with torch.device("meta"):
-        wanted = build_model(ModelSpec.from_yaml(cfg, num_classes=model.spec.num_classes)).state_dict()
-    found = model.state_dict()
-    for name in [*wanted, *found]:
-        if name.endswith(".anchors"):
-            continue
-        shapes = [tuple(state[name].shape) if name in state else None for state in (wanted, found)]
-        if shapes[0] != shapes[1]:
-            there, here = (f"has {shape}" if shape else "lacks it" for shape in shapes)
-            raise PruningError(
-                f"--cfg {cfg} and --weights {weights} disagree at {name}: the YAML {there}, the weights {here}; "
-                "give the YAML of these weights or leave --cfg out"
-            )
-
-
-def _measure(config: PruneConfig, names: Sequence[str]) -> Measure:
-    return Measure.on_split(
-        config.data,
-        "val",
-        names=names,
-        img_size=config.img_size,
-        batch_size=config.batch_size,
-        device=select_device(config.device),
-        workers=config.workers,
-    )
-
-
-def _allocate(
-    model: Detector, config: PruneConfig, measure: Measure | None
-) -> tuple[Planner, Allocation, Scan | None]:
-    """Return the planner, the channels it drops, and the scan that led to it."""
-    planner, found = Planner.of(model, config.plan_settings(), measure=_taylor(config)), None
-    if config.scan:
-        assert measure is not None
-        found = scan(planner, _scores(measure), tolerance=config.tolerance, carry=config.constants)
-        LOGGER.info("%s", found.as_text())
-        if config.percent is None:
-            planner = replace(planner, settings=replace(planner.settings, percent=found.recommended))
-    allocation = planner.allocate()
-    LOGGER.info("%s", planner.describe(allocation))
-    return planner, allocation, found
-
-
-def _taylor(config: PruneConfig) -> MeasureImportance:
-    """Return what measures importance by Taylor expansion, where that is asked for."""
-    return partial(detector_taylor, config=training_config(config), batches=config.taylor_batches)
 
 
 def _warn_of_ignored(config: PruneConfig) -> None:
@@ -203,48 +230,3 @@ def _warn_of_ignored(config: PruneConfig) -> None:
         "without --criterion taylor": () if config.criterion == "taylor" else ("taylor_batches",),
     }
     warn_of_ignored(config, reasons)
-
-
-def _scores(measure: Measure) -> Callable[[Detector], tuple[float, float]]:
-    def scores(model: Detector) -> tuple[float, float]:
-        metrics = measure(model).metrics
-        return metrics.AP50, metrics.AP
-
-    return scores
-
-
-def _change(result: PruneResult) -> str:
-    assert result.before is not None
-    assert result.after is not None
-    before, after = result.before.metrics, result.after.metrics
-    return f"mAP50 {before.AP50:.3f} -> {after.AP50:.3f}, mAP {before.AP:.3f} -> {after.AP:.3f}"
-
-
-def _write(result: PruneResult, loaded: LoadedModel, config: PruneConfig) -> PruneResult:
-    """Write the run folder: checkpoint, plan, YAML, channel groups, plots, result.json."""
-    if result.folder is not None:
-        folder = RunFolder(path=result.folder)
-    else:
-        folder = RunFolder.create(project=config.project, name=config.name, exist_ok=config.exist_ok)
-    path, checkpoint = folder.path, folder.path / CHECKPOINT_NAME
-    folder.write_config(config)
-    save_checkpoint(
-        Checkpoint(
-            spec=result.model.spec.to_dict(),
-            names=loaded.names,
-            weights=result.model.state_dict(),
-            config={"pruned_from": config.weights, **plain(config)},
-        ),
-        checkpoint,
-    )
-    result.plan.save(path / "plan.json")
-    result.model.spec.to_yaml(path / "pruned.yaml")
-    write_text(path / "channels.txt", ChannelGraph.of(result.model).as_text() + "\n")
-    if not config.noplots:
-        plot_kept(result.report.widths, path / "kept_channels.png")
-        if result.scan is not None:
-            result.scan.plot(path / "scan.png")
-    folder.write_result({**result.to_dict(), "checkpoint": str(checkpoint), "config": plain(config)})
-    (path / ROUND_NAME).unlink(missing_ok=True)  # what is complete needs nothing to continue from
-    LOGGER.info("pruned checkpoint %s\nresults in %s", checkpoint, path)
-    return replace(result, folder=path)

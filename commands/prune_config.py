@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Annotated
 
-from commands.train_config import TrainConfig
 from pruning.choices import CriterionName, Scope, Shortcuts
 from pruning.selection.rounding import Direction, Rounding
 from pruning.selection.settings import PlanSettings
 from pruning.selection.targets import parse_target
+from tasks.settings import DEFAULT_IMG_SIZE, TaskSettings
 from utils.config.cli import spelled
 from utils.config.values import check_least
 from utils.errors import ConfigError
@@ -20,10 +20,10 @@ MAX_COST_POWER = 4.0  # far beyond use; keeps costs to this power within float64
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
-    """Cut the channels of a trained detector that matter least."""
+    """Cut the channels of a trained detector or classifier that matter least."""
 
     weights: str = ""  # checkpoint to prune
-    cfg: str = ""  # architecture YAML that the weights are checked against
+    cfg: str = ""  # architecture YAML, or name of a classifier, that the weights are checked against
     percent: float | None = None  # share of channels below the threshold, of those that may go; 0.5 by default
     criterion: CriterionName = "bn_gamma"  # what makes a channel important
     bn_percent: float | None = None  # prune by scales and by kernels at once: the share that is cut by scales
@@ -44,13 +44,15 @@ class PruneConfig:
     constants: bool = True  # --no-constants drops what cut channels still emit; else the next layers take it over
     strict: bool = False  # refuse, rather than mend, a percent that would empty a layer
     dry_run: bool = False  # show what would be cut and write nothing
-    scan: bool = False  # measure mAP over percents, find the cliff and recommend a percent; needs --data
-    tolerance: float = 0.01  # mAP that the recommended percent may lose before fine-tuning
-    data: str = ""  # data set YAML: measure before and after; needed by scan and taylor
-    img_size: Annotated[int, spelled("--img", "--imgsz")] = 640  # longer side in pixels, for MACs and mAP
+    scan: bool = False  # measure mAP or accuracy over percents, find the cliff and recommend a percent; needs --data
+    tolerance: float = 0.01  # mAP or accuracy that the recommended percent may lose before fine-tuning
+    # data set YAML, or a classifier's images as of train.py: measure before and after; needed by scan and taylor
+    data: str = ""
+    # longer side in pixels, for MACs and mAP; a classifier has its own size
+    img_size: Annotated[int, spelled("--img", "--imgsz")] = DEFAULT_IMG_SIZE
     batch_size: Annotated[int, spelled("--batch")] = 32  # images per step
     taylor_batches: int = 16  # training batches that Taylor importance is averaged over
-    hyp: str = "data/hyp/scratch.yaml"  # hyper-parameter YAML: augmentation and loss of these batches
+    hyp: str = ""  # hyper-parameter YAML: augmentation and loss of these batches; by default that of train.py
     iterative: bool = False  # with taylor: rank, cut and train by turns; --percent or --target says how far
     step: int = 512  # channels that each round of --iterative cuts
     updates: int = 30  # optimiser steps after each cut
@@ -58,6 +60,7 @@ class PruneConfig:
     resume: str = ""  # continue with the killed --iterative run of this folder, under its own settings
     device: str = ""  # cpu, or the number of a GPU; empty takes a GPU if there is one
     workers: int = 8  # data loading processes, at most one per core
+    cache_dir: str = ""  # where the label index is cached, by default beside the data; or fetched images
     seed: int = 0  # of the random criterion, and of the images and augmentation that taylor sees
     noplots: bool = False  # draw nothing
     project: str = "runs/prune"  # where run folders are made
@@ -145,13 +148,10 @@ class PruneConfig:
         """Widths to keep."""
         return Rounding.parse(self.round, direction=self.round_direction)
 
-    @property
-    def image_chw(self) -> tuple[int, int, int]:
-        """Shape of the image that multiply-adds are counted for."""
-        return 3, self.img_size, self.img_size
-
-    def plan_settings(self) -> PlanSettings:
-        """Return what the planner needs of these settings."""
+    def plan_settings(
+        self, image_chw: tuple[int, int, int], trace_chw: tuple[int, int, int] | None = None
+    ) -> PlanSettings:
+        """Return what the planner needs of these settings, for images of a size to count costs for and to trace."""
         return PlanSettings(
             percent=self.percent,
             criterion=self.criterion,
@@ -165,20 +165,19 @@ class PruneConfig:
             cost_power=self.cost_power,
             protect=self.protect,
             strict=self.strict,
-            image_chw=self.image_chw,
+            image_chw=image_chw,
+            trace_chw=trace_chw,
             seed=self.seed,
         )
 
-
-def training_config(config: PruneConfig) -> TrainConfig:
-    """Return the training whose batches and loss importance is measured on, and with which rounds train."""
-    return TrainConfig(
-        weights=config.weights,
-        data=config.data,
-        hyp=config.hyp,
-        img_size=(config.img_size,),
-        batch_size=config.batch_size,
-        device=config.device,
-        workers=config.workers,
-        seed=config.seed,
-    )
+    def training(self) -> TaskSettings:
+        """Return the settings of the training on whose batches importance is measured and rounds train."""
+        return TaskSettings(
+            weights=self.weights,
+            data=self.data,
+            img_size=(self.img_size,),
+            batch_size=self.batch_size,
+            workers=self.workers,
+            cache_dir=self.cache_dir,
+            seed=self.seed,
+        )

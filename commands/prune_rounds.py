@@ -9,22 +9,23 @@ from pathlib import Path
 
 from torch import nn
 
-from commands.prune_config import PruneConfig, training_config
-from commands.train_task import detector_task_of
+from commands.prune_config import PruneConfig
 from models.complexity import count_macs, count_parameters
-from models.detector import Detector
 from models.fingerprint import network_fingerprint
-from models.load import LoadedModel, load_model
 from pruning.channels.graph import ChannelGraph
 from pruning.iterative import IterativeSettings, Quantity, Round, before_rounds, prune_iteratively
 from pruning.selection.planner import free_ids
 from pruning.selection.settings import DEFAULT_PERCENT
 from pruning.selection.targets import parse_target
 from pruning.surgery.plan import PruningPlan
+from tasks.choose import task_of
+from tasks.short_training import short_training
+from tasks.task import Network, Task
 from utils.config.cli import config_from_values
+from utils.config.hyp import load_hyp
 from utils.device import memory_advice, select_device
 from utils.errors import CheckpointError, PruningError
-from utils.storage.checkpoint import Checkpoint, save_checkpoint
+from utils.storage.checkpoint import save_checkpoint
 from utils.storage.run_folder import RunFolder, plain
 
 LOGGER = logging.getLogger(__name__)
@@ -39,16 +40,14 @@ class SavedRound:
     Order of images, augmentation and dropout depend on the index of the round alone: no random state is needed.
 
     Attributes:
-        model: As the round left it.
-        names: Its classes.
+        network: As the round left it.
         round: The dense network as the last round left it.
         config: Settings of the run.
         fingerprint: Fingerprint of the dense network.
         folder: Folder of the run.
     """
 
-    model: Detector
-    names: tuple[str, ...]
+    network: Network
     round: Round
     config: PruneConfig
     fingerprint: str
@@ -56,13 +55,8 @@ class SavedRound:
 
     def save(self) -> None:
         """Write it into the run folder, in place of the round before."""
-        checkpoint = Checkpoint(
-            spec=self.model.spec.to_dict(),
-            names=self.names,
-            weights=self.model.state_dict(),
-            config=plain(self.config),
-            training_state={"round": plain(self.round), "fingerprint": self.fingerprint},
-        )
+        state = {"round": plain(self.round), "fingerprint": self.fingerprint}
+        checkpoint = self.network.to_checkpoint(plain(self.config), training_state=state)
         save_checkpoint(checkpoint, self.folder / ROUND_NAME)
 
     @classmethod
@@ -78,19 +72,19 @@ class SavedRound:
                 f"--resume {folder}: there is no {ROUND_NAME}; give the folder of an --iterative run that was "
                 "killed, a complete one has none"
             )
-        loaded = load_model(path)
-        content = loaded.checkpoint.training_state if loaded.checkpoint else {}
+        network = task_of(weights=str(path)).load(path)
+        checkpoint = network.checkpoint
+        content = checkpoint.training_state if checkpoint else {}
         try:
             state, fingerprint = Round.from_dict(content["round"]), str(content["fingerprint"])
         except (KeyError, TypeError, AttributeError):
             raise CheckpointError(
                 f"{path} contains no round of prune.py --iterative; give another run folder or start anew"
             ) from None
-        assert loaded.checkpoint is not None
-        config = config_from_values(PruneConfig, loaded.checkpoint.config, where=str(path))
+        assert checkpoint is not None
+        config = config_from_values(PruneConfig, checkpoint.config, where=str(path))
         return cls(
-            model=loaded.model,
-            names=loaded.names,
+            network=network,
             round=state,
             config=config,
             fingerprint=fingerprint,
@@ -108,17 +102,26 @@ class PrunedInRounds:
         folder: The run folder, made before the first round.
     """
 
-    model: Detector
+    model: nn.Module
     plan: PruningPlan
     folder: Path
 
 
-def prune_in_rounds(dense: LoadedModel, config: PruneConfig, *, saved: SavedRound | None = None) -> PrunedInRounds:
+def prune_in_rounds(
+    task: Task,
+    dense: Network,
+    config: PruneConfig,
+    *,
+    image_chw: tuple[int, int, int],
+    saved: SavedRound | None = None,
+) -> PrunedInRounds:
     """Rank, cut and train by turns; after every round the folder contains what is needed to continue.
 
     Args:
+        task: Task of the network.
         dense: The network of `config.weights`; not touched.
         config: The settings; those of `saved` where the run continues.
+        image_chw: Size of an image for which costs are counted.
         saved: The round after which to continue.
 
     Raises:
@@ -127,18 +130,19 @@ def prune_in_rounds(dense: LoadedModel, config: PruneConfig, *, saved: SavedRoun
     fingerprint = network_fingerprint(dense.model)
     if saved is not None and saved.fingerprint != fingerprint:
         raise PruningError(f"--weights {config.weights} is not the network this run began with; put that file back")
-    settings = iterative_settings(dense.model, config)
-    start = saved.round if saved else before_rounds(dense.model, settings=settings, image_chw=config.image_chw)
-    model = copy.deepcopy(saved.model if saved else dense.model).to(select_device(config.device))
-    task = detector_task_of(model, training_config(config))
+    settings = iterative_settings(dense, config, image_chw=image_chw)
+    start = saved.round if saved else before_rounds(dense.model, settings=settings, image_chw=image_chw)
+    device = select_device(config.device)
+    model = copy.deepcopy(saved.network.model if saved else dense.model).to(device)
+    hyp = load_hyp(config.hyp or task.recipe.hyp)
+    training = short_training(task, config.training(), dense.with_model(model), hyp=hyp, device=device)
     # Only now, so that a mistake in what was given leaves no folder behind.
     folder = saved.folder if saved else RunFolder.begin(config).path
 
-    def save(state: Round, network: nn.Module) -> None:
-        assert isinstance(network, Detector)
-        SavedRound(
-            model=network, names=dense.names, round=state, config=config, fingerprint=fingerprint, folder=folder
-        ).save()
+    def save(state: Round, pruned: nn.Module) -> None:
+        network = dense.with_model(pruned)
+        task.check_rebuilt(network)  # what could not be loaded again is not trained on
+        SavedRound(network=network, round=state, config=config, fingerprint=fingerprint, folder=folder).save()
 
     if saved is None:
         save(start, model)  # a run killed in its first round continues too
@@ -147,20 +151,21 @@ def prune_in_rounds(dense: LoadedModel, config: PruneConfig, *, saved: SavedRoun
         _remove_half_written(folder)
     with memory_advice(f"lower --batch-size (now {config.batch_size}) or --img-size (now {config.img_size})"):
         pruned, last = prune_iteratively(
-            model, task, settings=settings, image_chw=config.image_chw, start=start, on_round=save
+            model, training, settings=settings, image_chw=image_chw, start=start, on_round=save
         )
-    assert isinstance(pruned, Detector)
     plan = PruningPlan(fingerprint=fingerprint, keep=_cut_layers(dense.model, last), settings=plain(config))
     return PrunedInRounds(model=pruned.cpu(), plan=plan, folder=folder)
 
 
-def iterative_settings(model: Detector, config: PruneConfig) -> IterativeSettings:
+def iterative_settings(
+    network: Network, config: PruneConfig, *, image_chw: tuple[int, int, int]
+) -> IterativeSettings:
     """Return the loop's settings; the long fine-tuning at the end is left to finetune_pruned.py.
 
     Raises:
         PruningError: The network is as small as that already.
     """
-    quantity, ratio = _share_to_remove(model, config)
+    quantity, ratio = _share_to_remove(network, config, image_chw)
     return IterativeSettings(
         ratio=ratio,
         quantity=quantity,
@@ -177,11 +182,14 @@ def iterative_settings(model: Detector, config: PruneConfig) -> IterativeSetting
     )
 
 
-def _share_to_remove(model: Detector, config: PruneConfig) -> tuple[Quantity, float]:
+def _share_to_remove(
+    network: Network, config: PruneConfig, image_chw: tuple[int, int, int]
+) -> tuple[Quantity, float]:
     """Return what is counted, and which share of it is to be cut."""
+    model = network.model
     if not config.target:
         percent = DEFAULT_PERCENT if config.percent is None else config.percent
-        graph = ChannelGraph.of(model)
+        graph = ChannelGraph.of(model, image_chw=network.trace_chw)
         free = len(free_ids(model, graph, shortcuts=config.shortcuts, protect=config.protect))
         count = int(percent * free)
         if not count:
@@ -191,7 +199,7 @@ def _share_to_remove(model: Detector, config: PruneConfig) -> tuple[Quantity, fl
         # The loop counts all prunable channels, also those that shortcuts or patterns protect.
         return "channels", count / len(graph.prunable_ids)
     target = parse_target(config.target)
-    now = count_macs(model, config.image_chw) if target.quantity == "macs" else count_parameters(model)
+    now = count_macs(model, image_chw) if target.quantity == "macs" else count_parameters(model)
     goal = target.absolute(now)
     if goal >= now:
         raise PruningError(
@@ -200,7 +208,7 @@ def _share_to_remove(model: Detector, config: PruneConfig) -> tuple[Quantity, fl
     return target.quantity, 1 - goal / now
 
 
-def _cut_layers(dense: Detector, last: Round) -> dict[str, tuple[int, ...]]:
+def _cut_layers(dense: nn.Module, last: Round) -> dict[str, tuple[int, ...]]:
     """Kept outputs of the layers that lost some."""
     widths = {name: len(dense.get_parameter(f"{name}.weight")) for name in last.kept}
     return {name: indices for name, indices in last.kept.items() if len(indices) < widths[name]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,15 +13,19 @@ from torch import nn
 
 from commands.quantize_config import QuantizeConfig, parse_bytes
 from commands.quantize_report import Measured, plot_sensitivity, result_table, sensitivity_rows, sensitivity_table
-from commands.quantize_subjects import Subject, open_subject
 from deploy.artefact.folder import check_replaceable
-from deploy.integer.export import Forms, bits_text
+from deploy.formats import load_runtime
+from deploy.integer.export import Forms, bits_text, write_integer
 from deploy.integer.runtime import FORMAT, NETWORK_NAME
+from engine.evaluation.evaluator import Evaluator
 from quantization.choices import Part
 from quantization.network import QuantizedNetwork, quantize
 from quantization.rounding.compensation import compensate_
 from quantization.sensitivity import Sensitivity, mixed_precision, sensitivities, weight_bytes
 from quantization.storage.sizes import FormSize, form_sizes
+from tasks.choose import task_of
+from tasks.measuring import open_evaluator
+from tasks.task import Network, Task
 from utils.config.values import warn_of_ignored
 from utils.errors import ConfigError
 from utils.storage.files import check_writable, write_json
@@ -59,20 +63,23 @@ def run_quantization(config: QuantizeConfig) -> QuantizeResult:
     Raises:
         ConfigError, CheckpointError, DataError, QuantizationError: Something cannot be had as asked.
     """
-    _warn_of_ignored(config)
+    task = task_of(data=config.data, weights=config.weights)
+    _warn_of_ignored(config, task)
     if config.threads:
         torch.set_num_threads(config.threads)
     check_replaceable(artefact_path(config), marker=NETWORK_NAME)
     check_writable(config.project)
-    subject = open_subject(config)
-    images = subject.calibration()
-    network = quantize(subject.model, images, config=config.quantisation(), image_shape=subject.image_chw)
+    subject = _Subject.of(task, config)
+    images = task.calibration(
+        config.data_settings(), subject.network, count=config.calib_images, image_chw=subject.image_chw
+    )
+    network = quantize(subject.network.model, images, config=config.quantisation(), image_shape=subject.image_chw)
     check_budget(network, config)
     folder = RunFolder.begin(config)
     logger.info("results in %s", folder.path)
     table = _sensitivity(network, subject, config)
     if table:
-        _write_sensitivity(table, folder.path, network=network, metric=subject.metric)
+        _write_sensitivity(table, folder.path, network=network, metric=task.metric)
     if config.budget:
         network.set_config_(mixed_precision(network, table, budget_bytes=parse_bytes(config.budget)))
     if config.compensate:  # last, for it is right for these bits alone
@@ -85,10 +92,44 @@ def run_quantization(config: QuantizeConfig) -> QuantizeResult:
     return result
 
 
-def _warn_of_ignored(config: QuantizeConfig) -> None:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Subject:
+    """A network to quantise, and what it is measured by.
+
+    Attributes:
+        task: Task of the network.
+        network: In evaluation mode, on the CPU.
+        image_chw: Size of the images it is quantised for.
+        evaluator: Measures on the val split, on the CPU.
+    """
+
+    task: Task
+    network: Network
+    image_chw: tuple[int, int, int]
+    evaluator: Evaluator
+
+    @classmethod
+    def of(cls, task: Task, config: QuantizeConfig) -> _Subject:
+        """Read weights and data."""
+        network = task.load(config.weights)
+        return cls(
+            task=task,
+            network=network,
+            image_chw=task.input_chw(network, config.image_hw),
+            evaluator=open_evaluator(task, config.data_settings(), network, device=torch.device("cpu")),
+        )
+
+    def score(self, quantised: QuantizedNetwork, *, num_images: int = 0) -> float:
+        """Measure a quantised network in its mode, on so many images; 0 are all."""
+        evaluator = replace(self.evaluator, data=self.evaluator.data.few(num_images))
+        return evaluator.evaluate(self.task.quantised(quantised, self.network)).score
+
+
+def _warn_of_ignored(config: QuantizeConfig, task: Task) -> None:
     """Say which settings change nothing beside the others."""
     is_measured = config.sensitivity or config.budget
     reasons = {
+        f"{task.name} does not use them": task.ignored_later,
         "without --observer percentile": () if config.observer == "percentile" else ("percentile",),
         "without --sensitivity": () if config.sensitivity else ("sensitivity_part",),
         "without --sensitivity and --budget": () if is_measured else ("sensitivity_images",),
@@ -124,7 +165,7 @@ def check_budget(network: QuantizedNetwork, config: QuantizeConfig) -> None:
         )
 
 
-def _sensitivity(network: QuantizedNetwork, subject: Subject, config: QuantizeConfig) -> list[Sensitivity]:
+def _sensitivity(network: QuantizedNetwork, subject: _Subject, config: QuantizeConfig) -> list[Sensitivity]:
     """Measure the table that was asked for, or that a budget needs."""
     bits: Sequence[int] = config.budget_bits if config.budget else config.sensitivity
     part: Part = "weights" if config.budget else config.sensitivity_part
@@ -133,7 +174,7 @@ def _sensitivity(network: QuantizedNetwork, subject: Subject, config: QuantizeCo
 
     def metric(quantised: nn.Module) -> float:
         assert isinstance(quantised, QuantizedNetwork), "sensitivities measures what it is given"
-        return subject.of_network(quantised, num_images=config.sensitivity_images)
+        return subject.score(quantised, num_images=config.sensitivity_images)
 
     return sensitivities(network, metric, bits=sorted(set(bits)), part=part)
 
@@ -150,7 +191,7 @@ def _write_sensitivity(table: Sequence[Sensitivity], folder: Path, *, network: Q
 
 def _written(
     network: QuantizedNetwork,
-    subject: Subject,
+    subject: _Subject,
     config: QuantizeConfig,
     *,
     folder: Path,
@@ -158,16 +199,17 @@ def _written(
 ) -> QuantizeResult:
     """Write the artefact and measure it."""
     program, path = network.to_program(), artefact_path(config)
-    subject.write(program, path, Forms(layout=config.layout, with_yaml=config.yaml))
+    source = subject.task.source(subject.network, path=config.weights)
+    write_integer(program, path, source=source, forms=Forms(layout=config.layout, with_yaml=config.yaml))
     logger.info("%s: written", path)
     started = time.perf_counter()
-    integer = subject.of_artefact(path)
+    integer = subject.evaluator.evaluate(load_runtime(path, device=torch.device("cpu"))).score
     seconds = time.perf_counter() - started
     network.mode = "fake"
     measured = Measured(
-        metric=subject.metric,
-        floats=subject.of_floats(),
-        fake=subject.of_network(network) if config.fake else None,
+        metric=subject.task.metric,
+        floats=subject.evaluator.evaluate(subject.network.model).score,
+        fake=subject.score(network) if config.fake else None,
         integer=integer,
         seconds=seconds,
     )

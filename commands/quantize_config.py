@@ -9,10 +9,13 @@ from typing import Annotated
 from deploy.settings import RuntimeOptions
 from quantization.choices import Layout, Part
 from quantization.ranges.config import LayerBits, Observer, QuantConfig, WeightRange, check_bits
+from tasks.settings import TaskSettings
 from utils.config.cli import spelled
 from utils.config.values import check_least, height_width
 from utils.errors import ConfigError
 
+# Images per step when the network is measured.
+_VAL_BATCH = 16
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6}
 
 
@@ -21,7 +24,7 @@ class QuantizeConfig:
     """Quantise a detector or a classifier to integers of 2 to 16 bits, and measure it before and after."""
 
     weights: str  # checkpoint: a detector, or a classifier of this project; dense, pruned or with frozen zeros
-    data: str  # data set YAML of a detector; mnist, cifar10 or an .npz for a classifier
+    data: str  # data set YAML; for a classifier a folder of class folders, an .npz, mnist or cifar10
     img_size: Annotated[tuple[int, ...], spelled("--img", "--imgsz")] = (640,)  # one side, or height and width
     weight_bits: int = 8  # of every weight, 2 to 16
     activation_bits: int = 8  # of every value that a convolution or linear layer reads, 2 to 16
@@ -45,7 +48,7 @@ class QuantizeConfig:
     budget_bits: tuple[int, ...] = (4, 6, 8)  # that --budget chooses from
     threads: int | None = None  # of the processor; all cores by default
     workers: int = 8  # data loading processes, at most one per core
-    cache_dir: str = ""  # where fetched images of classifiers are kept; empty is the user's cache folder
+    cache_dir: str = ""  # where the label index is cached, by default beside the data; or fetched images
     output: str = ""  # folder of the artefact; beside the weights by default
     project: str = "runs/quantize"  # where run folders, with the report, are made
     name: str = "exp"  # name of the run folder
@@ -74,6 +77,17 @@ class QuantizeConfig:
     def image_hw(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return height_width(self.img_size)
+
+    def data_settings(self) -> TaskSettings:
+        """Return what reading and measuring the data needs."""
+        return TaskSettings(
+            weights=self.weights,
+            data=self.data,
+            img_size=(max(self.image_hw),),
+            batch_size=_VAL_BATCH,
+            workers=self.workers,
+            cache_dir=self.cache_dir,
+        )
 
     def quantisation(self) -> QuantConfig:
         """Return what the quantiser needs.

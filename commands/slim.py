@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,16 +13,16 @@ from commands.finetune import run_finetuning
 from commands.prune import CHECKPOINT_NAME, run_pruning
 from commands.slim_config import SlimConfig
 from commands.train_config import TrainConfig
-from commands.train_parts import make_model, read_data, read_hyp
+from commands.train_hyp import read_hyp
 from commands.train_result import TrainResult, best_checkpoint
 from commands.train_sparsity import run_sparsity_training
-from engine.evaluation.session import round_up
+from engine.evaluation.evaluator import label
 from engine.training.distributed import process_group, share, this_process, wait_for_all
-from models.load import load_model
-from pruning.distillation import load_teacher
 from pruning.selection.planner import Planner
 from pruning.selection.targets import parse_target
 from pruning.surgery.report import NetworkSize
+from tasks.choose import task_of
+from tasks.task import Task
 from utils.config.cli import RESUME_LATEST, config_from_values
 from utils.device import select_device
 from utils.errors import ConfigError
@@ -43,7 +43,7 @@ class StageResult:
     Attributes:
         stage: Such as "round1/finetune".
         weights: The checkpoint.
-        AP50, AP: On val.
+        scores: On val, by name.
         parameters: Numbers that train.
         macs: For one image of the size that is validated.
         megabytes: In float32, 10^6 bytes.
@@ -51,11 +51,15 @@ class StageResult:
 
     stage: str
     weights: Path
-    AP50: float
-    AP: float
+    scores: Mapping[str, float]
     parameters: int
     macs: int
     megabytes: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for result.json, each score under its own name."""
+        values = plain(self)
+        return {**values.pop("scores"), **values}
 
 
 def run_slimming(config: SlimConfig) -> list[StageResult]:
@@ -105,13 +109,13 @@ def train_stage(config: _Training, run: Callable[[_Training], TrainResult | None
 
 
 def slim_table(rows: Sequence[StageResult]) -> str:
-    """List mAP and size of each stage, a line each."""
-    lines = [f"{'stage':<18} {'mAP50':>7} {'mAP':>7} {'parameters':>12} {'MACs G':>8} {'MB':>7}"]
-    lines += [
-        f"{row.stage:<18} {row.AP50:7.3f} {row.AP:7.3f} {row.parameters:12,d} {row.macs / 1e9:8.3f} "
-        f"{row.megabytes:7.2f}"
-        for row in rows
-    ]
+    """List scores and size of each stage, a line each."""
+    widths = {name: max(7, len(label(name))) for name in rows[0].scores}
+    names = " ".join(f"{label(name):>{width}}" for name, width in widths.items())
+    lines = [f"{'stage':<18} {names} {'parameters':>12} {'MACs G':>8} {'MB':>7}"]
+    for row in rows:
+        scores = " ".join(f"{row.scores[name]:{width}.3f}" for name, width in widths.items())
+        lines.append(f"{row.stage:<18} {scores} {row.parameters:12,d} {row.macs / 1e9:8.3f} {row.megabytes:7.2f}")
     return "\n".join(lines)
 
 
@@ -128,15 +132,19 @@ def _check(config: SlimConfig) -> None:
         )
     if config.teacher and not config.distill:
         LOGGER.warning("--teacher %s is not used without --distill, such as --distill 1", config.teacher)
-    data = read_data(config)
-    model = make_model(config, data, hyp=read_hyp(config))
+    task = _task(config)
+    network = task.make_network(config, task.read_data(config), hyp=read_hyp(config, task.recipe))
     pruning = config.pruning(str(folder), folder, target=config.target)  # the network is here, not in a file
-    pruning = replace(pruning, img_size=round_up(pruning.img_size, model.max_stride))
-    planner = Planner.of(model, pruning.plan_settings())
+    image_chw = task.image_chw(network, pruning.img_size)
+    planner = Planner.of(network.model, pruning.plan_settings(image_chw, network.trace_chw))
     if config.target:
         planner.decide()  # refuses what cannot be reached; which layers it will empty is not known before scales fall
     if config.teacher and config.distill:
-        load_teacher(config.teacher, spec=model.spec, names=data.train.names)
+        task.distillation(config.teacher, network, strength=config.distill)
+
+
+def _task(config: SlimConfig) -> Task:
+    return task_of(data=config.data, weights=config.weights, cfg=config.cfg)
 
 
 def _resumed_folder(config: SlimConfig) -> Path:
@@ -189,9 +197,9 @@ def _target_of_round(config: SlimConfig, dense: Path, *, number: int) -> str:
     """
     if not config.target:
         return ""
-    target, model = parse_target(config.target), load_model(dense).model
-    side = round_up(config.img_size[-1], model.max_stride)
-    size = NetworkSize.of(model, (3, side, side))
+    target, task = parse_target(config.target), _task(config)
+    network = task.load(dense)
+    size = NetworkSize.of(network.model, task.image_chw(network, config.test_size))
     now = size.macs if target.quantity == "macs" else size.parameters
     share_left = min(1.0, target.absolute(now) / now)
     return f"{target.quantity}={now * share_left ** (number / config.rounds):.0f}"
@@ -199,31 +207,31 @@ def _target_of_round(config: SlimConfig, dense: Path, *, number: int) -> str:
 
 def _finish(config: SlimConfig, folder: Path, *, weights: str) -> list[StageResult]:
     """Show and write the table."""
-    rows = [row for number in range(1, config.rounds + 1) for row in _rows_of(folder / f"round{number}")]
-    RunFolder(path=folder).write_result({"stages": [plain(row) for row in rows], "weights": weights})
+    names = _task(config).columns.headline
+    rows = [row for number in range(1, config.rounds + 1) for row in _rows_of(folder / f"round{number}", names)]
+    RunFolder(path=folder).write_result({"stages": [row.to_dict() for row in rows], "weights": weights})
     LOGGER.info("%s\nthe small network: %s\nresults in %s", slim_table(rows), weights, folder)
     return rows
 
 
-def _rows_of(place: Path) -> list[StageResult]:
-    """Return the three networks of a round, from what its stages have written."""
+def _rows_of(place: Path, names: Sequence[str]) -> list[StageResult]:
+    """Return the three networks of a round with the scores of these names, from what its stages have written."""
     cut = json.loads((place / PRUNE / "result.json").read_text(encoding="utf-8"))
     tuned = json.loads((place / FINETUNE / "result.json").read_text(encoding="utf-8"))
     before, after = cut["report"]["before"], cut["report"]["after"]
+
+    def row(folder: Path, weights: Path, metrics: dict[str, Any], size: dict[str, Any]) -> StageResult:
+        return StageResult(
+            stage=f"{folder.parent.name}/{folder.name}",
+            weights=weights,
+            scores={name: metrics[name] for name in names},
+            parameters=size["parameters"],
+            macs=size["macs"],
+            megabytes=size["megabytes"],
+        )
+
     return [
-        _row(place / SPARSE, place / SPARSE / "weights/last.pt", metrics=cut["before"], size=before),
-        _row(place / PRUNE, place / PRUNE / CHECKPOINT_NAME, metrics=cut["after"], size=after),
-        _row(place / FINETUNE, best_checkpoint(place / FINETUNE), metrics=tuned["metrics"], size=after),
+        row(place / SPARSE, place / SPARSE / "weights/last.pt", cut["before"], before),
+        row(place / PRUNE, place / PRUNE / CHECKPOINT_NAME, cut["after"], after),
+        row(place / FINETUNE, best_checkpoint(place / FINETUNE), tuned["metrics"], after),
     ]
-
-
-def _row(folder: Path, weights: Path, *, metrics: dict[str, Any], size: dict[str, Any]) -> StageResult:
-    return StageResult(
-        stage=f"{folder.parent.name}/{folder.name}",
-        weights=weights,
-        AP50=metrics["AP50"],
-        AP=metrics["AP"],
-        parameters=size["parameters"],
-        macs=size["macs"],
-        megabytes=size["megabytes"],
-    )

@@ -11,25 +11,25 @@ from pathlib import Path
 
 import torch
 
-from commands.train_assembly import make_observers, make_trainer
+from commands.train_assembly import make_hooks, make_trainer
 from commands.train_config import TrainConfig
-from commands.train_parts import Data, freeze_, make_model, make_val_loader, read_data, read_hyp
+from commands.train_hyp import read_hyp
 from commands.train_result import TrainResult, best_checkpoint, finish_run
-from engine.training.checkpointing import CheckpointHook, EmaHook, SavePolicy, resumed_path
+from engine.evaluation.evaluator import Evaluator
+from engine.training.checkpointing import EmaHook, resumed_path
 from engine.training.distributed import Process, process_group, share, this_process
 from engine.training.hooks import Hook
-from engine.training.resuming import load_weights_, resume_
+from engine.training.resuming import resume_
 from engine.training.sync_bn import synchronise_batch_norms_
 from engine.training.trainer import TrainState
-from models.detector import Detector, build_model
-from models.spec import ModelSpec
-from pruning.repr.hook import ReprHook, ReprSettings
+from pruning.repr.hook import ReprHook
+from tasks.choose import task_of
+from tasks.task import Network, Task
 from utils.config.cli import config_from_values
 from utils.config.hyp import Hyp, load_hyp
-from utils.datasets.loading.loader import Loader
+from utils.config.values import warn_of_ignored
 from utils.device import amp_dtype, memory_advice, seed_everything, select_device
 from utils.errors import CheckpointError
-from utils.plots.labels import plot_labels
 from utils.storage.checkpoint import Checkpoint, load_checkpoint
 from utils.storage.files import write_yaml
 from utils.storage.run_folder import RunFolder
@@ -38,7 +38,7 @@ LOGGER = logging.getLogger(__name__)
 
 # Hooks of a method (sparsity, masks, distillation), given network, settings and run folder; they run before those of
 # the engine.
-HookFactory = Callable[[Detector, TrainConfig, Path], Sequence[Hook]]
+HookFactory = Callable[[Network, TrainConfig, Path], Sequence[Hook]]
 
 
 def train(config: TrainConfig) -> TrainResult | None:
@@ -55,27 +55,20 @@ def train(config: TrainConfig) -> TrainResult | None:
     return run_training(config)
 
 
-def repr_hooks(settings: ReprSettings) -> HookFactory:
-    """Return the hooks of a detector's training with RePr."""
-
-    def make(model: Detector, config: TrainConfig, folder: Path) -> Sequence[Hook]:
-        settings.check_fits(config.epochs)
-        return [ReprHook(model, settings=settings, folder=folder, is_plotting=not config.noplots)]
-
-    return make
-
-
-def no_hooks(model: Detector, config: TrainConfig, folder: Path) -> Sequence[Hook]:
+def no_hooks(network: Network, config: TrainConfig, folder: Path) -> Sequence[Hook]:
     """Plain training."""
     return ()
 
 
-def run_training(config: TrainConfig, *, hooks: HookFactory = no_hooks) -> TrainResult | None:
+def run_training(
+    config: TrainConfig, *, hooks: HookFactory = no_hooks, task: Task | None = None
+) -> TrainResult | None:
     """Train, validate, and write the run folder.
 
     Args:
         config: All settings; with `resume`, those of the resumed run count instead.
         hooks: Makes the hooks of a method, given the network, these settings and the run folder.
+        task: The task, by default that of data and network; one with a network or images of your own from Python.
 
     Returns:
         The result on the main process, None on the others.
@@ -87,9 +80,10 @@ def run_training(config: TrainConfig, *, hooks: HookFactory = no_hooks) -> Train
     with process_group(process, device):
         if config.resume:
             path = share(str(resumed_path(config.resume, config.project) if process.is_main else ""))
-            return _continue(Path(path), config, hooks, process=process)
-        run = _Run(config, process=process, device=device)
-        return run.start(hooks)
+            return _continue(Path(path), config, hooks, process=process, task=task)
+        task = task or task_of(data=config.data, weights=config.weights, cfg=config.cfg)
+        warn_of_ignored(config, {f"{task.name} does not use them": task.ignored})
+        return _Run(config, task=task, process=process, device=device).start(hooks)
 
 
 def _new_folder(config: TrainConfig, hyp: Hyp) -> str:
@@ -98,7 +92,9 @@ def _new_folder(config: TrainConfig, hyp: Hyp) -> str:
     return str(folder.path)
 
 
-def _continue(path: Path, config: TrainConfig, hooks: HookFactory, *, process: Process) -> TrainResult | None:
+def _continue(
+    path: Path, config: TrainConfig, hooks: HookFactory, *, process: Process, task: Task | None
+) -> TrainResult | None:
     """Go on with the run whose last.pt is `path`, under its own settings."""
     checkpoint, folder = load_checkpoint(path), RunFolder(path=path.parent.parent)
     is_trained = checkpoint.optimizer is None
@@ -106,94 +102,112 @@ def _continue(path: Path, config: TrainConfig, hooks: HookFactory, *, process: P
         raise CheckpointError(f"{path}: this run is complete; to train on from it use --weights {path}")
     resumed = replace(config_from_values(type(config), checkpoint.config, where=str(path)), device=config.device)
     device = select_device(config.device, local_rank=process.local_rank)
-    run = _Run(resumed, process=process, device=device, names=checkpoint.names)
+    run = _Run(resumed, task=task or task_of(weights=str(path)), process=process, device=device)
     LOGGER.info("resuming %s after epoch %d of %d", folder.path, checkpoint.epoch + 1, resumed.epochs)
-    return run.measure(checkpoint, folder) if is_trained else run.resume(hooks, checkpoint, path)
+    return run.resume(hooks, checkpoint, path, is_trained=is_trained)
+
+
+def repr_hooks(network: Network, config: TrainConfig, folder: Path) -> Sequence[Hook]:
+    """Return the hook of `--repr`."""
+    if not config.repr:
+        return ()
+    settings, is_plotting = config.repr_settings, not config.noplots
+    hook = ReprHook(
+        network.model, settings=settings, folder=folder, image_chw=network.trace_chw, is_plotting=is_plotting
+    )
+    return (hook,)
 
 
 class _Run:
     """Builds the parts of one run and joins them."""
 
-    def __init__(
-        self, config: TrainConfig, *, process: Process, device: torch.device, names: tuple[str, ...] | None = None
-    ) -> None:
-        self.config, self.process, self.device = config, process, device
+    def __init__(self, config: TrainConfig, *, task: Task, process: Process, device: torch.device) -> None:
+        self.config, self.task, self.process, self.device = config, task, process, device
         amp_dtype(device, config.amp_name)  # refuses what the device lacks before anything is read or written
         seed_everything(config.seed)
-        self.data: Data = read_data(config, names=names)
 
     def start(self, hooks: HookFactory) -> TrainResult | None:
         """Train from the first epoch."""
-        hyp = read_hyp(self.config)
-        model = make_model(self.config, self.data, hyp=hyp)
+        config, task = self.config, self.task
+        self.data = task.read_data(config)
+        hyp = read_hyp(config, task.recipe)
+        network = task.make_network(config, self.data, hyp=hyp)
         # Only now, so that a mistake in what was given leaves no folder behind and overwrites nothing.
-        folder = share(_new_folder(self.config, hyp) if self.process.is_main else "")
+        folder = share(_new_folder(config, hyp) if self.process.is_main else "")
         self.folder = RunFolder(path=Path(folder))
         LOGGER.info("run folder %s", self.folder.path)
-        if self.process.is_main and not self.config.noplots:
-            plot_labels(self.data.train, self.folder.path / "labels.jpg")
-        return self._train(model, hyp, hooks)
+        if self.process.is_main and not config.noplots:
+            task.plot_data(self.data, self.folder.path)
+        return self._train(network, hyp, hooks)
 
-    def resume(self, hooks: HookFactory, checkpoint: Checkpoint, path: Path) -> TrainResult | None:
-        """Train on from the checkpoint at `path`."""
+    def resume(
+        self, hooks: HookFactory, checkpoint: Checkpoint, path: Path, *, is_trained: bool
+    ) -> TrainResult | None:
+        """Train on from the checkpoint at `path`, or, killed between its last epoch and its result, write that."""
         self.folder = RunFolder(path=path.parent.parent)
-        model = build_model(ModelSpec.from_dict(checkpoint.spec))
-        load_weights_(model, checkpoint, where=str(path))
-        freeze_(model, self.config.freeze)
+        network = self.task.restored(checkpoint, self.config, where=str(path))
+        self.data = self.task.read_data(self.config, network=network)
+        if is_trained:
+            return self._measure(network, checkpoint)
         hyp = load_hyp(self.folder.path / "hyp.yaml")
-        return self._train(model, hyp, hooks, restore_=partial(resume_, checkpoint=checkpoint, where=str(path)))
+        return self._train(network, hyp, hooks, restore_=partial(resume_, checkpoint=checkpoint, where=str(path)))
 
-    def measure(self, checkpoint: Checkpoint, folder: RunFolder) -> TrainResult | None:
-        """Write the result of a run that was killed between its last epoch and that."""
+    def _measure(self, network: Network, checkpoint: Checkpoint) -> TrainResult | None:
         if not self.process.is_main:
             return None
-        loader = make_val_loader(
-            self.config, build_model(ModelSpec.from_dict(checkpoint.spec)), self.data, device=self.device
+        best = load_checkpoint(best_checkpoint(self.folder.path))
+        state = TrainState(epoch=checkpoint.epoch, best_epoch=best.epoch, metrics=dict(checkpoint.metrics))
+        return self._finish(state, self._evaluator(network), seconds=0.0)
+
+    def _finish(self, state: TrainState, evaluator: Evaluator, *, seconds: float) -> TrainResult:
+        return finish_run(
+            self.folder,
+            state,
+            task=self.task,
+            config=self.config,
+            evaluator=replace(evaluator, autocast=None),
+            seconds=seconds,
         )
-        state = TrainState(epoch=checkpoint.epoch, best_epoch=load_checkpoint(best_checkpoint(folder.path)).epoch)
-        return finish_run(folder, state, config=self.config, loader=loader, device=self.device, seconds=0.0)
+
+    def _evaluator(self, network: Network) -> Evaluator:
+        data = self.task.evaluation_set(self.config, self.data.val, network=network)
+        autocast = amp_dtype(self.device, self.config.amp_name) if self.task.recipe.has_mixed_validation else None
+        return Evaluator(data=data, device=self.device, autocast=autocast)
 
     def _train(
-        self, model: Detector, hyp: Hyp, hooks: HookFactory, *, restore_: Callable[..., None] | None = None
+        self, network: Network, hyp: Hyp, hooks: HookFactory, *, restore_: Callable[..., None] | None = None
     ) -> TrainResult | None:
         config = self.config
         advice = (
-            f"lower --batch-size (now {config.batch_size}), --img-size (now {config.img_size[0]}) "
+            f"lower --batch-size (now {config.batch_size}), --img-size (now {config.train_size}) "
             f"or --workers (now {config.workers})"
         )
         with memory_advice(advice):
-            return self._fit_and_measure(model, hyp, hooks, restore_)
+            return self._fit_and_measure(network, hyp, hooks, restore_)
 
     def _fit_and_measure(
-        self, model: Detector, hyp: Hyp, hooks: HookFactory, restore_: Callable[..., None] | None
+        self, network: Network, hyp: Hyp, hooks: HookFactory, restore_: Callable[..., None] | None
     ) -> TrainResult | None:
-        config, started = self.config, time.perf_counter()
-        model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        config, task, started = self.config, self.task, time.perf_counter()
+        model = network.model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.sync_bn and self.process.world_size > 1:
             synchronise_batch_norms_(model, self.device)
-        trainer = make_trainer(config, model, self.data, hyp=hyp, device=self.device, process=self.process)
-        val_loader = make_val_loader(config, model, self.data, device=self.device)
-        assert isinstance(trainer.loader, Loader)  # as `make_trainer` built it
-        trainer.loader.start_workers()
+        trainer = make_trainer(task, config, network, self.data, hyp=hyp, device=self.device, process=self.process)
+        evaluator = self._evaluator(network)
         if self.process.is_main:
-            val_loader.start_workers()
-        ema = EmaHook(model, total_updates=trainer.schedule.total_updates)
-        checkpoints = CheckpointHook(
-            self.folder.path / "weights",
-            spec=model.spec.to_dict(),
-            names=self.data.train.names,
-            config=config,
-            ema=ema.ema,
-            policy=SavePolicy(period=config.save_period, is_final_only=config.nosave),
-        )
-        observers = make_observers(
-            config, self.data, ema=ema, loader=val_loader, device=self.device, folder=self.folder.path
-        )
-        trainer.hooks = [*hooks(model, config, self.folder.path), ema, *observers, checkpoints]
+            evaluator.data.start(model, self.device)
+        is_averaged = task.recipe.is_averaged
+        ema = EmaHook(model, total_updates=trainer.schedule.total_updates) if is_averaged else None
+        folder = self.folder.path
+        trainer.hooks = [
+            *repr_hooks(network, config, folder),
+            *hooks(network, config, folder),
+            *make_hooks(task, config, network, self.data, ema=ema, evaluator=evaluator, folder=folder),
+        ]
         if restore_ is not None:
-            restore_(trainer, ema=ema.ema)
+            restore_(trainer, ema=ema.ema if ema else None)
         state = trainer.fit()
         if not self.process.is_main:
             return None
-        seconds = time.perf_counter() - started
-        return finish_run(self.folder, state, config=config, loader=val_loader, device=self.device, seconds=seconds)
+        model.eval()
+        return self._finish(state, evaluator, seconds=time.perf_counter() - started)

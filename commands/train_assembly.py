@@ -7,44 +7,50 @@ from pathlib import Path
 import torch
 
 from commands.train_config import TrainConfig
-from commands.train_parts import Data, make_train_loader, train_size
-from engine.evaluation.evaluate import EvalSettings
-from engine.losses.detection import DetectionLoss, LossGains
-from engine.training.checkpointing import EmaHook
-from engine.training.distributed import Process, mean_over_ranks
+from engine.evaluation.evaluator import Evaluator
+from engine.training.checkpointing import CheckpointHook, EmaHook, SavePolicy
+from engine.training.distributed import Process
 from engine.training.hooks import Hook
 from engine.training.logging_hooks import EpochLineHook, ResultsHook, TensorBoardHook
 from engine.training.optim import build_optimizer
 from engine.training.schedule import Schedule
 from engine.training.trainer import Trainer, TrainerSettings
-from engine.training.validation import EarlyStoppingHook, ImageWeightsHook, ValidationHook
-from models.detector import Detector
+from engine.training.validation import EarlyStoppingHook, ValidationHook
+from tasks.task import Data, Network, Task
 from utils.config.hyp import Hyp
-from utils.datasets.loading.loader import Loader
 from utils.device import amp_dtype
-
-# Images of a image that --quad joins.
-_QUAD = 4
 
 
 def make_trainer(
-    config: TrainConfig, model: Detector, data: Data, *, hyp: Hyp, device: torch.device, process: Process
+    task: Task,
+    config: TrainConfig,
+    network: Network,
+    data: Data,
+    *,
+    hyp: Hyp,
+    device: torch.device,
+    process: Process,
 ) -> Trainer:
-    """Return a Trainer without hooks for `model`, which lies on `device`."""
-    loader = make_train_loader(config, model, data, hyp=hyp, device=device, process=process)
-    accumulate = max(round(config.nominal_batch / config.batch_size), 1)
+    """Return a Trainer without hooks for a network, which lies on `device`."""
+    loader = task.train_loader(config, network, data, hyp=hyp, device=device, process=process)
+    scales = task.scales(config, network)
+    nominal = config.nominal_batch or task.recipe.nominal_batch
+    accumulate = max(round(nominal / config.batch_size), 1)
+    decay = hyp.weight_decay * config.batch_size * accumulate / nominal
     return Trainer(
-        model,
-        loss=make_loss(config, model, hyp=hyp, process=process),
+        network.model,
+        loss=task.loss(config, network, hyp=hyp, process=process),
         optimizer=build_optimizer(
-            config.optimizer_name,
-            model,
-            lr=hyp.lr0,
-            momentum=hyp.momentum,
-            weight_decay=hyp.weight_decay * config.batch_size * accumulate / config.nominal_batch,
+            config.optimizer_name, network.model, lr=hyp.lr0, momentum=hyp.momentum, weight_decay=decay
         ),
         schedule=Schedule(
-            name=config.schedule_name, hyp=hyp, epochs=config.epochs, batches=len(loader), accumulate=accumulate
+            name=config.schedule_name,
+            hyp=hyp,
+            epochs=config.epochs,
+            batches=len(loader),
+            accumulate=accumulate,
+            least_warmup=task.recipe.least_warmup,
+            milestones=config.milestones,
         ),
         loader=loader,
         settings=TrainerSettings(
@@ -52,54 +58,43 @@ def make_trainer(
             device=device,
             autocast=amp_dtype(device, config.amp_name),
             seed=config.seed,
-            scales=_scales(train_size(config, model), model.max_stride) if config.multi_scale else (),
-            stride=model.max_stride,
+            scales=tuple(scales),
+            stride=scales.step,
         ),
         process=process,
     )
 
 
-def make_loss(config: TrainConfig, model: Detector, *, hyp: Hyp, process: Process) -> DetectionLoss:
-    """Return the loss of `model`, its gains scaled to the data and the training size."""
-    gains = LossGains.from_hyp(
-        hyp,
-        num_classes=model.spec.num_classes,
-        num_levels=len(model.strides),
-        img_size=train_size(config, model),
-    )
-    return DetectionLoss(
-        gains=gains,
-        anchors=model.anchors,
-        strides=model.strides,
-        batch_factor=process.world_size * (_QUAD if config.quad else 1),
-        mean_over_ranks=mean_over_ranks,
-    )
-
-
-def _scales(size: int, stride: int) -> tuple[int, ...]:
-    """Multiples of the stride from half of `size` to one and a half."""
-    return tuple(range(max(size // 2 // stride, 1) * stride, size * 3 // 2 + 1, stride))
-
-
-def make_observers(
-    config: TrainConfig, data: Data, *, ema: EmaHook, loader: Loader, device: torch.device, folder: Path
+def make_hooks(
+    task: Task,
+    config: TrainConfig,
+    network: Network,
+    data: Data,
+    *,
+    ema: EmaHook | None,
+    evaluator: Evaluator,
+    folder: Path,
 ) -> list[Hook]:
-    """Return the hooks that measure and report; validation (on `loader`) comes first, since the others report it."""
-    validation = ValidationHook(
-        ema=ema.ema,
-        loader=loader,
-        index=data.val,
-        settings=EvalSettings(
-            autocast=amp_dtype(device, config.amp_name), single_cls=config.single_cls, channels_last=True
-        ),
-        is_final_only=config.notest,
-    )
-    hooks: list[Hook] = [validation, EarlyStoppingHook(config.patience)]
-    if config.image_weights:
-        hooks.append(ImageWeightsHook(validation=validation, index=data.train))
+    """Return the hooks that average, measure, report and save, in the order in which they need each other."""
+    average = ema.ema if ema else None
+    validation = ValidationHook(evaluator, ema=average, is_final_only=config.notest)
+    columns = task.columns
     return [
-        *hooks,
-        EpochLineHook(),
-        ResultsHook(folder, is_plotting=not config.noplots),
-        TensorBoardHook(folder, names=data.train.names, is_plotting=not config.noplots),
+        *([ema] if ema else []),
+        validation,
+        EarlyStoppingHook(config.patience),
+        *task.hooks(config, data, validation=validation),
+        EpochLineHook(columns.line, digits=columns.digits),
+        ResultsHook(folder, is_plotting=not config.noplots, columns=columns.table),
+        TensorBoardHook(folder, names=data.names, is_plotting=not config.noplots, columns=columns.table),
+        CheckpointHook(
+            folder / "weights",
+            spec=network.spec.to_dict(),
+            names=data.names,
+            config=config,
+            ema=average,
+            policy=SavePolicy(
+                period=config.save_period, is_final_only=config.nosave, is_half=task.recipe.is_averaged
+            ),
+        ),
     ]

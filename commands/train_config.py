@@ -6,68 +6,68 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from engine.choices import OptimizerName, ScheduleName
+from pruning.repr.settings import ReprSettings
+from tasks.settings import TaskSettings
 from utils.config.choices import Amp
 from utils.config.cli import spelled
 from utils.config.values import check_least
 from utils.errors import ConfigError
 
+DEFAULT_TRIALS = 300
+
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Train a detector on your data."""
+class TrainConfig(TaskSettings):
+    """Train a detector, or a classifier, on your data."""
 
-    weights: str = ""  # checkpoint to start from (ours or an official YOLOv5 .pt); empty trains from scratch
-    cfg: str = ""  # architecture YAML; empty takes that of the weights, or yolov5s.yaml
-    data: str = "data/bccd.yaml"  # data set YAML
-    hyp: str = "data/hyp/scratch.yaml"  # hyper-parameter YAML
-    lr0: float | None = None  # overrides the YAML's learning rate; by default Adam and kin take a tenth of it
-    epochs: int = 300  # passes over the training images
-    batch_size: Annotated[int, spelled("--batch")] = 16  # images per batch, over all processes
-    nominal_batch: int = 64  # batches are accumulated until an optimiser step has seen this many images
-    # training size, and optionally test size
-    img_size: Annotated[tuple[int, ...], spelled("--img", "--imgsz")] = (640,)
-    rect: bool = False  # batches of one aspect ratio, without mosaic
+    hyp: str = ""  # hyper-parameter YAML; by default data/hyp/scratch.yaml, for classifiers data/hyp/classes.yaml
+    lr0: float | None = None  # overrides the YAML's learning rate; by default Adam and kin take a small share of it
+    lrf: float | None = None  # overrides the YAML's: last learning rate, as a share of the first
+    momentum: float | None = None  # overrides the YAML's; Adam's beta1
+    weight_decay: float | None = None  # overrides the YAML's
+    warmup_epochs: float | None = None  # overrides the YAML's
+    label_smoothing: float | None = None  # overrides the YAML's
+    # batches are accumulated until an optimiser step has seen this many images; by default 64, for classifiers 128
+    nominal_batch: int | None = None
+    optimizer: OptimizerName = "sgd"
+    adam: bool = False  # short for --optimizer adam
+    schedule: ScheduleName = "cosine"  # decay of the learning rate; flat keeps it for 70 % of the run, for Ranger
+    linear_lr: bool = False  # short for --schedule linear
+    milestones: tuple[float, ...] = (0.6, 0.85)  # shares of the run after which multistep falls to a tenth
+    repr: bool = False  # RePr: redundant filters are dropped for a while and come back with new values
+    repr_s1: int = 20  # epochs per cycle of RePr in which all filters train
+    repr_s2: int = 10  # epochs per cycle of RePr, after those, without the dropped filters
+    repr_cycles: int = 3  # cycles of RePr; the rest of the run trains all filters
+    repr_ratio: float = 0.3  # share of filters that RePr drops
+    evolve: int = 0  # search hyper-parameters over this many trainings (alone: 300); resumable
     resume: str = ""  # continue the latest run, or the run of this last.pt
     nosave: bool = False  # keep only the final checkpoint
     notest: Annotated[bool, spelled("--noval")] = False  # validate only after the last epoch
-    noautoanchor: bool = False  # keep the anchors even where they fit the data badly
     noplots: bool = False  # draw nothing
-    evolve: int = 0  # search hyper-parameters over this many trainings (alone: 300); resumable
-    cache_images: Annotated[bool, spelled("--cache")] = False  # keep decoded images in memory
-    cache_dir: str = ""  # where the label index is cached; empty is beside the data
-    close_mosaic: int = 0  # this many epochs at the end see no mosaics, only whole images
-    image_weights: bool = False  # draw images with badly learnt classes more often
+    save_period: int = -1  # also keep a checkpoint every this many epochs
+    patience: int = 100  # stop after this many epochs without a better model; 0 never stops
     device: str = ""  # cpu, 0, or 0,1 under torchrun; empty takes a GPU if there is one
-    multi_scale: bool = False  # vary the image size by half
-    single_cls: bool = False  # all classes are one
-    optimizer: OptimizerName = "sgd"
-    adam: bool = False  # short for --optimizer adam
+    amp: Amp = "auto"  # mixed precision: auto, bf16, fp16, off
+    no_amp: bool = False  # short for --amp off
     sync_bn: bool = False  # batch norm over the images of all processes
-    workers: int = 8  # data loading processes, at most one per core
     project: str = "runs/train"  # where run folders are made
     name: str = "exp"  # name of the run folder
     exist_ok: bool = False  # use the folder even if it exists
-    quad: bool = False  # four images to one of twice the size
-    linear_lr: bool = False  # short for --schedule linear
-    schedule: ScheduleName = "cosine"  # decay of the learning rate
-    label_smoothing: float | None = None  # overrides the YAML's
-    save_period: int = -1  # also keep a checkpoint every this many epochs
-    seed: int = 0  # of weights, order and augmentation; the same seed gives the same run
-    patience: int = 100  # stop after this many epochs without a better model; 0 never stops
-    freeze: tuple[int, ...] = (0,)  # one number N: the first N layers; several: these layers
-    amp: Amp = "auto"  # mixed precision: auto, bf16, fp16, off
-    no_amp: bool = False  # short for --amp off
 
     def __post_init__(self) -> None:
-        for name in ("img_size", "freeze"):
-            value = getattr(self, name)
-            if isinstance(value, int):
-                object.__setattr__(self, name, (value,))
-        if not 1 <= len(self.img_size) <= 2 or min(self.img_size) < 1:
-            raise ConfigError(f"--img-size {self.img_size}: expected one or two sizes, for training and testing")
-        check_least(self, epochs=1, batch_size=1, nominal_batch=1, workers=0, evolve=0, seed=0, close_mosaic=0)
-        if self.image_weights and self.rect:
-            raise ConfigError("--image-weights and --rect both decide the order of images; leave one out")
+        super().__post_init__()
+        check_least(self, nominal_batch=1, evolve=0, weight_decay=0, warmup_epochs=0)
+        if self.label_smoothing is not None and not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"--label-smoothing {self.label_smoothing}: expected 0 or more and less than 1")
+        if list(self.milestones) != sorted(self.milestones) or not all(0 < place < 1 for place in self.milestones):
+            raise ConfigError(f"--milestones {self.milestones}: expected growing shares of the run, such as .5 .75")
+        if self.repr:
+            self.repr_settings.check_fits(self.epochs)
+
+    @property
+    def repr_settings(self) -> ReprSettings:
+        """When RePr drops filters, and how many."""
+        return ReprSettings(s1=self.repr_s1, s2=self.repr_s2, cycles=self.repr_cycles, ratio=self.repr_ratio)
 
     @property
     def optimizer_name(self) -> OptimizerName:
@@ -83,6 +83,3 @@ class TrainConfig:
     def amp_name(self) -> Amp:
         """The precision, `--no-amp` considered."""
         return "off" if self.no_amp else self.amp
-
-
-DEFAULT_TRIALS = 300

@@ -7,15 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from commands.train_config import TrainConfig
-from engine.evaluation.evaluate import EvalSettings, Evaluation, evaluate
-from engine.evaluation.evaluator import ready_predictor
-from engine.evaluation.report import SamplePictures, metrics_table, result_of, save_evaluation
+from engine.evaluation.evaluator import Evaluation, Evaluator
 from engine.training.trainer import TrainState
-from models.load import load_model
-from utils.datasets.loading.loader import Loader
+from tasks.task import Task
 from utils.storage.run_folder import RunFolder
 
 LOGGER = logging.getLogger(__name__)
@@ -31,6 +26,8 @@ class TrainResult:
         best_epoch: Counted from 0.
         epochs: Epochs trained.
         evaluation: Evaluation of the best checkpoint, in float32.
+        final: Numbers of the last epoch's validation, by name; an epoch chosen on the images it is judged by looks
+            better than it is, so compare methods by these.
         seconds: Seconds of the whole run in this process's life.
         images_per_second: While training steps ran.
     """
@@ -41,6 +38,7 @@ class TrainResult:
     best_epoch: int
     epochs: int
     evaluation: Evaluation
+    final: dict[str, float]
     seconds: float
     images_per_second: float
 
@@ -49,7 +47,8 @@ class TrainResult:
         return {
             "best_epoch": self.best_epoch,
             "epochs": self.epochs,
-            "metrics": result_of(self.evaluation),
+            "metrics": self.evaluation.to_dict(),
+            "final": self.final,
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,
             "checkpoints": {"best": str(self.best), "last": str(self.last)},
@@ -63,11 +62,21 @@ def best_checkpoint(folder: Path) -> Path:
 
 
 def finish_run(
-    folder: RunFolder, state: TrainState, *, config: TrainConfig, loader: Loader, device: torch.device, seconds: float
+    folder: RunFolder,
+    state: TrainState,
+    *,
+    task: Task,
+    config: TrainConfig,
+    evaluator: Evaluator,
+    seconds: float,
 ) -> TrainResult:
-    """Measure the best checkpoint of the run on `loader` in float32, write its plots and result.json."""
+    """Measure the best checkpoint of the run in float32, write its plots and result.json."""
     best = best_checkpoint(folder.path)
-    evaluation = _measure(best, folder, config=config, loader=loader, device=device)
+    network = task.load(best)
+    on_batch = None if config.noplots else task.sample_images(folder.path, network.names)
+    evaluation = evaluator.evaluate(network.model, on_batch=on_batch)
+    if not config.noplots:
+        evaluation.save(folder.path)
     result = TrainResult(
         folder=folder.path,
         best=best,
@@ -75,28 +84,11 @@ def finish_run(
         best_epoch=state.best_epoch,
         epochs=state.epoch + 1,
         evaluation=evaluation,
+        final=state.metrics,
         seconds=seconds,
         images_per_second=state.images / max(state.seconds, 1e-9),
     )
     folder.write_result(result.to_dict())
-    table = metrics_table(evaluation, names=loader.dataset.index.names)
-    LOGGER.info("best model, epoch %d, in float32:\n%s", state.best_epoch + 1, table)
+    LOGGER.info("best model, epoch %d, in float32:\n%s", state.best_epoch + 1, evaluation.as_text())
     LOGGER.info("checkpoints: %s, %s\nresults in %s", best, result.last, folder.path)
     return result
-
-
-def _measure(
-    weights: Path, folder: RunFolder, *, config: TrainConfig, loader: Loader, device: torch.device
-) -> Evaluation:
-    index = loader.dataset.index
-    evaluation = evaluate(
-        ready_predictor(load_model(weights).model, device),
-        loader,
-        index,
-        settings=EvalSettings(single_cls=config.single_cls, channels_last=True),
-        device=device,
-        on_batch=None if config.noplots else SamplePictures(folder=folder.path, names=index.names),
-    )
-    if not config.noplots:
-        save_evaluation(evaluation, folder.path, names=index.names)
-    return evaluation

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.evaluation.classification_scores import picture_batches
 from models.classifiers import ClassifierSpec
 from utils.datasets.augmenting.letterbox import letterbox
-from utils.datasets.classes.pictures import PictureData, PictureSet
+from utils.datasets.classes.loader import Normalisation, PictureLoader
+from utils.datasets.classes.pictures import PictureSet
 from utils.datasets.indexing.config import load_data_config
 from utils.datasets.indexing.index import build_label_index
 from utils.datasets.reading.images import read_image
+from utils.datasets.spread import spread
 from utils.errors import ConfigError, DataError
-
-Item = TypeVar("Item")
 
 # Pixels; an image with both sides of this length takes 3 GiB in float32.
 _MOST_SIDE = 16384
+# Images of a classifier per batch.
+_BATCH = 500
 
 
 def calibration_images(data: str, *, count: int, image_hw: tuple[int, int], split: str = "train") -> list[Tensor]:
@@ -53,11 +52,11 @@ def calibration_images(data: str, *, count: int, image_hw: tuple[int, int], spli
     return [as_input(path, image_hw) for path in spread(paths, count)]
 
 
-def calibration_pictures(data: PictureData, spec: ClassifierSpec, *, count: int, name: str) -> list[Tensor]:
+def calibration_pictures(train: PictureSet, spec: ClassifierSpec, *, count: int, name: str) -> list[Tensor]:
     """Pick `count` training images of a classifier, spread evenly, as normalised batches (B, C, H, W) float32.
 
     Args:
-        data: Data set.
+        train: Training images.
         spec: Specification of the classifier.
         count: Number of images.
         name: Name of the data, for messages.
@@ -65,17 +64,19 @@ def calibration_pictures(data: PictureData, spec: ClassifierSpec, *, count: int,
     Raises:
         DataError: There are fewer than `count` training images.
     """
-    if len(data.train) < count:
+    if len(train) < count:
         raise DataError(
-            f"{name}: train has {len(data.train)} images, fewer than the {count} asked for calibration; "
-            f"lower --calib-images to {len(data.train)} or add images"
+            f"{name}: train has {len(train)} images, fewer than the {count} asked for calibration; "
+            f"lower --calib-images to {len(train)} or add images"
         )
-    return normalised(spread_pictures(data.train, count), spec)
+    return normalised(train.spread(count), spec)
 
 
 def normalised(pictures: PictureSet, spec: ClassifierSpec) -> list[Tensor]:
     """Return the images of a classifier as normalised batches (B, C, H, W) float32."""
-    return [batch.normalised() for batch in picture_batches(pictures, spec)]
+    normalisation = Normalisation.of(spec.mean, spec.std, device=pictures.images.device)
+    loader = PictureLoader(pictures, batch_size=_BATCH, normalisation=normalisation)
+    return [batch.normalised() for batch in loader]
 
 
 def check_image_size(image_hw: tuple[int, int], *, stride: int) -> None:
@@ -109,17 +110,6 @@ def skipped_layers(names: Sequence[str], patterns: Sequence[str]) -> frozenset[s
             )
         matching |= fitting
     return frozenset(matching)
-
-
-def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """Pick the middle item of each of `count` equal stretches, since neighbours in a list are often alike."""
-    return [items[(2 * position + 1) * len(items) // (2 * count)] for position in range(count)]
-
-
-def spread_pictures(pictures: PictureSet, count: int) -> PictureSet:
-    """Pick `count` images spread evenly over a split, or all if there are fewer."""
-    chosen = spread(range(len(pictures)), min(count, len(pictures)))
-    return replace(pictures, images=pictures.images[chosen], labels=pictures.labels[chosen])
 
 
 def as_input(path: str, image_hw: tuple[int, int]) -> Tensor:

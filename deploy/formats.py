@@ -51,7 +51,7 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {
-    "pytorch": Format(suffix=".pt", load="deploy.outputs.sources:load_pytorch"),
+    "pytorch": Format(suffix=".pt", load="deploy.torch_formats:load_pytorch"),
     "ncnn": Format(
         suffix="_ncnn_model",
         marker="model.ncnn.param",
@@ -86,8 +86,8 @@ FORMATS: dict[str, Format] = {
     "torchscript": Format(
         suffix=".torchscript",
         precisions=("fp32",),
-        write="deploy.torchscript:write_torchscript",
-        load="deploy.torchscript:load_torchscript",
+        write="deploy.torch_formats:write_torchscript",
+        load="deploy.torch_formats:load_torchscript",
     ),
     "integer": Format(
         suffix="_integer_model",

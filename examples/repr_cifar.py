@@ -13,16 +13,16 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
-from commands.classify import make_classifier, read_pictures
-from commands.classify_config import ClassifierConfig
-from examples.stages import experiment_folder, train_stage
-from pruning.repr.hook import ReprHook, ReprSettings
+from commands.slim import train_stage
+from commands.train import repr_hooks, run_training
+from commands.train_config import TrainConfig
+from commands.train_hyp import read_hyp
+from examples.stages import Stage, experiment_folder
+from pruning.repr.settings import ReprSettings
+from tasks.choose import CLASSIFICATION
 from utils.config.choices import Augment
 from utils.config.cli import run_script
 from utils.config.values import check_least
-from utils.datasets.classes.pictures import PictureData
 from utils.errors import ConfigError
 
 LOGGER = logging.getLogger(__name__)
@@ -84,17 +84,14 @@ class Comparison:
 def run(config: ReprCifarConfig) -> None:
     """Every training, then a line per augmentation."""
     folder = experiment_folder(config)
-    training = _training(config, folder.path, augment="none", seed=0, is_repr=False)
-    data = read_pictures(training)
-    _repr_hook(
-        make_classifier(training, data), config, folder.path, data
-    )  # refused now, not after the plain trainings
+    training, task = _training(config, folder.path, augment="none", seed=0, is_repr=True), CLASSIFICATION
+    network = task.make_network(training, task.read_data(training), hyp=read_hyp(training, task.recipe))
+    repr_hooks(network, training, folder.path)  # refused now, not after the plain trainings
     rows = []
     for augment in config.augments:
         accuracies = {
             is_repr: tuple(
-                _accuracy(config, folder.path, data, augment=augment, seed=seed, is_repr=is_repr)
-                for seed in config.seeds
+                _accuracy(config, folder.path, augment=augment, seed=seed, is_repr=is_repr) for seed in config.seeds
             )
             for is_repr in (False, True)
         }
@@ -114,41 +111,37 @@ def run(config: ReprCifarConfig) -> None:
     LOGGER.info("results in %s", folder.path)
 
 
-def _training(
-    config: ReprCifarConfig, folder: Path, *, augment: Augment, seed: int, is_repr: bool
-) -> ClassifierConfig:
-    return ClassifierConfig(
-        model=config.model,
+def _training(config: ReprCifarConfig, folder: Path, *, augment: Augment, seed: int, is_repr: bool) -> TrainConfig:
+    return TrainConfig(
+        cfg=config.model,
         data=config.data,
         cache_dir=config.cache_dir,
         epochs=config.epochs,
         batch_size=config.batch_size,
+        nominal_batch=config.batch_size,
         augment=augment,
         lr0=config.lr0,
         lrf=1.0,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         warmup_epochs=0,
+        patience=0,
+        repr=is_repr,
+        repr_s1=config.s1,
+        repr_s2=config.s2,
+        repr_cycles=config.cycles,
+        repr_ratio=config.ratio,
         seed=seed,
         project=str(folder),
         name=f"{'repr' if is_repr else 'plain'}_{augment}_seed{seed}",
+        exist_ok=True,
     )
 
 
-def _accuracy(
-    config: ReprCifarConfig, folder: Path, data: PictureData, *, augment: Augment, seed: int, is_repr: bool
-) -> float:
-    """After the last epoch of one training."""
+def _accuracy(config: ReprCifarConfig, folder: Path, *, augment: Augment, seed: int, is_repr: bool) -> float:
+    """Return the accuracy after the last epoch of one training."""
     training = _training(config, folder, augment=augment, seed=seed, is_repr=is_repr)
-
-    def hooks(model: nn.Module) -> list[ReprHook]:
-        return [_repr_hook(model, config, folder / training.name, data)]
-
-    return train_stage(training, data, hooks=hooks if is_repr else None).accuracy
-
-
-def _repr_hook(model: nn.Module, config: ReprCifarConfig, folder: Path, data: PictureData) -> ReprHook:
-    return ReprHook(model, settings=config.settings, folder=folder, image_chw=data.image_chw)
+    return Stage.of(train_stage(training, run_training)).accuracy
 
 
 if __name__ == "__main__":

@@ -8,42 +8,31 @@ Slimming: Liu et al., ICCV 2017 (arXiv 1708.06519). Taylor: Molchanov et al., IC
 
 from __future__ import annotations
 
+import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
-from torch import nn
-
-from commands.classify import make_classifier, read_pictures
-from commands.classify_config import ClassifierConfig
+from commands.finetune import run_finetuning
+from commands.finetune_config import FinetuneConfig
+from commands.prune_config import PruneConfig
+from commands.slim import train_stage
+from commands.train import run_training
+from commands.train_config import TrainConfig
+from commands.train_hyp import read_hyp
+from commands.train_sparsity import run_sparsity_training
+from commands.train_sparsity_config import SparsityConfig
 from engine.choices import OptimizerName, ScheduleName
-from engine.evaluation.classification_scores import ClassificationLoss, picture_batches
-from engine.training.hooks import Hook
-from engine.training.task import TrainingTask
-from examples.stages import Stage, experiment_folder, train_stage
-from models.classifiers import load_classifier
-from models.complexity import count_macs, count_parameters
-from pruning.channels.graph import ChannelGraph
-from pruning.channels.shortcuts import candidate_ids
-from pruning.choices import Shortcuts
-from pruning.importance.cost import ChannelCost
-from pruning.importance.criteria import CRITERIA, num_ids
-from pruning.iterative import IterativeSettings, prune_iteratively
-from pruning.selection.allocation import Allocation, Allocator, ranked_ids
-from pruning.selection.planner import at_target
-from pruning.selection.rounding import Rounding
+from examples.stages import Stage, experiment_folder, prune_stage
+from pruning.choices import CriterionName, Shortcuts
+from pruning.selection.planner import Planner
 from pruning.selection.targets import parse_target
-from pruning.sparsity.penalties import SparsityHook, make_penalties
-from pruning.sparsity.scale_rate import ScaleRateHook
-from pruning.sparsity.settings import Strengths
-from pruning.surgery.cut import cut
+from pruning.surgery.report import NetworkSize
+from tasks.choose import CLASSIFICATION
 from utils.config.choices import Augment
 from utils.config.cli import run_script
 from utils.config.values import check_least
-from utils.datasets.classes.pictures import PictureData
-from utils.device import select_device
 from utils.errors import ConfigError
 
 LOGGER = logging.getLogger(__name__)
@@ -69,7 +58,7 @@ class SlimClassifierConfig:
     step: int = 64  # of taylor: channels cut each round
     updates: int = 30  # of taylor: training steps after each cut
     update_lr: float = 1e-3  # of taylor: their learning rate
-    batch_size: int = 64  # pictures per step
+    batch_size: int = 64  # images per step
     lr0: float | None = 0.1  # first learning rate of training; a tenth of it for fine-tuning
     weight_decay: float = 1e-4  # of convolutions and linear layers
     optimizer: OptimizerName = "sgd"
@@ -82,26 +71,80 @@ class SlimClassifierConfig:
     exist_ok: bool = False  # go on in this folder: complete stages are kept, one that was begun continues
 
     def __post_init__(self) -> None:
-        check_least(self, epochs=1, sparse_epochs=1, finetune_epochs=1, sr=0, scale_rate=0, batch_size=2)
-        check_least(self, step=1, updates=0)
-        if self.update_lr <= 0:
-            raise ConfigError(f"--update-lr {self.update_lr}: expected a positive number, such as 0.001")
-        if self.percent is not None and not 0 <= self.percent < 1:
-            raise ConfigError(
-                f"--percent {self.percent}: expected a share from 0 up to, not including, 1, such as 0.7"
-            )
-        Rounding.parse(self.round)
+        check_least(self, epochs=1, sparse_epochs=1, finetune_epochs=1, batch_size=2)
         if self.percent is not None and self.target:
             raise ConfigError("--percent and --target both say how much to cut; leave one out")
         if self.method == "taylor" and self.target[:5] != "macs=":
             raise ConfigError("--method taylor prunes until --target macs=...; give it, such as --target macs=50%")
-        if self.target:
-            parse_target(self.target)
+        # Each stage checks its own settings.
+        self.sparse_training(Path())
+        self.pruning(Path(), Path("weights.pt"))
+
+    def training(self, folder: Path) -> TrainConfig:
+        """Return the training of the dense network."""
+        return TrainConfig(cfg=self.model, epochs=self.epochs, name="dense", **self._shared(folder))
+
+    def sparse_training(self, folder: Path) -> SparsityConfig:
+        """Return the training of new weights with scales drawn to zero."""
+        return SparsityConfig(
+            cfg=self.model,
+            epochs=self.sparse_epochs,
+            sr=self.sr,
+            beta_ratio=0,
+            scale_rate=self.scale_rate,
+            decay=False,
+            shortcuts=self.shortcuts,
+            name="sparse",
+            **self._shared(folder),
+        )
+
+    def pruning(self, folder: Path, weights: Path) -> PruneConfig:
+        """Return the cut of what the stage before left, at once by scales or in rounds by Taylor expansion."""
+        by_taylor: dict[str, Any] = {
+            "criterion": "taylor",
+            "iterative": True,
+            "step": self.step,
+            "updates": self.updates,
+            "lr": self.update_lr,
+        }
+        percent = 0.7 if self.percent is None and not self.target else self.percent
+        return PruneConfig(
+            weights=str(weights),
+            percent=percent,
+            target=self.target,
+            shortcuts=self.shortcuts,
+            round=self.round,
+            data=self.data,
+            cache_dir=self.cache_dir,
+            batch_size=self.batch_size,
+            device=self.device,
+            seed=self.seed,
+            project=str(folder),
+            name="pruned",
+            exist_ok=True,
+            **(by_taylor if self.method == "taylor" else {}),
+        )
+
+    def finetuning(self, folder: Path, weights: Path) -> FinetuneConfig:
+        """Return the training of the pruned network at a tenth of the rate."""
+        shared = {**self._shared(folder), "lr0": self.lr0 and self.lr0 / 10}
+        return FinetuneConfig(weights=str(weights), epochs=self.finetune_epochs, name="fine-tuned", **shared)
+
+    def _shared(self, folder: Path) -> dict[str, Any]:
+        names = ("data", "cache_dir", "batch_size", "lr0", "weight_decay", "optimizer", "schedule", "augment")
+        return {
+            **{name: getattr(self, name) for name in (*names, "device", "seed")},
+            "milestones": (0.5, 0.75),
+            "nominal_batch": self.batch_size,
+            "patience": 0,
+            "project": str(folder),
+            "exist_ok": True,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageRow:
-    """A network after a stage; accuracy from 0 to 1 on the test pictures, after the stage's last epoch."""
+    """A network after a stage; accuracy from 0 to 1 on the test images, after the stage's last epoch."""
 
     stage: str
     accuracy: float
@@ -112,14 +155,18 @@ class StageRow:
 def run(config: SlimClassifierConfig) -> None:
     """Every stage, one table, result.json."""
     folder = experiment_folder(config)
-    training = _training(config, folder.path, "dense", epochs=config.epochs)
-    data = read_pictures(training)
-    _check_target(make_classifier(training, data), config, data)  # now, not after the dense training
-    stages = {"dense": train_stage(training, data)}
+    _check_target(config)  # now, not after the dense training
+    stages = {"dense": train_stage(config.training(folder.path), run_training)}
+    source = stages["dense"]
     if config.method == "slimming":
-        stages["sparse"] = _sparse(config, folder.path, data)
-    stages["fine-tuned"] = _finetuned(config, folder.path, data)
-    rows = [_row(name, stage, data) for name, stage in stages.items()]
+        stages["sparse"] = source = train_stage(config.sparse_training(folder.path), run_sparsity_training)
+    pruned = prune_stage(config.pruning(folder.path, source / "weights/last.pt"))
+    stages["fine-tuned"] = train_stage(config.finetuning(folder.path, pruned), run_finetuning)
+    sizes = json.loads((pruned.parent / "result.json").read_text(encoding="utf-8"))["report"]
+    rows = [
+        _row(name, Stage.of(stage), sizes["after" if name == "fine-tuned" else "before"])
+        for name, stage in stages.items()
+    ]
     dense = rows[0]
     for row in rows:
         LOGGER.info(
@@ -135,124 +182,29 @@ def run(config: SlimClassifierConfig) -> None:
     LOGGER.info("results in %s", folder.path)
 
 
-def _check_target(fresh: nn.Module, config: SlimClassifierConfig, data: PictureData) -> None:
+def _check_target(config: SlimClassifierConfig) -> None:
     """Refuse what cannot be cut so far, or costs no more than that as it is.
 
     Raises:
         ConfigError, PruningError: It is one of these.
     """
-    allocator = _allocator(fresh, config, data)
-    _allocation(allocator, fresh, config, data)
+    training, task = config.training(Path()), CLASSIFICATION
+    network = task.make_network(training, task.read_data(training), hyp=read_hyp(training, task.recipe))
+    image_chw = task.image_chw(network, 0)
+    settings = config.pruning(Path(), Path("weights.pt")).plan_settings(image_chw, network.trace_chw)
+    # How far Taylor's rounds can go does not depend on which channels matter.
+    criterion: CriterionName = "bn_gamma" if config.method == "slimming" else "kernel_l1"
+    Planner.of(network.model, replace(settings, criterion=criterion)).decide()
     if not config.target:
         return
-    target, cost = parse_target(config.target), ChannelCost.of(fresh, allocator.graph, data.image_chw)
-    now = cost.macs() if target.quantity == "macs" else cost.parameters()
+    target, size = parse_target(config.target), NetworkSize.of(network.model, image_chw)
+    now = size.macs if target.quantity == "macs" else size.parameters
     if target.absolute(now) >= now:
         raise ConfigError(f"--target {config.target}: {config.model} has {now:.4g}, nothing to prune; give less")
 
 
-def _training(
-    config: SlimClassifierConfig, folder: Path, name: str, *, epochs: int, lr_factor: float = 1.0
-) -> ClassifierConfig:
-    shared = ("model", "data", "cache_dir", "batch_size", "weight_decay", "optimizer", "schedule", "augment")
-    return ClassifierConfig(
-        **{field: getattr(config, field) for field in (*shared, "device", "seed")},
-        epochs=epochs,
-        lr0=config.lr0 and config.lr0 * lr_factor,
-        project=str(folder),
-        name=name,
-    )
-
-
-def _row(name: str, stage: Stage, data: PictureData) -> StageRow:
-    model = load_classifier(stage.weights).model
-    macs = count_macs(model, data.image_chw)
-    return StageRow(stage=name, accuracy=stage.accuracy, parameters=count_parameters(model), macs=macs)
-
-
-def _sparse(config: SlimClassifierConfig, folder: Path, data: PictureData) -> Stage:
-    """Train new weights with scales drawn to zero."""
-
-    training = _training(config, folder, "sparse", epochs=config.sparse_epochs)
-    return train_stage(training, data, hooks=lambda model: _sparsity_hooks(model, config, data))
-
-
-def _sparsity_hooks(model: nn.Module, config: SlimClassifierConfig, data: PictureData) -> list[Hook]:
-    penalties = make_penalties(
-        model,
-        sparsity="bn",
-        strengths=Strengths(scale=config.sr),
-        shortcuts=config.shortcuts,
-        is_decayed=False,
-        image_chw=data.image_chw,
-    )
-    faster = [ScaleRateHook(config.scale_rate)] if config.scale_rate != 1 else []
-    return [*faster, SparsityHook(penalties)]
-
-
-def _finetuned(config: SlimClassifierConfig, folder: Path, data: PictureData) -> Stage:
-    """Prune what the stage before left, and train it at a tenth of the rate."""
-
-    def make_model() -> nn.Module:
-        if config.method == "slimming":
-            return _slimmed(config, folder / "sparse/weights/last.pt", data)
-        return _by_taylor(config, folder / "dense/weights/last.pt", data)
-
-    training = _training(config, folder, "fine-tuned", epochs=config.finetune_epochs, lr_factor=0.1)
-    return train_stage(training, data, make_model=make_model)
-
-
-def _slimmed(config: SlimClassifierConfig, weights: Path, data: PictureData) -> nn.Module:
-    """Return the sparse network without its channels of least scale."""
-    model = load_classifier(weights).model
-    allocator = _allocator(model, config, data)
-    return cut(model, allocator.graph, _allocation(allocator, model, config, data).dropped)
-
-
-def _allocator(model: nn.Module, config: SlimClassifierConfig, data: PictureData) -> Allocator:
-    """Ranks channels by the scales of their batch norms; before Taylor's rounds they are all alike."""
-    graph = ChannelGraph.of(model, image_chw=data.image_chw)
-    by_scale = config.method == "slimming"
-    importance = CRITERIA["bn_gamma"](model, graph) if by_scale else np.ones(num_ids(graph))
-    return Allocator(
-        graph=graph,
-        importance=importance,
-        candidates=ranked_ids(candidate_ids(model, graph, config.shortcuts), importance),
-        rounding=Rounding.parse(config.round),
-    )
-
-
-def _allocation(
-    allocator: Allocator, model: nn.Module, config: SlimClassifierConfig, data: PictureData
-) -> Allocation:
-    if not config.target:
-        return allocator.at(allocator.threshold_at(0.7 if config.percent is None else config.percent))
-    cost = ChannelCost.of(model, allocator.graph, data.image_chw)
-    return at_target(allocator, cost, parse_target(config.target))
-
-
-def _by_taylor(config: SlimClassifierConfig, weights: Path, data: PictureData) -> nn.Module:
-    """Return the dense network pruned and trained by turns."""
-    device = select_device(config.device)
-    loaded = load_classifier(weights)
-    model = loaded.model.to(device)
-    now = count_macs(model, data.image_chw)
-    settings = IterativeSettings(
-        ratio=1 - parse_target(config.target).absolute(now) / now,
-        quantity="macs",
-        step=config.step,
-        updates=config.updates,
-        lr=config.update_lr,
-        final_updates=0,
-        shortcuts=config.shortcuts,
-        rounding=Rounding.parse(config.round),
-    )
-    loader = picture_batches(
-        data.train.to(device), loaded.spec, batch_size=config.batch_size, is_training=True, seed=config.seed
-    )
-    task = TrainingTask(loader=loader, loss=ClassificationLoss(), device=device)
-    pruned, _ = prune_iteratively(model, task, settings=settings, image_chw=data.image_chw)
-    return pruned.cpu()
+def _row(name: str, stage: Stage, size: dict[str, Any]) -> StageRow:
+    return StageRow(stage=name, accuracy=stage.accuracy, parameters=size["parameters"], macs=size["macs"])
 
 
 if __name__ == "__main__":

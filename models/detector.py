@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -12,6 +13,7 @@ from models.blocks.head import Detect
 from models.builder import build_layers
 from models.layer_table import MODULE_RULES
 from models.spec import ModelSpec
+from utils.errors import ConfigError
 
 
 class Detector(nn.Module):
@@ -92,3 +94,18 @@ class Detector(nn.Module):
 def build_model(spec: ModelSpec) -> Detector:
     """Build and initialise the network that `spec` describes."""
     return Detector(spec)
+
+
+def freeze_(model: Detector, freeze: tuple[int, ...]) -> None:
+    """Keep the weights of the first `freeze[0]` layers, or of the listed layers, as they are.
+
+    Raises:
+        ConfigError: There is no such layer.
+    """
+    count = len(model.model)
+    frozen: Iterable[int] = range(freeze[0]) if len(freeze) == 1 else freeze
+    if any(number < 0 for number in freeze) or any(number >= count for number in frozen):
+        given = " ".join(map(str, freeze))
+        raise ConfigError(f"--freeze {given}: the network has layers 0 to {count - 1}; give fewer or smaller numbers")
+    for number in frozen:
+        model.model[number].requires_grad_(False)

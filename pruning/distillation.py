@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.losses.detection import DetectionLoss, LossParts, complete_iou
 from engine.training.distributed import mean_over_ranks
 from engine.training.hooks import Hook, Step
 from engine.training.trainer import Trainer
+from engine.training.watch import named_losses
 from models.complexity import count_parameters
 from models.detector import Detector
 from models.fuse import fuse
@@ -25,7 +27,8 @@ LOGGER = logging.getLogger(__name__)
 
 # Below this objectness the teacher's box and classes are noise: it was never trained on labels there.
 CONFIDENT = 0.1
-_PARTS = ("box", "obj", "cls")
+# Softens the probabilities of classifiers; Hinton et al. try 1 to 20.
+_TEMPERATURE = 4.0
 
 
 def load_teacher(path: str | Path, *, spec: ModelSpec, names: Sequence[str]) -> Detector:
@@ -59,7 +62,7 @@ def load_teacher(path: str | Path, *, spec: ModelSpec, names: Sequence[str]) -> 
     return fuse(loaded.model).requires_grad_(False)
 
 
-class DistillationLoss:
+class DetectorDistillation:
     """Distance of a student's outputs from its teacher's: the detection loss with the teacher in place of labels.
 
     Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, train a student on a teacher's
@@ -75,11 +78,19 @@ class DistillationLoss:
     much as the labels.
     """
 
+    names = ("box", "obj", "cls")
+
     def __init__(self, detection: DetectionLoss, *, device: torch.device) -> None:
         """Take gains, level weights and anchors from the student's loss `detection`; heads are on `device`."""
         self.gains, self.balance = detection.gains, detection.balance
         self.batch_factor, self.mean_over_ranks = detection.batch_factor, detection.mean_over_ranks
         self.anchors = detection.anchors.to(device)  # (levels, A, 2) in cells
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> DetectorDistillation:
+        """Build it from the loss and the device of a training."""
+        assert isinstance(trainer.loss, DetectionLoss)
+        return cls(trainer.loss, device=trainer.settings.device)
 
     def __call__(self, heads: Sequence[Tensor], answers: Sequence[Tensor]) -> LossParts:
         """Compare the raw heads of the student with those of the teacher.
@@ -153,6 +164,43 @@ def _boxes(rows: Tensor, anchors: Tensor) -> Tensor:
     return torch.cat((values[:, :2] - 0.5, values[:, 2:] ** 2 * anchors), 1)
 
 
+class LogitsDistillation:
+    """Distance of a classifier's probabilities from its teacher's, by the Kullback-Leibler divergence.
+
+    Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531: probabilities are softened by a
+    temperature, and the divergence is multiplied by its square, so that gradients keep their magnitude.
+    """
+
+    names = ("class",)
+
+    def __init__(self, *, temperature: float = _TEMPERATURE) -> None:
+        self.temperature = temperature
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> LogitsDistillation:
+        """Build it; nothing depends on the training."""
+        return cls()
+
+    def __call__(self, logits: Tensor, answers: Tensor) -> LossParts:
+        """Compare the logits (B, K) of the student with those of the teacher."""
+        own, taught = (F.log_softmax(values.float() / self.temperature, 1) for values in (logits, answers))
+        loss = F.kl_div(own, taught, reduction="batchmean", log_target=True) * self.temperature**2
+        return LossParts(total=loss, parts=loss.detach()[None])
+
+
+class TeacherLoss(Protocol):
+    """Distance of a student's outputs from its teacher's.
+
+    Attributes:
+        names: Names of its parts.
+    """
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    def __call__(self, outputs: Any, answers: Any, /) -> LossParts: ...
+
+
 class DistillationHook(Hook):
     """Adds `strength` times the distillation loss to the loss of every step.
 
@@ -161,19 +209,18 @@ class DistillationHook(Hook):
     process of a distributed run has its own teacher.
     """
 
-    def __init__(self, teacher: Detector, *, strength: float) -> None:
-        """Take a teacher from `load_teacher` and a positive strength."""
-        self.teacher, self.strength = teacher, strength
+    def __init__(self, teacher: nn.Module, *, strength: float, make_loss: Callable[[Trainer], TeacherLoss]) -> None:
+        """Take a teacher in evaluation mode whose outputs mean the same as the student's, and a positive strength."""
+        self.teacher, self.strength, self._make_loss = teacher, strength, make_loss
         # Summed on the device: reading a value every step would make the host wait for it.
-        self._sums, self._steps = torch.zeros(len(_PARTS)), 0
+        self._sums, self._steps = torch.zeros(0), 0
 
     def before_training(self, trainer: Trainer) -> None:
         """Move the teacher to the student's device."""
         device = trainer.settings.device
         self.teacher = self.teacher.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        assert isinstance(trainer.loss, DetectionLoss)
-        self.loss = DistillationLoss(trainer.loss, device=device)
-        self._sums = self._sums.to(device)
+        self.loss = self._make_loss(trainer)
+        self._sums = torch.zeros(len(self.loss.names), device=device)
         sizes = [count_parameters(model) / 1e6 for model in (self.teacher, trainer.model)]
         LOGGER.info(
             "distillation: teacher with %.2f M parameters, student with %.2f M, strength %g", *sizes, self.strength
@@ -191,6 +238,7 @@ class DistillationHook(Hook):
     def epoch_end(self, trainer: Trainer) -> None:
         """Report the epoch's mean loss parts, before strength, to the log, results.csv and TensorBoard."""
         means = mean_over_ranks(self._sums / self._steps).tolist()
-        trainer.state.extra |= {f"distill/{name}_loss": value for name, value in zip(_PARTS, means, strict=True)}
-        LOGGER.info("distillation: box %.4f obj %.4f cls %.4f", *means)
+        found = dict(zip(self.loss.names, means, strict=True))
+        trainer.state.extra |= {f"distill/{name}_loss": value for name, value in found.items()}
+        LOGGER.info("distillation: %s", named_losses(found))
         self._sums, self._steps = torch.zeros_like(self._sums), 0

@@ -23,11 +23,12 @@ from utils.errors import ConfigError
 BARE = {"--resume": RESUME_LATEST, "--evolve": str(DEFAULT_TRIALS)}
 
 TRAIN_FLAGS = """
-    --adam --amp --batch --batch-size --cache --cache-dir --cache-images --cfg --close-mosaic --data --device --epochs
-    --evolve --exist-ok --freeze --hyp --image-weights --img --img-size --imgsz --label-smoothing --linear-lr --lr0
-    --multi-scale --name --no-amp --noautoanchor --nominal-batch --noplots --nosave --notest --noval --optimizer
-    --patience --project --quad --rect --resume --save-period --schedule --seed --single-cls --sync-bn --weights
-    --workers
+    --adam --amp --augment --batch --batch-size --cache --cache-dir --cache-images --cfg --close-mosaic --data
+    --device --epochs --evolve --exist-ok --freeze --hyp --image-weights --img --img-size --imgsz --label-smoothing
+    --linear-lr --lr0 --lrf --milestones --momentum --multi-scale --name --no-amp --noautoanchor --nominal-batch
+    --noplots --nosave --notest --noval --optimizer --patience --project --quad --rect --repr --repr-cycles
+    --repr-ratio --repr-s1 --repr-s2 --resume --save-period --schedule --seed --single-cls --sync-bn
+    --warmup-epochs --weight-decay --weights --workers
 """
 FINETUNE_FLAGS = " ".join(sorted([*TRAIN_FLAGS.split(), "--distill", "--freeze-zeros", "--scale-rate", "--teacher"]))
 SPARSITY_FLAGS = " ".join(
@@ -49,10 +50,11 @@ SLIM_FLAGS = " ".join(
     )
 )
 PRUNE_FLAGS = """
-    --batch --batch-size --bn-percent --cfg --conv-percent --cost-power --criterion --data --device --drop-bottlenecks
-    --dry-run --exist-ok --hyp --img --img-size --imgsz --iterative --lr --min-channels --name --no-constants
-    --noplots --percent --plan --project --protect --resume --round --round-direction --scan --seed --shortcuts --step
-    --strict --target --taylor-batches --tolerance --unstructured --unstructured-scope --updates --weights --workers
+    --batch --batch-size --bn-percent --cache-dir --cfg --conv-percent --cost-power --criterion --data --device
+    --drop-bottlenecks --dry-run --exist-ok --hyp --img --img-size --imgsz --iterative --lr --min-channels --name
+    --no-constants --noplots --percent --plan --project --protect --resume --round --round-direction --scan --seed
+    --shortcuts --step --strict --target --taylor-batches --tolerance --unstructured --unstructured-scope --updates
+    --weights --workers
 """
 VAL_FLAGS = """
     --augment --batch --batch-size --cache-dir --conf --conf-thres --data --device --engine --exist-ok --half --img
@@ -203,6 +205,27 @@ def test_flags_added_since_v5_are_taken() -> None:
     assert (config.optimizer_name, config.schedule_name) == ("ranger", "flat")
 
 
+def test_classifiers_train_by_flags_of_their_own() -> None:
+    config = parsed(
+        TrainConfig,
+        "--data images --cfg torchvision:resnet18 --augment resized-crop --lr0 0.1 --lrf 0.05 --momentum 0.8 "
+        "--weight-decay 1e-4 --warmup-epochs 2 --label-smoothing 0.1 --schedule multistep --milestones .5 .75",
+    )
+    assert (config.data, config.cfg, config.augment) == ("images", "torchvision:resnet18", "resized-crop")
+    assert (config.lr0, config.lrf, config.momentum, config.weight_decay) == (0.1, 0.05, 0.8, 1e-4)
+    assert (config.warmup_epochs, config.label_smoothing) == (2.0, 0.1)
+    assert (config.schedule_name, config.milestones) == ("multistep", (0.5, 0.75))
+
+
+def test_repr_is_a_flag_of_every_training() -> None:
+    line = "--repr --repr-s1 5 --repr-s2 3 --repr-cycles 2 --repr-ratio 0.2"
+    for config_type in (TrainConfig, SparsityConfig, FinetuneConfig):
+        config = parsed(config_type, line)
+        assert (config.repr, config.repr_s1, config.repr_s2, config.repr_cycles) == (True, 5, 3, 2)
+        assert config.repr_ratio == 0.2
+    assert not parsed(TrainConfig, "").repr
+
+
 def test_val_takes_the_spellings_of_v5() -> None:
     config = parsed(
         ValConfig,
@@ -252,7 +275,7 @@ def test_unknown_key_of_a_config_file_lists_the_known_ones(
         run_script(lambda config: None, TrainConfig, argv=["--config", str(path)])
     assert caught.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {path}: unknown key 'epoch'; known: weights, cfg, data, hyp, lr0, epochs")
+    assert error.startswith(f"error: {path}: unknown key 'epoch'; known: weights, cfg, data, img_size, epochs")
     assert error.count("\n") == 1
 
 

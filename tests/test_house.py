@@ -129,7 +129,7 @@ def test_late_import_makes_no_circle(tmp_path: Path, late: str) -> None:
         ("engine/deep/planted.py", "def f():\n    import pruning.target", "pruning/target.py"),
         ("pruning/planted.py", "from quantization.target import X", "quantization/target.py"),
         ("pruning/planted.py", "from tasks.target import X", "tasks/target.py"),
-        ("tasks/planted.py", "if TYPE_CHECKING:\n    from deploy.target import X", "deploy/target.py"),
+        ("deploy/planted.py", "if TYPE_CHECKING:\n    from tasks.target import X", "tasks/target.py"),
         ("deploy/planted.py", "from commands.target import X", "commands/target.py"),
         ("commands/planted.py", "import train", "train.py"),
         ("val.py", "from train import run", "train.py"),

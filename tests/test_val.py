@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from commands import val as script
 from commands.val import val
 from commands.val_config import ValConfig
+from tasks import detection
 from utils.errors import CheckpointError, ConfigError
 from utils.metrics.coco import TWELVE
 
@@ -34,7 +34,7 @@ class _Runtime:
 @pytest.fixture
 def data_yaml(tmp_path, monkeypatch):
     """Three 64 x 64 pictures with a cat in the upper left quarter; the weights are `_Runtime`."""
-    monkeypatch.setattr(script, "load_detector", lambda path, **_: _Runtime())
+    monkeypatch.setattr(detection, "load_detector", lambda path, **_: _Runtime())
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
     for number in range(3):
@@ -128,7 +128,7 @@ def test_size_is_640_where_none_is_given(data_yaml, monkeypatch):
 def test_artefacts_of_two_sizes_are_refused_as_an_ensemble(data_yaml, monkeypatch):
     runtimes = [_Runtime(), _Runtime()]
     runtimes[0].input_hw, runtimes[1].input_hw = (64, 64), (96, 96)
-    monkeypatch.setattr(script, "load_detector", lambda path, **_: runtimes.pop())
+    monkeypatch.setattr(detection, "load_detector", lambda path, **_: runtimes.pop())
     with pytest.raises(ConfigError, match="export them for one size"):
         val(_config(data_yaml, weights=("a.onnx", "b.onnx")))
 
@@ -141,10 +141,12 @@ def test_augment_adds_the_boxes_of_the_flipped_view(data_yaml):
 
 def test_speed_task_counts_only_sure_boxes(data_yaml, monkeypatch):
     seen = []
-    real = script.EvalSettings
-    monkeypatch.setattr(script, "EvalSettings", lambda **values: seen.append(values) or real(**values))
+    real = detection.EvalSettings
+    monkeypatch.setattr(detection, "EvalSettings", lambda **values: seen.append(values) or real(**values))
     val(_config(data_yaml, task="speed"))
     assert (seen[0]["conf"], seen[0]["iou"]) == (0.25, 0.45)
+    val(_config(data_yaml, conf_thres=0.1, iou_thres=0.7))
+    assert (seen[1]["conf"], seen[1]["iou"]) == (0.1, 0.7)
 
 
 def test_study_writes_its_table(data_yaml):

@@ -53,8 +53,9 @@ With the ncnn package alone:
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
     net.load_param("{folder_name}/model.ncnn.param")
     net.load_model("{folder_name}/model.ncnn.bin")
+    image = np.ascontiguousarray(image, dtype=np.float32)  # one of these images; ncnn points into it
     with net.create_extractor() as extractor:
-        extractor.input("in0", ncnn.Mat(np.ascontiguousarray(image, dtype=np.float32)))  # one of these images
+        extractor.input("in0", ncnn.Mat(image))
         logits = np.array(extractor.extract("out0")[1])
 """
 

@@ -74,8 +74,9 @@ def _reader(folder: Path, blobs: list[str]) -> _Read:
     net = open_network(ncnn, folder, options=RuntimeOptions(), keeps_blobs=True)
 
     def read(image: Tensor) -> Iterator[tuple[str, Floats]]:
+        pixels = image[0].contiguous().numpy()  # named, because a Mat does not keep the array that it points into
         with net.create_extractor() as extractor:
-            extractor.input(INPUT_BLOB, ncnn.Mat(image[0].contiguous().numpy()))
+            extractor.input(INPUT_BLOB, ncnn.Mat(pixels))
             for blob in blobs:
                 _, values = extractor.extract(blob)
                 yield blob, np.array(values)  # a copy: the extractor frees the blob

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from utils.boxes.decode import decode_heads
 
-# Function from images (B, 3, H, W) in [0, 1] to decoded boxes (B, N, 5 + nc), see utils.boxes.decode.
+# Function from images (B, C, H, W), as a network takes them, to decoded boxes (B, N, 5 + nc), see
+# utils.boxes.decode, or to logits (B, K).
 Predict = Callable[[Tensor], Tensor]
 # Views of v5.0's test-time augmentation: scale of the image, and whether it is flipped left to right.
 _VIEWS = ((1.0, False), (0.83, True), (0.67, False))

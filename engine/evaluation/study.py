@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
-from engine.evaluation.evaluate import Evaluation
+from engine.evaluation.detection import DetectionSet
+from engine.evaluation.detection_scores import DetectionScores
+from engine.evaluation.evaluator import Evaluator
 from utils.plots.colors import line_color
 from utils.plots.save import save_figure
 from utils.storage.files import atomic_write
@@ -30,23 +33,27 @@ class StudyPoint:
     ms_nms: float
 
 
-def run_study(evaluate_at: Callable[[int], Evaluation], sizes: Sequence[int], folder: Path) -> list[StudyPoint]:
+def run_study(evaluator: Evaluator, detectors: Any, *, sizes: Sequence[int], folder: Path) -> list[StudyPoint]:
     """Evaluate at each size, and rewrite study.csv and study.png after each, so that a stopped study keeps them.
 
     Args:
-        evaluate_at: Function that evaluates at an image size in pixels.
+        evaluator: Evaluator of detectors.
+        detectors: One or more detectors, as `Evaluator.evaluate` takes them.
         sizes: Image sizes in pixels.
         folder: Folder of study.csv and study.png.
     """
     points: list[StudyPoint] = []
     for size in sizes:
-        points.append(_point(size, evaluate_at(size)))
+        assert isinstance(evaluator.data, DetectionSet)
+        scores = replace(evaluator, data=evaluator.data.at(size)).evaluate(detectors)
+        assert isinstance(scores, DetectionScores)
+        points.append(_point(size, scores))
         _write_csv(points, folder / "study.csv")
         _plot(points, folder / "study.png")
     return points
 
 
-def _point(size: int, evaluation: Evaluation) -> StudyPoint:
+def _point(size: int, evaluation: DetectionScores) -> StudyPoint:
     metrics = evaluation.metrics
     per_image = {
         f"ms_{name}": 1000 * evaluation.seconds[name] / evaluation.images

@@ -28,10 +28,6 @@ LOGGER = logging.getLogger(__name__)
 # Number of training batches to draw, from the first one on.
 _BATCHES_DRAWN = 3
 
-# Reported metrics by label: as columns of results.csv and TensorBoard, and in the line of an epoch.
-DETECTION_COLUMNS = {"precision": "precision", "recall": "recall", "mAP_0.5": "AP50", "mAP_0.5:0.95": "AP"}
-DETECTION_WORDS = {"P": "precision", "R": "recall", "mAP50": "AP50", "mAP": "AP"}
-
 
 def result_row(trainer: Trainer, columns: Mapping[str, str]) -> dict[str, float]:
     """Return the losses, metrics and learning rates of the current epoch by column of results.csv."""
@@ -46,7 +42,7 @@ def result_row(trainer: Trainer, columns: Mapping[str, str]) -> dict[str, float]
 class EpochLineHook(Hook):
     """Logs one line per epoch, with the time left."""
 
-    def __init__(self, words: Mapping[str, str] = DETECTION_WORDS, *, digits: int = 3) -> None:
+    def __init__(self, words: Mapping[str, str], *, digits: int) -> None:
         """Create the hook.
 
         Args:
@@ -83,7 +79,7 @@ class EpochLineHook(Hook):
 class ResultsHook(Hook):
     """Writes results.csv after every epoch and results.png at the end."""
 
-    def __init__(self, folder: Path, *, is_plotting: bool, columns: Mapping[str, str] = DETECTION_COLUMNS) -> None:
+    def __init__(self, folder: Path, *, is_plotting: bool, columns: Mapping[str, str]) -> None:
         self.path, self.is_plotting, self.columns = folder / "results.csv", is_plotting, columns
         self.rows: list[dict[str, float]] = []
 
@@ -123,7 +119,7 @@ class TensorBoardHook(Hook):
         *,
         names: tuple[str, ...],
         is_plotting: bool,
-        columns: Mapping[str, str] = DETECTION_COLUMNS,
+        columns: Mapping[str, str],
     ) -> None:
         self.folder, self.names, self.is_plotting, self.columns = folder, names, is_plotting, columns
         self._writer: SummaryWriter | None = None

@@ -8,22 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from engine.evaluation.evaluate import EvalSettings, Evaluation, evaluate
-from engine.evaluation.predict import predictor
+from engine.evaluation.detection_scores import DetectionScores
+from engine.evaluation.evaluator import Evaluation, Evaluator
 from engine.training.distributed import share, wait_for_all
 from engine.training.ema import Ema
 from engine.training.hooks import Hook
-from engine.training.sync_bn import plain_batch_norms_
 from engine.training.trainer import Trainer
-from models.detector import Detector
-from models.fuse import fuse
 from utils.datasets.indexing.index import LabelIndex
 from utils.datasets.loading.loader import Loader
 from utils.datasets.loading.sampler import Weights
 from utils.datasets.reading.labels import Labels
-from utils.metrics.coco import fitness
 
 
 def class_counts(labels: Sequence[Labels], num_classes: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -55,42 +50,37 @@ LOGGER = logging.getLogger(__name__)
 
 
 class ValidationHook(Hook):
-    """Measures the COCO mAP of the averaged weights, on the main process, after each epoch or only the last."""
+    """Measures the network on the main process, after each epoch or only the last, and records the best epoch."""
 
-    def __init__(
-        self, *, ema: Ema, loader: Loader, index: LabelIndex, settings: EvalSettings, is_final_only: bool = False
-    ) -> None:
-        self.ema, self.loader, self.index = ema, loader, index
-        self.settings, self.is_final_only = settings, is_final_only
+    def __init__(self, evaluator: Evaluator, *, ema: Ema | None = None, is_final_only: bool = False) -> None:
+        """Create the hook.
+
+        Args:
+            evaluator: Measures on the validation split.
+            ema: Averaged weights to measure; None measures the trained ones.
+            is_final_only: Whether to measure after the last epoch alone.
+        """
+        self.evaluator, self.ema, self.is_final_only = evaluator, ema, is_final_only
         self.latest: Evaluation | None = None
 
     def epoch_end(self, trainer: Trainer) -> None:
-        """Evaluate the averaged weights and record the best epoch."""
+        """Evaluate the network and record the best epoch."""
         state = trainer.state
         is_last = state.epoch + 1 == trainer.settings.epochs or state.stop
         if self.is_final_only and not is_last:
             return
-        if trainer.process.is_main and not self.index.num_boxes:
-            # Without boxes nothing can be measured: all epochs are equal, and the last one counts as the best.
+        if trainer.process.is_main and not self.evaluator.data.is_labelled:
+            # Without labels nothing can be measured: all epochs are equal, and the last one counts as the best.
             state.judge(0.0)
             state.improved_epoch = state.epoch
         elif trainer.process.is_main:
-            self.latest = self._evaluate(trainer.settings.device)
-            metrics = self.latest.metrics
-            numbers = {**metrics.twelve(), "precision": metrics.precision, "recall": metrics.recall}
-            state.metrics = {name: value for name, value in numbers.items() if not math.isnan(value)}
-            state.judge(fitness(metrics))
+            self.latest = self.evaluator.evaluate(trainer.model if self.ema is None else self.ema.model)
+            state.metrics = self.latest.numbers()
+            state.judge(self.latest.fitness)
         wait_for_all()
         state.metrics, state.best_fitness, state.best_epoch, state.improved_epoch = share(
             (state.metrics, state.best_fitness, state.best_epoch, state.improved_epoch)
         )
-
-    def _evaluate(self, device: torch.device) -> Evaluation:
-        model = self.ema.model
-        assert isinstance(model, Detector)
-        fused = fuse(model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        plain_batch_norms_(fused)
-        return evaluate(predictor(fused), self.loader, self.index, settings=self.settings, device=device)
 
 
 class ImageWeightsHook(Hook):
@@ -110,7 +100,7 @@ class ImageWeightsHook(Hook):
 
     def epoch_end(self, trainer: Trainer) -> None:
         """Set the weights by the newest mAP of each class."""
-        if self.validation.latest is not None:
+        if isinstance(self.validation.latest, DetectionScores):
             found = self.validation.latest.metrics.per_class
             known = [found.get(name, {}).get("AP", math.nan) for name in self.index.names]
             self.per_class = [0.0 if math.isnan(value) else value for value in known]

@@ -15,7 +15,7 @@ from models.classifiers.libraries import layers_digest, library_version
 from models.classifiers.registry import empty_classifier
 from models.classifiers.spec import ClassifierSpec
 from utils.errors import CheckpointError, ConfigError
-from utils.storage.checkpoint import is_own_checkpoint, load_checkpoint
+from utils.storage.checkpoint import Checkpoint, is_own_checkpoint, load_checkpoint
 from utils.storage.weights_file import check_finite, check_weights_file, read_plain
 
 
@@ -27,11 +27,13 @@ class LoadedClassifier:
         model: Network in evaluation mode, float32, on the CPU.
         spec: Description of the network, without its widths.
         names: Class names, in order of class ids.
+        checkpoint: The whole checkpoint.
     """
 
     model: nn.Module
     spec: ClassifierSpec
     names: tuple[str, ...]
+    checkpoint: Checkpoint
 
 
 def load_classifier(path: str | Path, *, skeleton: nn.Module | None = None) -> LoadedClassifier:
@@ -44,19 +46,35 @@ def load_classifier(path: str | Path, *, skeleton: nn.Module | None = None) -> L
     Raises:
         CheckpointError: The file cannot be read, is not a classifier's, or its weights do not fit its network.
     """
-    where = f"weights {path}"
     checkpoint = load_checkpoint(path)
+    return classifier_of(checkpoint, checkpoint.best_weights, where=f"weights {path}", skeleton=skeleton)
+
+
+def classifier_of(
+    checkpoint: Checkpoint, weights: Mapping[str, Tensor], *, where: str, skeleton: nn.Module | None = None
+) -> LoadedClassifier:
+    """Build the classifier that a checkpoint describes.
+
+    Args:
+        checkpoint: Checkpoint of a classifier.
+        weights: Its averaged or its trained weights.
+        where: Name of the file, for messages.
+        skeleton: Network to fill, as in `load_classifier`.
+
+    Raises:
+        CheckpointError: It is not a classifier's, or its weights do not fit its network.
+    """
     spec = ClassifierSpec.from_dict(checkpoint.spec, where=where)
     if skeleton is None and not spec.name:
         raise CheckpointError(f"{where} name no network of this project; load them into one with skeleton=")
-    model = skeleton or _empty_network(spec, where=where)
-    fill_(model, checkpoint.best_weights, spec=spec, where=where)
+    model = skeleton if skeleton is not None else _empty_network(spec, where=where)
+    fill_(model, weights, spec=spec, where=where)
     if len(checkpoint.names) != spec.num_classes:
         raise CheckpointError(
             f"{where} name {len(checkpoint.names)} classes, expected {spec.num_classes} names, one for each; "
             "use an undamaged copy"
         )
-    return LoadedClassifier(model=model.eval(), spec=spec, names=checkpoint.names)
+    return LoadedClassifier(model=model.eval(), spec=spec, names=checkpoint.names, checkpoint=checkpoint)
 
 
 def is_classifier(path: str | Path) -> bool:

@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import nn
 
-from models.detector import Detector
 from models.fingerprint import network_fingerprint
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import FloatArray, IntArray
@@ -39,7 +38,7 @@ _DRAWN = {
 
 
 # Measures importance (num_ids,) on data, for instance by Taylor expansion.
-MeasureImportance: TypeAlias = Callable[[Detector, ChannelGraph], FloatArray]
+MeasureImportance: TypeAlias = Callable[[nn.Module, ChannelGraph], FloatArray]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,7 +54,7 @@ class Planner:
         settings: Settings of the choice.
     """
 
-    model: Detector
+    model: nn.Module
     graph: ChannelGraph
     bottlenecks: tuple[str, ...]
     fingerprint: str
@@ -63,7 +62,7 @@ class Planner:
     settings: PlanSettings
 
     @classmethod
-    def of(cls, model: Detector, settings: PlanSettings, *, measure: MeasureImportance | None = None) -> Planner:
+    def of(cls, model: nn.Module, settings: PlanSettings, *, measure: MeasureImportance | None = None) -> Planner:
         """Trace the network and rank its channels.
 
         Args:
@@ -78,7 +77,7 @@ class Planner:
         fingerprint = network_fingerprint(model)
         if bottlenecks:
             model = drop_bottlenecks(model, bottlenecks)
-        graph = ChannelGraph.of(model)
+        graph = ChannelGraph.of(model, image_chw=settings.trace_chw)
         candidates = free_ids(model, graph, shortcuts=settings.shortcuts, protect=settings.protect)
         importance = _importance(model, graph, candidates, settings, measure)
         if settings.cost_power and settings.target:
@@ -188,8 +187,8 @@ class Planner:
             lines.append(f"scales: {stats.as_text()}")
         if dense := self._dense_findings():
             lines.append(
-                f"warning: this network was not trained sparse: {', '.join(dense)}; pruning will cost mAP until "
-                "fine-tuned; run train_sparsity.py first"
+                f"warning: this network was not trained sparse: {', '.join(dense)}; pruning will cost accuracy "
+                "until fine-tuned; run train_sparsity.py first"
             )
         return "\n".join(lines)
 
@@ -250,7 +249,7 @@ def protected_ids(graph: ChannelGraph, patterns: Sequence[str]) -> IntArray:
     return np.unique(np.concatenate(found))
 
 
-def _bottlenecks(model: Detector, wanted: Sequence[str]) -> tuple[str, ...]:
+def _bottlenecks(model: nn.Module, wanted: Sequence[str]) -> tuple[str, ...]:
     if tuple(wanted) != (ALL,):
         return tuple(wanted)
     names = shortcut_bottleneck_names(model)
@@ -260,7 +259,7 @@ def _bottlenecks(model: Detector, wanted: Sequence[str]) -> tuple[str, ...]:
 
 
 def _importance(
-    model: Detector,
+    model: nn.Module,
     graph: ChannelGraph,
     candidates: IntArray,
     settings: PlanSettings,

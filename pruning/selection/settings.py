@@ -31,6 +31,7 @@ class PlanSettings:
         protect: Patterns of paths of layers that are not pruned.
         strict: Whether to raise an error, rather than keep `min_channels`, if a layer would keep fewer.
         image_chw: Channels, height and width of the image that multiply-adds are counted for.
+        trace_chw: Image size to trace the network with, as in `ChannelGraph.of`.
         seed: Seed of the random criterion.
     """
 
@@ -47,6 +48,7 @@ class PlanSettings:
     protect: tuple[str, ...] = ()
     strict: bool = False
     image_chw: tuple[int, int, int] = (3, 640, 640)
+    trace_chw: tuple[int, int, int] | None = None
     seed: int = 0
 
     @property

@@ -93,10 +93,11 @@ class SparsityMonitor(Hook):
         is_decayed: bool,
         folder: Path,
         is_plotting: bool,
+        image_chw: tuple[int, int, int] | None = None,
     ) -> None:
         self.model, self.kinds, self.aim, self.is_decayed = model, dict(kinds), aim, is_decayed
         self.folder, self.is_plotting = folder, is_plotting
-        self.graph = ChannelGraph.of(model)
+        self.graph = ChannelGraph.of(model, image_chw=image_chw)
         self.candidates: IntArray = candidate_ids(model, self.graph, shortcuts)
         self.stats: dict[str, list[dict[str, float]]] = {}
         self.ridges: dict[str, list[list[int]]] = {}

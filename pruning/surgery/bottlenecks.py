@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
+from torch import nn
+
 from models.copies import tensors_by_name
 from models.detector import Detector
 from models.layer_table import MODULE_RULES, LayerSpec
@@ -16,7 +18,7 @@ from utils.errors import PruningError
 T = TypeVar("T")
 
 
-def drop_bottlenecks(model: Detector, names: Iterable[str]) -> Detector:
+def drop_bottlenecks(model: nn.Module, names: Iterable[str]) -> Detector:
     """Build a detector without these bottlenecks, each of which acts as the identity.
 
     Args:
@@ -24,8 +26,13 @@ def drop_bottlenecks(model: Detector, names: Iterable[str]) -> Detector:
         names: Paths of bottlenecks with a shortcut, such as `model.4.m.0`. Those behind a removed one move up.
 
     Raises:
-        PruningError: A name is not the path of such a bottleneck.
+        PruningError: The network is no detector, or a name is not the path of such a bottleneck.
     """
+    if not isinstance(model, Detector):
+        raise PruningError(
+            f"bottlenecks are removed from detectors, and the network is a {type(model).__name__}; leave "
+            "--drop-bottlenecks out, or make a plan for it"
+        )
     removed = set(names)
     known = shortcut_bottleneck_names(model)
     unknown = sorted(removed.difference(known))

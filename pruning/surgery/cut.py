@@ -133,11 +133,6 @@ def apply_plan(
     """
     plan.check_fits(model)
     if plan.bottlenecks:
-        if not isinstance(model, Detector):
-            raise PruningError(
-                f"the plan removes bottlenecks of a detector, but the network is a {type(model).__name__}; "
-                "make a plan for it"
-            )
         model = drop_bottlenecks(model, plan.bottlenecks)
     graph = ChannelGraph.of(model, image_chw=image_chw)
     return cut(model, graph, plan.dropped_ids(model, graph), carry=carry)

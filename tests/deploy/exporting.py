@@ -25,7 +25,7 @@ from deploy.outputs.detector import DetectorSource
 from deploy.outputs.heads import ExportMetadata
 from deploy.settings import ExportSettings, FormatSettings
 from deploy.tensorrt.export import write_tensorrt
-from deploy.torchscript import write_torchscript
+from deploy.torch_formats import write_torchscript
 from models.detector import Detector, build_model
 from models.fuse import fuse
 from models.spec import ModelSpec

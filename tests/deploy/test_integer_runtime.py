@@ -14,7 +14,6 @@ import torch
 from exporting import cut_off, head_error, images_of, network
 from torch import nn
 
-from commands.quantize_subjects import QuantizedDetector
 from deploy import load, load_runtime
 from deploy.artefact.metadata import METADATA_NAME
 from deploy.formats import load_classifier, load_detector
@@ -29,6 +28,7 @@ from models.detector import Detector
 from quantization.network import QuantizedNetwork, quantize
 from quantization.ranges.config import LayerBits, QuantConfig
 from quantization.storage.text import load_yaml
+from tasks.detection import QuantizedHeads
 from utils.errors import CheckpointError, ConfigError
 
 CPU = torch.device("cpu")
@@ -75,7 +75,7 @@ def test_loaded_artefact_gives_the_heads_of_the_network_bit_for_bit(
     artefact: Path, detector: Detector, in_integers: QuantizedNetwork
 ) -> None:
     images = images_of(HW, count=3)
-    heads, expected = load_runtime(artefact, device=CPU)(images), QuantizedDetector(in_integers, detector)(images)
+    heads, expected = load_runtime(artefact, device=CPU)(images), QuantizedHeads(in_integers, detector)(images)
     assert all(torch.equal(own, other) for own, other in zip(heads, expected, strict=True))
     assert head_error(heads, detector, images) < 0.2
 

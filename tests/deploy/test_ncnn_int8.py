@@ -169,6 +169,11 @@ def test_minmax_ranges_are_the_largest_inputs_that_torch_sees(model: Detector, c
     assert calibrated.ranges == pytest.approx(largest, rel=1e-4)
 
 
+def test_ranges_do_not_depend_on_the_memory_format_of_images(plain: Path, calibrated: Calibrated) -> None:
+    images = [image.contiguous(memory_format=torch.channels_last) for image in pictures()]
+    assert calibrate(plain, images=images, method="minmax").ranges == calibrated.ranges
+
+
 def test_kl_keeps_a_full_range_and_cuts_off_a_rare_outlier() -> None:
     even = np.full(NUM_BINS, 100.0)
     assert kl_range(even, 8.0) == 8.0

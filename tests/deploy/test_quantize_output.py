@@ -10,6 +10,7 @@ from commands import quantize as quantize_run
 from commands.quantize import run_quantization
 from commands.quantize_config import QuantizeConfig
 from deploy.integer.runtime import NETWORK_NAME
+from tasks.task import Task
 from utils.errors import ConfigError
 
 
@@ -19,10 +20,10 @@ class _Reached(Exception):
 
 @pytest.fixture(autouse=True)
 def stopped_at_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def opened(config: QuantizeConfig) -> None:
+    def opened(task: Task, config: QuantizeConfig) -> None:
         raise _Reached
 
-    monkeypatch.setattr(quantize_run, "open_subject", opened)
+    monkeypatch.setattr(quantize_run._Subject, "of", opened)
 
 
 def config(folder: Path) -> QuantizeConfig:

@@ -67,7 +67,7 @@ def test_validation_too_large_for_memory_says_what_to_lower(
     def exhausted(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 
-    monkeypatch.setattr("engine.training.validation.evaluate", exhausted)
+    monkeypatch.setattr("engine.evaluation.detection_scores.DetectionScorer.add", exhausted)
     line = refusal("train", place.arguments("train"), capsys)
     assert line.endswith("lower --batch-size (now 2), --img-size (now 64) or --workers (now 0)")
     assert load_checkpoint(place.project / "exp/weights/last.pt").epoch == -1
@@ -172,7 +172,7 @@ def test_label_cache_that_cannot_be_written_is_only_a_warning(place: Place, capl
     ("arguments", "line"),
     [
         (["--cfg", "none.yaml"], "none.yaml"),
-        (["--label-smoothing", "3"], "hyper-parameter label_smoothing: got 3.0, expected 0 to 1"),
+        (["--label-smoothing", "3"], "--label-smoothing 3.0: expected 0 or more and less than 1"),
         (["--hyp", "none.yaml"], "hyper-parameter file none.yaml does not exist; check the path"),
         (["--freeze", "99"], "--freeze 99: the network has layers 0 to 9"),
         (["--amp", "fp16"], "--amp fp16 needs a GPU; use --amp bf16 or --amp off on a CPU"),

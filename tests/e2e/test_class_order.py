@@ -25,7 +25,7 @@ from commands.train_sparsity import run_sparsity_training
 from commands.train_sparsity_config import SparsityConfig
 from commands.val import val
 from commands.val_config import ValConfig
-from engine.evaluation.evaluate import Evaluation
+from engine.evaluation.detection_scores import DetectionScores
 from models.detector import Detector
 from utils.errors import ConfigError, DataError
 from utils.storage.checkpoint import load_checkpoint, save_checkpoint
@@ -78,11 +78,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     )
 
 
-def measured(place: Place, weights: str, data: Path, **settings: Any) -> Evaluation:
+def measured(place: Place, weights: str, data: Path, **settings: Any) -> DetectionScores:
     project = str(place.folder / "val")
     common = {"img_size": SIZE, "workers": 0, "device": "cpu", "cache_dir": str(place.folder / "cache")}
     found = val(ValConfig(weights=(weights,), data=str(data), project=project, **common, **settings))
-    assert isinstance(found, Evaluation)
+    assert isinstance(found, DetectionScores)
     return found
 
 
@@ -144,7 +144,7 @@ def test_pruning_measures_the_same(place: Place, tmp_path: Path) -> None:
             project=str(tmp_path),
         )
     )
-    assert found.before is not None
+    assert isinstance(found.before, DetectionScores)
     assert pytest.approx(measured(place, place.weights, place.data).metrics.AP, abs=1e-6) == found.before.metrics.AP
     assert isinstance(found.model, Detector)
 

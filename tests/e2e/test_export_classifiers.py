@@ -14,7 +14,8 @@ from refusal import refusal, run
 
 from deploy.formats import load_classifier
 from deploy.verification.logits import TOLERANCES, Tolerance
-from engine.evaluation.classification_scores import score_classifier
+from engine.evaluation.classification import ClassificationSet
+from engine.evaluation.evaluator import Evaluator
 from utils.datasets.classes.pictures import read_picture_file
 
 
@@ -44,7 +45,8 @@ def test_formats_are_written_beside_the_weights_and_have_its_accuracy(
     caplog.set_level("INFO")
     run("export", arguments(place, "--include", "torchscript", "ncnn"))
     test = read_picture_file(place / "pictures.npz").test
-    accuracy = score_classifier(pruned_lenet(), test, spec=SPEC).accuracy
+    images = ClassificationSet(pictures=test, mean=SPEC.mean, std=SPEC.std)
+    accuracy = Evaluator(data=images, device=torch.device("cpu")).evaluate(pruned_lenet()).score
     result = result_in(place)
     assert result["passed"] is True
     assert [item["format"] for item in result["reports"]] == [".torchscript", "_ncnn_model"]
@@ -147,7 +149,7 @@ def test_verify_only_refuses_the_artefact_of_other_weights(place: Path, capsys: 
         (["--include", "coreml"], "unknown format; choose from ncnn, onnx, openvino, tensorrt, torchscript"),
         (["--include", "torchscript", "--half"], "torchscript in fp16 is not supported; expected fp32"),
         (["--include", "torchscript", "--verify-only"], "best.torchscript does not exist"),
-        (["--data", "data/bccd.yaml"], "no such images"),
+        (["--data", "data/bccd.yaml"], "--data data/bccd.yaml is for detection, --weights"),
     ],
 )
 def test_refusal_is_one_line_and_writes_nothing(
@@ -160,14 +162,14 @@ def test_refusal_is_one_line_and_writes_nothing(
 
 def test_flags_of_detectors_are_told_of(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     run("export", arguments(place, "--include", "torchscript", "--img", "320", "--dynamic"))
-    assert "--img-size, --dynamic: for detectors; with a classifier it changes nothing" in caplog.text
+    assert "classification does not use them; without effect: --img-size, --dynamic" in caplog.text
 
 
 def test_boxes_from_the_graph_are_for_detectors(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed; see requirements-export.txt")
     pytest.importorskip("onnx", reason="onnx is not installed; see requirements-export.txt")
     run("export", arguments(place, "--include", "onnx", "--nms", "--conf", "0.4"))
-    assert "--nms, --conf-thres: for detectors; with a classifier it changes nothing" in caplog.text
-    assert "without effect" not in caplog.text
+    assert "classification does not use them; without effect: --conf-thres, --nms" in caplog.text
+    assert caplog.text.count("without effect") == 1
     assert result_in(place)["nms"] is None
     assert [path.name for path in place.glob("*.onnx")] == ["best.onnx"]

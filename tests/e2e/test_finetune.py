@@ -25,10 +25,11 @@ from commands.train_result import TrainResult
 from engine.training.distributed import mean_over_ranks
 from engine.training.hooks import Hook, Step
 from engine.training.trainer import Trainer
-from models.detector import Detector, build_model
+from models.detector import build_model
 from models.load import load_model
 from models.spec import ModelSpec
 from pruning.distillation import DistillationHook
+from tasks.task import Network
 from utils.config.cli import RESUME_LATEST, run_script
 from utils.errors import CheckpointError, ConfigError, DataError, PruningError
 from utils.storage.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -168,8 +169,8 @@ def test_teacher_draws_no_random_numbers_and_touches_no_statistics(
 ) -> None:
     watchers: list[Watcher] = []
 
-    def watched(model: Detector, config: TrainConfig, folder: Path) -> list[Hook]:
-        (hook,) = finetuning_hooks(model, config, folder)
+    def watched(network: Network, config: TrainConfig, folder: Path) -> list[Hook]:
+        (hook,) = finetuning_hooks(network, config, folder)
         assert isinstance(hook, DistillationHook)
         watchers.append(Watcher(hook))
         return [*watchers]
@@ -198,7 +199,7 @@ def test_missing_weights_are_taken_from_the_newest_pruning(
 
 def test_dense_checkpoint_is_trained_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     finetuned(finetune_config(tmp_path, weights=save(DENSE, tmp_path / "dense.pt"), epochs=1))
-    assert "nothing was pruned: widths are empty" in caplog.text
+    assert "no channel was pruned; this trains a dense network on" in caplog.text
 
 
 def test_cfg_of_the_same_network_is_taken(tmp_path: Path) -> None:

@@ -19,11 +19,15 @@ from torch import nn
 
 from commands.prune import PruneResult, run_pruning
 from commands.prune_config import PruneConfig
+from engine.training.task import TrainingTask
 from models.complexity import count_macs
 from models.detector import Detector, build_model
 from models.load import load_model
 from models.spec import ModelSpec
+from pruning.selection.scan import scan
 from pruning.surgery.plan import PruningPlan
+from tasks.short_training import short_training
+from utils.config.hyp import Hyp, load_hyp
 from utils.errors import ConfigError
 from utils.storage.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
@@ -167,7 +171,7 @@ def test_table_threshold_and_change_are_told(place: Place, caplog: pytest.LogCap
 def test_project_that_cannot_be_written_to_is_refused_before_the_work(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("commands.prune.load_model", lambda _: pytest.fail("it is read"))
+    monkeypatch.setattr("tasks.detection.Detection.load", lambda *_: pytest.fail("it is read"))
     with pytest.raises(ConfigError, match="is not a writable folder; choose another folder"):
         run_pruning(config_of(place, project=str(place.data / "runs")))
 
@@ -237,6 +241,22 @@ def test_importance_by_taylor_expansion_takes_training_pictures(place: Place) ->
     assert result.report.after.parameters < result.report.before.parameters
 
 
+def test_taylor_takes_the_hyper_parameters_that_are_named(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[float] = []
+
+    def note(*given: Any, hyp: Hyp, **settings: Any) -> TrainingTask:
+        found.append(hyp.mosaic)
+        return short_training(*given, hyp=hyp, **settings)
+
+    monkeypatch.setattr("commands.prune.short_training", note)
+    hyp = place.root / "hyp.yaml"
+    hyp.write_text("mosaic: 0.25\n")
+    settings = {"criterion": "taylor", "data": str(place.data), "batch_size": 2, "taylor_batches": 1, "dry_run": True}
+    run_pruning(config_of(place, hyp=str(hyp), **settings))
+    run_pruning(config_of(place, **settings))
+    assert found == [0.25, load_hyp("data/hyp/scratch.yaml").mosaic] == [0.25, 1.0]
+
+
 def test_image_size_is_rounded_up_to_the_stride_with_a_note(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     result = run_pruning(config_of(place, img_size=50, dry_run=True))
     assert "50 is not a multiple of the stride 16; using 64" in caplog.text
@@ -247,10 +267,11 @@ def test_scan_recommends_a_percent_draws_it_and_prunes_by_it(
     place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # An untrained network finds nothing; this one stands cuts down to 9000 of its 15688 parameters.
-    def scores(measure: Any) -> Any:
-        return lambda model: (0.6, 0.5) if sum(p.numel() for p in model.parameters()) > 9000 else (0.1, 0.05)
+    def measure(model: nn.Module) -> dict[str, float]:
+        is_large = sum(p.numel() for p in model.parameters()) > 9000
+        return {"AP50": 0.6, "AP": 0.5} if is_large else {"AP50": 0.1, "AP": 0.05}
 
-    monkeypatch.setattr("commands.prune._scores", scores)
+    monkeypatch.setattr("commands.prune.scan", lambda planner, _, **settings: scan(planner, measure, **settings))
     with caplog.at_level(logging.INFO):
         result = run_pruning(config_of(place, scan=True, data=str(place.data), noplots=False))
     assert result.scan is not None
@@ -264,7 +285,7 @@ def test_scan_recommends_a_percent_draws_it_and_prunes_by_it(
 
 def test_scan_of_a_network_that_finds_nothing_is_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     line = refusal("prune", [*place.arguments("prune"), "--scan", "--data", str(place.data)], capsys)
-    assert "the network has mAP 0.000 on this data before any channel is cut" in line
+    assert "the network has mAP50 0.000 mAP 0.000 on this data before any channel is cut" in line
     assert not place.project.exists()
 
 
@@ -324,7 +345,7 @@ def other_data(place: Place) -> list[str]:
         (["--scan"], r"--scan and --criterion taylor measure on images; give --data"),
         (other_plan, r"the plan was made for another network \(fingerprint .*; make a plan for this one"),
         (broken_scale, r"1 of 16 values of model.2.bn.weight are NaN or infinite"),
-        (other_data, r"the network has 3 classes but .*four.yaml has 4: .*use the data the model was trained on"),
+        (other_data, r"tiny.pt has 3 classes but .*four.yaml has 4: .*use the data the model was trained on"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(

@@ -13,8 +13,8 @@ from mask_oracle import lively
 from refusal import NAMES, Place, make_place, refusal, run
 from tiny import TINY_CFG
 
-from commands.classify import make_classifier, read_pictures, train_classifier
-from commands.classify_config import ClassifierConfig
+from commands.train import run_training
+from commands.train_config import TrainConfig
 from deploy.formats import load_classifier
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
@@ -42,16 +42,18 @@ def digits(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     x_test, y_test = arrays(whole.test.first(500))
     content = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
     write_picture_file(folder / "digits.npz", content)
-    config = ClassifierConfig(
+    config = TrainConfig(
+        cfg="lenet5",
         data=str(folder / "digits.npz"),
         epochs=2,
         batch_size=64,
+        nominal_batch=64,
         device="cpu",
         noplots=True,
         project=str(folder / "training"),
     )
-    data = read_pictures(config)
-    result = train_classifier(make_classifier(config, data), data, config=config)
+    result = run_training(config)
+    assert result is not None
     result.best.rename(folder / "best.pt")
     return folder
 
@@ -192,7 +194,7 @@ def test_operator_that_integers_cannot_do_is_named(place: Place, capsys: pytest.
         (["--img", "64", "64", "64"], "give one side, or height and width"),
         (["--threads", "0"], "--threads 0: expected at least 1"),
         (["--project", "README.md"], "README.md is not a writable folder; choose another folder"),
-        (["--data", "nothing.npz"], "not a classifier; give one, or the YAML of a detector's data"),
+        (["--data", "nothing.npz"], "--data nothing.npz is for classification, --weights"),
         (["--weights", "nothing.pt"], "nothing.pt"),
     ],
 )
@@ -207,7 +209,8 @@ def test_refusal_is_one_line_and_leaves_nothing(
 def test_detector_of_other_classes_is_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.data.write_text("train: images/train\nval: images/val\nnc: 1\nnames: [cell]\n")
     message = refusal("quantize", arguments(place), capsys)
-    assert message.startswith(f"the network has 3 classes but {place.data} has 1: only the network has 'RBC'")
+    wanted = f"{place.weights} has 3 classes but {place.data} has 1: only {place.weights} has 'RBC'"
+    assert message.startswith(wanted)
 
 
 def test_network_with_nan_is_refused_with_the_layer(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,7 +235,7 @@ def test_classifier_says_which_settings_change_nothing(
 ) -> None:
     flags = ["--percentile", "99", "--budget-bits", "2", "--sensitivity-part", "weights", "--sensitivity-images", "5"]
     run("quantize", of_digits(digits, tmp_path, "--img-size", "64", *flags))
-    assert "--img-size is for detectors" in caplog.text
+    assert "classification does not use them; without effect: --img-size" in caplog.text
     assert "without --observer percentile; without effect: --percentile" in caplog.text
     assert "without --sensitivity; without effect: --sensitivity-part" in caplog.text
     assert "without --sensitivity and --budget; without effect: --sensitivity-images" in caplog.text

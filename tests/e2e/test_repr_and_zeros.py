@@ -12,19 +12,20 @@ import pytest
 import torch
 from interruption import KillAfter, Killed, assert_same_weights
 from tiny import TINY_CFG, tiny_config
+from tiny_classes import classifier_config, small_pictures, trained
 
 from commands.finetune import finetuning_hooks, run_finetuning
 from commands.finetune_config import FinetuneConfig
 from commands.prune import PruneResult, run_pruning
 from commands.prune_config import PruneConfig
-from commands.train import HookFactory, repr_hooks, run_training
+from commands.train import HookFactory, no_hooks, run_training
 from commands.train_config import TrainConfig
 from commands.train_result import TrainResult
 from models.detector import build_model
 from models.load import load_model
 from models.spec import ModelSpec
-from pruning.repr.hook import ReprSettings
 from pruning.zeros.masks import prunable_weights, zero_masks
+from tasks.choose import DETECTION
 from utils.config.cli import RESUME_LATEST
 from utils.errors import ConfigError
 from utils.storage.checkpoint import Checkpoint, save_checkpoint
@@ -32,7 +33,7 @@ from utils.storage.run_folder import plain
 
 NAMES = ("RBC", "WBC", "Platelets")
 DENSE = ModelSpec.from_yaml(TINY_CFG)
-SHORT = repr_hooks(ReprSettings(s1=1, s2=1, cycles=1))
+SHORT: dict[str, Any] = {"repr": True, "repr_s1": 1, "repr_s2": 1, "repr_cycles": 1}
 
 
 def save(path: Path) -> str:
@@ -72,11 +73,11 @@ def finetuning_of(folder: Path, weights: Path, **settings: Any) -> FinetuneConfi
 
 
 def test_detector_trains_with_repr_and_goes_on_after_a_kill(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, epochs=3, optimizer="ranger")
-    whole = finished(run_training(replace(config, name="whole"), hooks=SHORT))
+    config = tiny_config(tmp_path, epochs=3, optimizer="ranger", **SHORT)
+    whole = finished(run_training(replace(config, name="whole")))
     with pytest.raises(Killed):
-        run_training(replace(config, name="killed"), hooks=killed_in(2, SHORT))
-    resumed = finished(run_training(TrainConfig(resume=RESUME_LATEST, project=config.project), hooks=SHORT))
+        run_training(replace(config, name="killed"), hooks=killed_in(2, no_hooks))
+    resumed = finished(run_training(TrainConfig(resume=RESUME_LATEST, project=config.project)))
     assert_same_weights(whole.last, resumed.last)
     records = [json.loads((result.folder / "repr.json").read_text()) for result in (whole, resumed)]
     assert records[0] == records[1]
@@ -87,7 +88,29 @@ def test_detector_trains_with_repr_and_goes_on_after_a_kill(tmp_path: Path) -> N
 
 def test_cycles_that_do_not_fit_are_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not fit a run of 2"):
-        run_training(tiny_config(tmp_path, epochs=2), hooks=SHORT)
+        run_training(tiny_config(tmp_path, epochs=2, **SHORT))
+    with pytest.raises(ConfigError, match="RePr ratio is 1.5: expected a share between 0 and 1"):
+        run_training(tiny_config(tmp_path, epochs=3, **SHORT, repr_ratio=1.5))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_classifier_trains_with_repr_and_goes_on_after_a_kill(tmp_path: Path) -> None:
+    config, pictures = classifier_config(tmp_path, cfg="vanilla", **SHORT), small_pictures(chw=(3, 32, 32))
+    whole = trained(replace(config, name="whole"), pictures)
+    with pytest.raises(Killed):
+        trained(replace(config, name="killed"), pictures, hooks=killed_in(2, no_hooks))
+    resumed = trained(TrainConfig(resume=RESUME_LATEST, project=config.project), pictures)
+    assert_same_weights(whole.last, resumed.last)
+    records = [json.loads((result.folder / "repr.json").read_text()) for result in (whole, resumed)]
+    assert records[0] == records[1]
+    assert records[0]["metric"] == "accuracy"
+    assert list(records[0]["curve"]) == ["0", "1", "2"]
+    assert "repr/filters_off" in (whole.folder / "results.csv").read_text().splitlines()[0]
+
+
+def test_finetuning_takes_repr_as_well(tmp_path: Path) -> None:
+    config = finetuning_of(tmp_path, Path(save(tmp_path / "dense.pt")), epochs=3, **SHORT)
+    assert (finished(run_finetuning(config)).folder / "repr.json").exists()
 
 
 def test_unstructured_alone_cuts_no_channel(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -146,8 +169,8 @@ def test_finetuning_with_frozen_zeros_goes_on_after_a_kill(tmp_path: Path, monke
 
 def test_freezing_a_network_without_zeros_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     weights = Path(save(tmp_path / "dense.pt"))
-    model = load_model(weights).model
+    network = DETECTION.load(weights)
     with caplog.at_level(logging.WARNING):
-        hooks = finetuning_hooks(model, finetuning_of(tmp_path, weights, freeze_zeros=True), tmp_path)
+        hooks = finetuning_hooks(network, finetuning_of(tmp_path, weights, freeze_zeros=True), tmp_path)
     assert "has no weight of exactly 0, so nothing is frozen" in caplog.text
     assert len(hooks) == 1

@@ -73,7 +73,10 @@ def test_table_and_result_say_what_the_networks_are(rows: list[StageResult], pla
     assert written["weights"] == written["stages"][-1]["weights"] == str(rows[-1].weights)
     cut = json.loads((place / "runs/exp/round2/prune/result.json").read_text())
     tuned = json.loads((place / "runs/exp/round2/finetune/result.json").read_text())
-    assert [row.AP for row in rows[3:]] == [cut["before"]["AP"], cut["after"]["AP"], tuned["metrics"]["AP"]]
+    assert [row.scores["AP"] for row in rows[3:]] == [cut["before"]["AP"], cut["after"]["AP"], tuned["metrics"]["AP"]]
+    names = ("AP50", "AP")
+    assert [{name: stage[name] for name in names} for stage in written["stages"]] == [row.scores for row in rows]
+    assert all(tuple(row.scores) == names for row in rows)
 
 
 def test_first_sparse_network_teaches_every_fine_tuning(rows: list[StageResult], place: Path) -> None:
@@ -115,7 +118,9 @@ def test_resumed_run_repeats_no_stage_and_ends_with_the_same_weights(
     assert f"{folder / 'round1/sparse'} is complete" in caplog.text
     assert f"resuming {folder / 'round1/finetune'} after epoch 1 of 2" in caplog.text
     assert written_at(folder / "round1/sparse") | written_at(folder / "round1/prune") == finished
-    assert [(row.stage, row.AP, row.macs) for row in resumed] == [(row.stage, row.AP, row.macs) for row in rows]
+    assert [(row.stage, row.scores, row.macs) for row in resumed] == [
+        (row.stage, row.scores, row.macs) for row in rows
+    ]
     for whole, again in zip(rows, resumed, strict=True):
         assert_same_weights(whole.weights, again.weights)
 
@@ -131,7 +136,7 @@ def test_complete_run_is_only_told_again(
     monkeypatch.setattr("commands.slim.run_sparsity_training", run)
     monkeypatch.setattr("commands.slim.run_finetuning", run)
     found = run_slimming(SlimConfig(resume=RESUME_LATEST, project=str(place / "again/runs")))
-    assert [(row.stage, row.AP) for row in found] == [(row.stage, row.AP) for row in rows]
+    assert [(row.stage, row.scores) for row in found] == [(row.stage, row.scores) for row in rows]
 
 
 def test_round_without_target_cuts_a_share_and_rounds_widths(tmp_path: Path) -> None:

@@ -27,10 +27,11 @@ from commands.train_sparsity import run_sparsity_training, sparsity_hooks
 from commands.train_sparsity_config import SparsityConfig
 from engine.training.hooks import Hook
 from engine.training.trainer import Trainer
-from models.detector import Detector, build_model
+from models.detector import build_model
 from models.load import load_model
 from models.spec import ModelSpec
 from pruning.sparsity.monitor import SparsityMonitor
+from tasks.task import Network
 from utils.errors import ConfigError
 from utils.storage.checkpoint import load_checkpoint
 
@@ -141,7 +142,8 @@ def test_every_way_of_sparsity_training_gives_finite_weights(tmp_path: Path, set
 
 def test_network_with_layers_without_batch_norm_can_be_watched(tmp_path: Path) -> None:
     model = build_model(ModelSpec.from_yaml("yolov5s-mobilenetv3-small-075", num_classes=3))
-    *_, monitor = sparsity_hooks(model, sparse_config(tmp_path, sr=1e-3), tmp_path)
+    network = Network(model=model, spec=model.spec, names=("RBC", "WBC", "Platelets"))
+    *_, monitor = sparsity_hooks(network, sparse_config(tmp_path, sr=1e-3), tmp_path)
     assert isinstance(monitor, SparsityMonitor)
     unused: Any = None
     monitor.before_training(unused)
@@ -164,8 +166,8 @@ def train_in_process(rank: int, port: int, config: SparsityConfig, folder: Path)
     os.environ["MASTER_PORT"] = str(port)
     torch.set_num_threads(1)
 
-    def hooks(model: Detector, config: TrainConfig, run_folder: Path) -> Sequence[Hook]:
-        return [*sparsity_hooks(model, config, run_folder), FinalScales(folder)]
+    def hooks(network: Network, config: TrainConfig, run_folder: Path) -> Sequence[Hook]:
+        return [*sparsity_hooks(network, config, run_folder), FinalScales(folder)]
 
     run_training(config, hooks=hooks)
 

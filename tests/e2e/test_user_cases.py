@@ -18,7 +18,7 @@ from commands.train import train
 from commands.train_config import TrainConfig
 from commands.val import val
 from commands.val_config import ValConfig
-from engine.evaluation.evaluate import Evaluation
+from engine.evaluation.detection_scores import DetectionScores
 from utils.errors import DataError
 from utils.metrics.coco import Metrics, evaluate_coco
 from utils.storage.checkpoint import load_checkpoint
@@ -35,11 +35,11 @@ class Cases:
     weights: str
     out: Path
 
-    def val(self, data: str, **settings: Any) -> Evaluation:
+    def val(self, data: str, **settings: Any) -> DetectionScores:
         """Measure the network on the YAML `data`, a path below the cases."""
         common = {"img_size": 320, "workers": 0, "cache_dir": str(self.out), "project": str(self.out / "val")}
         found = val(ValConfig(**{"weights": (self.weights,), "data": str(self.root / data), **common, **settings}))
-        assert isinstance(found, Evaluation)
+        assert isinstance(found, DetectionScores)
         return found
 
     def train(self, data: str, **settings: Any) -> None:
@@ -228,7 +228,7 @@ def test_links_to_folders_are_followed(cases: Cases) -> None:
             weights=(cases.weights,), data=str(copy / "data.yaml"), img_size=320, workers=0, project=str(cases.out)
         )
     )
-    assert isinstance(found, Evaluation)
+    assert isinstance(found, DetectionScores)
     assert found.images == 4
 
 
@@ -251,10 +251,10 @@ def test_polygons_and_our_own_scores_are_labels(cases: Cases) -> None:
     shutil.copytree(source / "images", again / "images")
     shutil.copytree(result.folder / "labels", again / "labels" / "val")
     shutil.copy(source / "data.yaml", again)
-    found = val(
+    labelled = val(
         ValConfig(
             weights=(cases.weights,), data=str(again / "data.yaml"), img_size=320, workers=0, project=str(cases.out)
         )
     )
-    assert isinstance(found, Evaluation)
-    assert (found.boxes, *scores(found.metrics)) == (3, 1.0, 1.0)
+    assert isinstance(labelled, DetectionScores)
+    assert (labelled.boxes, *scores(labelled.metrics)) == (3, 1.0, 1.0)

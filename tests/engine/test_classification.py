@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
-import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,104 +13,98 @@ from typing import Any
 import pytest
 import torch
 from interruption import KillAfter, Killed, assert_same_weights
+from tiny_classes import classifier_config, small_pictures, trained
 from torch import nn
 
-from commands import classify as classification
-from commands.classify import classifier_spec, make_classifier, read_pictures, train_classifier
-from commands.classify_config import ClassifierConfig
-from engine.evaluation.classification_scores import ClassificationLoss, score, score_classifier
+from commands.train_config import TrainConfig
+from commands.train_hyp import read_hyp
+from commands.train_result import TrainResult
+from engine.evaluation.classification import ClassificationSet
+from engine.evaluation.evaluator import Evaluation, Evaluator
 from engine.training.hooks import Hook
 from engine.training.trainer import Trainer
 from models.classifiers import ClassifierSpec, build_classifier, load_classifier
-from utils.datasets.classes.loader import Normalisation, PictureLoader
-from utils.datasets.classes.pictures import PictureData, PictureSet, read_picture_file, write_picture_file
-from utils.errors import CheckpointError, ConfigError, TrainingError
+from tasks.classification import Classification
+from tasks.classifier_data import new_spec
+from tasks.task import Data, Network
+from utils.config.hyp import Hyp
+from utils.datasets.classes.pictures import PictureSet, read_picture_file, write_picture_file
+from utils.errors import CheckpointError, ConfigError, PruningError, TrainingError
 from utils.storage.checkpoint import load_checkpoint, save_checkpoint
 
 
-def small_pictures(*, train: int = 48, test: int = 20, chw: tuple[int, int, int] = (1, 28, 28)) -> PictureData:
-    """Noise, brighter in one half of the picture or the other: two classes that are easy to tell apart."""
-    generator = torch.Generator().manual_seed(0)
-
-    def split(count: int) -> PictureSet:
-        labels = torch.arange(count) % 2
-        images = torch.randint(0, 128, (count, *chw), generator=generator, dtype=torch.uint8)
-        half = chw[2] // 2
-        images[labels == 0, :, :, :half] += 100
-        images[labels == 1, :, :, half:] += 100
-        return PictureSet(images=images, labels=labels, names=("left", "right"))
-
-    return PictureData(train=split(train), test=split(test))
+def accuracies(result: TrainResult) -> list[float]:
+    """The accuracy on the test images after each epoch."""
+    with (result.folder / "results.csv").open(newline="", encoding="utf-8") as file:
+        return [float(row["metrics/accuracy"]) for row in csv.DictReader(file)]
 
 
-def config_in(folder: Path, **settings: Any) -> ClassifierConfig:
-    defaults: dict[str, Any] = {
-        "epochs": 3,
-        "batch_size": 16,
-        "device": "cpu",
-        "amp": "off",
-        "augment": "crop",
-        "noplots": True,
-        "project": str(folder / "runs"),
-    }
-    return ClassifierConfig(**{**defaults, **settings})
+def measured(network: Any, pictures: PictureSet, spec: ClassifierSpec) -> Evaluation:
+    data = ClassificationSet(pictures=pictures, mean=spec.mean, std=spec.std)
+    return Evaluator(data=data, device=torch.device("cpu")).evaluate(network)
+
+
+class Seen:
+    """Keeps the network of a run, as a factory of no hooks."""
+
+    model: nn.Module
+
+    def __call__(self, network: Network, config: TrainConfig, folder: Path) -> Sequence[Hook]:
+        self.model = network.model
+        return ()
 
 
 def test_lenet5_learns_real_digits(shared: Path, tmp_path: Path) -> None:
     digits = read_picture_file(shared / "data/classification/mnist.npz")
     few = replace(digits, train=digits.train.first(3000), test=digits.test.first(1000))
-    config = config_in(tmp_path, epochs=2, batch_size=64, augment="none", amp="auto")
-    result = train_classifier(make_classifier(config, few), few, config=config)
-    assert result.final_accuracy > 0.8
+    config = classifier_config(tmp_path, epochs=2, batch_size=64, augment="none", amp="auto")
+    assert trained(config, few).final["accuracy"] > 0.8
 
 
 def test_network_with_norms_learns_real_photographs(shared: Path, tmp_path: Path) -> None:
     photographs = read_picture_file(shared / "data/classification/cifar10_subset.npz")
     few = replace(photographs, train=photographs.train.first(1000), test=photographs.test.first(300))
-    config = config_in(tmp_path, model="vanilla", epochs=3, batch_size=50, augment="crop-flip")
-    result = train_classifier(make_classifier(config, few), few, config=config)
-    assert result.final_accuracy > 0.3
+    config = classifier_config(tmp_path, cfg="vanilla", epochs=3, batch_size=50, augment="crop-flip")
+    assert trained(config, few).final["accuracy"] > 0.3
 
 
 def test_run_folder_holds_result_curves_and_checkpoints(tmp_path: Path) -> None:
-    data, config = small_pictures(), config_in(tmp_path, noplots=False)
-    model = make_classifier(config, data)
-    result = train_classifier(model, data, config=config)
+    data, config, seen = small_pictures(), classifier_config(tmp_path, noplots=False), Seen()
+    result = trained(config, data, hooks=seen)
     names = {path.name for path in result.folder.iterdir()}
-    assert {"opt.yaml", "result.json", "results.csv", "results.png", "weights"} <= names
+    assert {"opt.yaml", "hyp.yaml", "result.json", "results.csv", "results.png", "weights"} <= names
+    assert "confusion_matrix.png" in names
     assert any(name.startswith("events.out.tfevents") for name in names)
     written = json.loads((result.folder / "result.json").read_text())
-    assert written["accuracies"] == list(result.accuracies)
-    assert (written["final_accuracy"], written["epochs"]) == (result.final_accuracy, 3)
+    per_epoch = accuracies(result)
+    assert written["final"] == result.final
+    assert (written["final"]["accuracy"], written["epochs"], len(per_epoch)) == (per_epoch[-1], 3, 3)
+    assert written["metrics"]["accuracy"] == result.evaluation.score == max(per_epoch)
+    assert written["best_epoch"] == result.best_epoch
     header = (result.folder / "results.csv").read_text().splitlines()[0]
     assert header == "epoch,train/class_loss,metrics/accuracy,metrics/loss,lr/norm,lr/weight,lr/bias"
     # The files give the accuracies that were told, exactly.
-    for path, accuracy in ((result.best, result.best_accuracy), (result.last, result.final_accuracy)):
+    for path, accuracy in ((result.best, per_epoch[result.best_epoch]), (result.last, per_epoch[-1])):
         loaded = load_classifier(path)
-        assert score_classifier(loaded.model, data.test, spec=loaded.spec).accuracy == accuracy
+        assert measured(loaded.model, data.test, loaded.spec).score == accuracy
         assert loaded.names == ("left", "right")
-    assert not model.training
-    assert all(
-        torch.equal(load_classifier(result.last).model.state_dict()[k], v) for k, v in model.state_dict().items()
-    )
+    assert not seen.model.training
+    weights = load_classifier(result.last).model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in seen.model.state_dict().items())
 
 
 @pytest.mark.parametrize("killed_in", [0, 1, 2])
 def test_killed_run_ends_as_if_it_had_not_been(tmp_path: Path, killed_in: int) -> None:
-    data, config = small_pictures(), config_in(tmp_path, optimizer="ranger", schedule="flat", label_smoothing=0.1)
-    whole = train_classifier(make_classifier(config, data), data, config=replace(config, name="whole"))
+    data = small_pictures()
+    config = classifier_config(tmp_path, optimizer="ranger", schedule="flat", label_smoothing=0.1)
+    whole = trained(replace(config, name="whole"), data)
     with pytest.raises(Killed):
-        train_classifier(
-            make_classifier(config, data),
-            data,
-            config=replace(config, name="killed"),
-            hooks=[KillAfter(killed_in)],
-        )
-    again = ClassifierConfig(resume=str(tmp_path / "runs/killed/weights/last.pt"), device="cpu")
-    resumed = train_classifier(build_classifier("lenet5", num_classes=2, in_channels=1), data, config=again)
+        trained(replace(config, name="killed"), data, hooks=lambda *_: [KillAfter(killed_in)])
+    last = tmp_path / "runs/killed/weights/last.pt"
+    resumed = trained(TrainConfig(resume=str(last), device="cpu"), data)
     assert_same_weights(whole.last, resumed.last)
     assert_same_weights(whole.best, resumed.best)
-    assert whole.accuracies == resumed.accuracies
+    assert whole.evaluation.score == resumed.evaluation.score
     assert (whole.folder / "results.csv").read_text() == (resumed.folder / "results.csv").read_text()
 
 
@@ -117,23 +112,24 @@ def test_run_killed_before_its_result_gets_it_by_resume(tmp_path: Path, monkeypa
     def kill(*args: Any, **settings: Any) -> None:
         raise Killed
 
-    data, config = small_pictures(), config_in(tmp_path, epochs=2)
+    data, config = small_pictures(), classifier_config(tmp_path, epochs=2)
     with monkeypatch.context() as patched:
-        patched.setattr(classification._Run, "finish", kill)
+        patched.setattr("commands.train.finish_run", kill)
         with pytest.raises(Killed):
-            train_classifier(make_classifier(config, data), data, config=config)
+            trained(config, data)
     again = replace(config, resume="latest")
-    result = train_classifier(make_classifier(config, data), data, config=again)
-    assert len(result.accuracies) == 2
+    result = trained(again, data)
+    assert (len(accuracies(result)), result.epochs) == (2, 2)
+    assert result.final["accuracy"] == accuracies(result)[-1]
     assert (result.folder / "result.json").exists()
     with pytest.raises(CheckpointError, match="this run is complete; to train on from it use --weights"):
-        train_classifier(make_classifier(config, data), data, config=again)
+        trained(again, data)
 
 
 def test_run_whose_optimiser_state_does_not_fit_is_not_resumed(tmp_path: Path) -> None:
-    data, config = small_pictures(), config_in(tmp_path)
+    data, config = small_pictures(), classifier_config(tmp_path)
     with pytest.raises(Killed):
-        train_classifier(make_classifier(config, data), data, config=config, hooks=[KillAfter(1)])
+        trained(config, data, hooks=lambda *_: [KillAfter(1)])
     last = next(tmp_path.glob("**/last.pt"))
     checkpoint = load_checkpoint(last)
     assert checkpoint.optimizer is not None
@@ -141,32 +137,29 @@ def test_run_whose_optimiser_state_does_not_fit_is_not_resumed(tmp_path: Path) -
     entries |= {name: value.flatten()[:0] for name, value in entries.items()}
     save_checkpoint(checkpoint, last)
     with pytest.raises(CheckpointError, match=r"last.pt cannot be resumed: optimizer state of .* is float32 \(0,\)"):
-        train_classifier(make_classifier(config, data), data, config=replace(config, resume="latest"))
+        trained(replace(config, resume="latest"), data)
 
 
 def test_run_of_another_network_is_not_resumed(tmp_path: Path) -> None:
-    data, config = small_pictures(), config_in(tmp_path)
+    data, config = small_pictures(), classifier_config(tmp_path)
     with pytest.raises(Killed):
-        train_classifier(make_classifier(config, data), data, config=config, hooks=[KillAfter(1)])
+        trained(config, data, hooks=lambda *_: [KillAfter(1)])
     other = build_classifier("vgg11", num_classes=2, in_channels=1)
-    with pytest.raises(CheckpointError, match="last.pt: of another network .*; give the one that was trained"):
-        train_classifier(other, data, config=replace(config, resume="latest"))
+    with pytest.raises(CheckpointError, match="last.pt do not fit the network lenet5 .*; give another file"):
+        trained(replace(config, resume="latest"), data, own=other)
 
 
 def test_hook_that_does_nothing_leaves_training_bit_identical(tmp_path: Path) -> None:
-    data, config = small_pictures(), config_in(tmp_path, epochs=1)
-    plain = train_classifier(make_classifier(config, data), data, config=replace(config, name="plain"))
-    hooked = train_classifier(
-        make_classifier(config, data), data, config=replace(config, name="hooked"), hooks=[Hook()]
-    )
+    data, config = small_pictures(), classifier_config(tmp_path, epochs=1)
+    plain = trained(replace(config, name="plain"), data)
+    hooked = trained(replace(config, name="hooked"), data, hooks=lambda *_: [Hook()])
     assert_same_weights(plain.last, hooked.last)
 
 
 def test_seed_decides_the_run(tmp_path: Path) -> None:
-    data, config = small_pictures(), config_in(tmp_path, epochs=1)
+    data, config = small_pictures(), classifier_config(tmp_path, epochs=1)
     first, second, third = (
-        train_classifier(make_classifier(own, data), data, config=own)
-        for own in (replace(config, name=name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+        trained(replace(config, name=name, seed=seed), data) for name, seed in (("a", 0), ("b", 0), ("c", 1))
     )
     assert_same_weights(first.last, second.last)
     with pytest.raises(AssertionError):
@@ -186,20 +179,33 @@ class Rates(Hook):
 def test_multistep_with_warm_up_goes_through_the_given_milestones(tmp_path: Path) -> None:
     # 16 pictures in batches of 2: 8 steps an epoch, 80 in all; the warm-up of one epoch is a tenth of the run.
     data, rates = small_pictures(train=16, test=4), Rates()
-    config = config_in(
+    config = classifier_config(
         tmp_path, epochs=10, batch_size=2, lr0=0.01, schedule="multistep", milestones=(0.5, 0.75), warmup_epochs=1
     )
-    train_classifier(make_classifier(config, data), data, config=config, hooks=[rates])
+    trained(config, data, hooks=lambda *_: [rates])
     assert len(rates.seen) == 80
     assert rates.seen[:9] == pytest.approx([0.01 * step / 8 for step in range(9)])
     assert [rates.seen[step] for step in (39, 40, 59, 60, 79)] == pytest.approx([0.01, 1e-3, 1e-3, 1e-4, 1e-4])
 
 
 def test_defaults_suit_the_optimizer() -> None:
-    assert (ClassifierConfig().hyp().lr0, ClassifierConfig().hyp().momentum) == (0.05, 0.9)
-    ranger = ClassifierConfig(optimizer="ranger").hyp()
+    def hyp_of(**settings: Any) -> Hyp:
+        return read_hyp(TrainConfig(**settings), Classification.recipe)
+
+    assert (hyp_of().lr0, hyp_of().momentum, hyp_of().warmup_momentum) == (0.05, 0.9, 0.9)
+    ranger = hyp_of(optimizer="ranger")
     assert (ranger.lr0, ranger.momentum, ranger.warmup_momentum) == (1e-3, 0.95, 0.95)
-    assert ClassifierConfig(optimizer="ranger", lr0=0.5, momentum=0.8).hyp().lr0 == 0.5
+    given = hyp_of(optimizer="ranger", lr0=0.5, momentum=0.8)
+    assert (given.lr0, given.momentum, given.warmup_momentum) == (0.5, 0.8, 0.8)
+
+
+def test_hyper_parameters_of_the_command_line_override_those_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("lr0: 0.3\nmomentum: 0.7\nwarmup_momentum: 0.2\nweight_decay: 0.1\n")
+    config = TrainConfig(hyp=str(file), lrf=0.5, weight_decay=0.2, warmup_epochs=2.0, label_smoothing=0.1)
+    hyp = read_hyp(config, Classification.recipe)
+    assert (hyp.lr0, hyp.lrf, hyp.momentum, hyp.warmup_momentum) == (0.3, 0.5, 0.7, 0.2)
+    assert (hyp.weight_decay, hyp.warmup_epochs, hyp.label_smoothing) == (0.2, 2.0, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -208,116 +214,106 @@ def test_defaults_suit_the_optimizer() -> None:
         ({"epochs": 0}, "--epochs 0: expected at least 1"),
         ({"batch_size": 1}, "--batch-size 1: expected at least 2"),
         ({"label_smoothing": 1.0}, "--label-smoothing 1.0"),
+        ({"weight_decay": -0.1}, "--weight-decay -0.1: expected at least 0"),
+        ({"warmup_epochs": -1.0}, "--warmup-epochs -1.0: expected at least 0"),
         ({"milestones": (0.8, 0.5)}, "expected growing shares of the run"),
         ({"milestones": (0.5, 1.0)}, "expected growing shares of the run"),
         ({"lr0": 0.0}, "lr0: got 0.0, expected more than 0"),
         ({"lr0": float("nan")}, "expected a finite number"),
     ],
 )
-def test_setting_out_of_range_is_refused(settings: dict[str, Any], finding: str) -> None:
+def test_setting_out_of_range_is_refused_and_leaves_no_folder(
+    tmp_path: Path, settings: dict[str, Any], finding: str
+) -> None:
     with pytest.raises(ConfigError, match=finding):
-        ClassifierConfig(**settings)
+        trained(classifier_config(tmp_path, **settings), small_pictures())
+    assert not (tmp_path / "runs").exists()
 
 
 def test_data_are_those_of_the_settings(tmp_path: Path) -> None:
     images = torch.zeros(4, 28, 28, dtype=torch.uint8).numpy()
     labels = torch.arange(4).numpy()
     write_picture_file(tmp_path / "p.npz", {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels})
-    assert len(read_pictures(ClassifierConfig(data=str(tmp_path / "p.npz"))).train) == 4
+    assert len(Classification().read_data(TrainConfig(data=str(tmp_path / "p.npz"))).train) == 4
 
 
 def test_training_goes_on_from_a_file_and_refuses_one_for_other_data(tmp_path: Path) -> None:
-    data, config = small_pictures(), config_in(tmp_path, epochs=1)
-    first = train_classifier(make_classifier(config, data), data, config=config)
+    data, config = small_pictures(), classifier_config(tmp_path, epochs=1)
+    first = trained(config, data)
     tuned = replace(config, weights=str(first.best), name="tuned", lr0=1e-9, weight_decay=0.0)
-    second = train_classifier(make_classifier(tuned, data), data, config=tuned)
-    assert second.best_accuracy == first.best_accuracy
+    assert trained(tuned, data).evaluation.score == first.evaluation.score
     with pytest.raises(
         ConfigError,
         match=r"has 2 classes and takes images of \(1, 28, 28\), but .* has 2 and images of \(3, 32, 32\)",
     ):
-        make_classifier(tuned, small_pictures(chw=(3, 32, 32)))
+        trained(replace(tuned, name="large"), small_pictures(chw=(3, 32, 32)))
+    assert not (tmp_path / "runs/large").exists()
 
 
 def test_network_that_is_not_the_one_named_is_refused_and_leaves_no_folder(tmp_path: Path) -> None:
-    data = small_pictures()
-    with pytest.raises(ConfigError, match="--model lenet5 has other layers than the VggCifar to be trained"):
-        train_classifier(build_classifier("vgg11", num_classes=2, in_channels=1), data, config=config_in(tmp_path))
+    data, config = small_pictures(), classifier_config(tmp_path, epochs=1)
+    own = build_classifier("vgg11", num_classes=2, in_channels=1)
+    with pytest.raises(ConfigError, match="--cfg lenet5: a network of your own is given as well; leave one of them"):
+        trained(config, data, own=own)
     assert not (tmp_path / "runs").exists()
+    weights = str(trained(config, data).last)
+    with pytest.raises(PruningError, match="--cfg vanilla and --weights .* disagree: the weights are of lenet5;"):
+        trained(replace(config, cfg="vanilla", weights=weights, name="other"), data)
+    assert not (tmp_path / "runs/other").exists()
 
 
 def test_network_for_other_pictures_is_refused() -> None:
     large = small_pictures(chw=(1, 32, 32))
-    with pytest.raises(ConfigError, match=r"--model lenet5: no network for images of \(1, 32, 32\)"):
-        classifier_spec(build_classifier("lenet5", num_classes=2, in_channels=1), large, name="lenet5")
+    data = Data(train=large.train, val=large.test)
+    with pytest.raises(ConfigError, match=r"--cfg lenet5: no network for images of \(1, 32, 32\)"):
+        new_spec(build_classifier("lenet5", num_classes=2, in_channels=1), data, name="lenet5")
     with pytest.raises(ConfigError, match=r"give logits of \(2, 10\), expected \(2, 2\)"):
-        classifier_spec(build_classifier("vgg11", in_channels=1), large, name="vgg11")
+        new_spec(build_classifier("vgg11", in_channels=1), data, name="vgg11")
+
+
+def small_network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
 
 
 def test_network_of_ones_own_trains_under_an_empty_name(tmp_path: Path) -> None:
-    data, config = small_pictures(), config_in(tmp_path, model="", epochs=1)
-    own = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-    result = train_classifier(own, data, config=config)
-    skeleton = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-    loaded = load_classifier(result.last, skeleton=skeleton)
-    assert score_classifier(loaded.model, data.test, spec=loaded.spec).accuracy == result.final_accuracy
+    data, config, own = small_pictures(), classifier_config(tmp_path, cfg="", epochs=1), small_network()
+    result = trained(config, data, own=own)
+    assert load_checkpoint(result.last).spec["name"] == ""
+    loaded = load_classifier(result.last, skeleton=small_network())
+    assert all(torch.equal(value, own.state_dict()[name]) for name, value in loaded.model.state_dict().items())
+    with pytest.raises(CheckpointError, match="name no network of this project; load them into one with skeleton="):
+        load_classifier(result.last)
+
+
+def test_network_of_ones_own_goes_on_from_its_file(tmp_path: Path) -> None:
+    data, config = small_pictures(), classifier_config(tmp_path, cfg="", epochs=1)
+    first = trained(config, data, own=small_network())
+    tuned = replace(config, weights=str(first.last), name="tuned", lr0=1e-12, weight_decay=0.0)
+    second = trained(tuned, data, own=small_network())
+    one, two = load_checkpoint(first.last).weights, load_checkpoint(second.last).weights
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
 
 
 def test_loss_that_is_not_finite_names_epoch_batch_and_pictures(tmp_path: Path) -> None:
-    data, config = small_pictures(), config_in(tmp_path, epochs=1)
-    model = make_classifier(config, data)
-    with torch.no_grad():
-        next(model.parameters()).fill_(float("nan"))
+    def poison(network: Network, config: TrainConfig, folder: Path) -> Sequence[Hook]:
+        with torch.no_grad():
+            next(network.model.parameters()).fill_(float("nan"))
+        return ()
+
     with pytest.raises(TrainingError, match=r"\(class nan\) in epoch 0, batch 0, at learning rate 0, images number"):
-        train_classifier(model, data, config=config)
+        trained(classifier_config(tmp_path), small_pictures(), hooks=poison)
 
 
 def test_epoch_is_told_with_accuracy_and_time_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    data, config = small_pictures(), config_in(tmp_path, epochs=1)
     with caplog.at_level(logging.INFO):
-        train_classifier(make_classifier(config, data), data, config=config)
+        trained(classifier_config(tmp_path, epochs=1), small_pictures())
     (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("epoch 1/1")]
     assert "  class 0." in line
     assert "accuracy 0." in line
     assert line.endswith("0.0 min left")
 
 
-def test_cross_entropy_of_two_logits_by_hand() -> None:
-    logits = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]])
-    found = ClassificationLoss()(logits, torch.tensor([1, 0]))
-    # -log(3/4) and -log(1/2)
-    assert float(found.total) == pytest.approx((math.log(4 / 3) + math.log(2)) / 2)
-    assert found.parts.tolist() == pytest.approx([float(found.total)])
-    # Smoothed by .2, the first label is .9 and .1: .9 log(4/3) + .1 log 4.
-    smooth = ClassificationLoss(label_smoothing=0.2)(logits[:1], torch.tensor([1]))
-    assert float(smooth.total) == pytest.approx(0.9 * math.log(4 / 3) + 0.1 * math.log(4))
-
-
-def test_scores_count_every_picture_once_whatever_the_batches() -> None:
-    data = small_pictures(test=7)
-    normalisation = Normalisation.of((0.0,), (1.0,), device=torch.device("cpu"))
-
-    def brighter_half(images: torch.Tensor) -> torch.Tensor:
-        """Logits that are right for all pictures."""
-        sums = images.sum((1, 2))
-        return torch.stack((sums[:, :14].sum(1), sums[:, 14:].sum(1)), 1)
-
-    for size in (2, 7):
-        found = score(brighter_half, PictureLoader(data.test, batch_size=size, normalisation=normalisation))
-        assert (found.accuracy, found.count) == (1.0, 7)
-    always_left = score(
-        lambda images: torch.tensor([[1.0, 0.0]]).repeat(len(images), 1),
-        PictureLoader(data.test, batch_size=3, normalisation=normalisation),
-    )
-    assert always_left.accuracy == pytest.approx(4 / 7)
-    # Four times log(1 + 1/e), three times that plus 1.
-    assert always_left.loss == pytest.approx(math.log(1 + math.exp(-1)) + 3 / 7)
-
-
-def test_judging_leaves_the_mode_of_the_network() -> None:
-    model, data = build_classifier("vanilla", num_classes=2).train(), small_pictures(chw=(3, 32, 32))
-    spec = ClassifierSpec(name="vanilla", num_classes=2, image_chw=(3, 32, 32), mean=(0.5,) * 3, std=(0.2,) * 3)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    score_classifier(model, data.test, spec=spec)
-    assert model.training
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+def test_settings_of_detectors_are_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trained(classifier_config(tmp_path, epochs=1, rect=True, workers=0), small_pictures())
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["classification does not use them; without effect: --rect, --workers"]

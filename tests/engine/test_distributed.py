@@ -10,13 +10,19 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from tiny import tiny_config
+from tiny_classes import classifier_config, small_pictures
 from torch import Tensor, nn
 
 from commands.train import run_training
-from engine.training.distributed import mean_over_ranks, process_group, this_process
+from engine.training.distributed import Process, mean_over_ranks, process_group, this_process
 from engine.training.hooks import Hook, Step
 from engine.training.sync_bn import CpuSyncBatchNorm2d, plain_batch_norms_, synchronise_batch_norms_
 from engine.training.trainer import Trainer
+from tasks.choose import DETECTION
+from tasks.classification import Classification
+from utils.config.hyp import Hyp
+from utils.errors import ConfigError
+from utils.storage.checkpoint import load_checkpoint
 
 STEPS = 20
 
@@ -56,7 +62,7 @@ def train_curve(folder: Path, name: str) -> list[float]:
     config = tiny_config(
         folder, name=name, epochs=10, sync_bn=True, amp="off", hyp=str(hyp), notest=True, nosave=True
     )
-    run_training(config, hooks=lambda model, config, folder: [curve])
+    run_training(config, hooks=lambda *_: [curve])
     return curve.losses
 
 
@@ -103,18 +109,36 @@ def test_batch_norm_over_processes_equals_that_of_the_whole_batch() -> None:
 
 
 def test_batch_that_processes_cannot_share_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from commands.train_parts import make_model, make_train_loader, read_data, read_hyp
-    from engine.training.distributed import Process
-    from utils.errors import ConfigError
-
+    two, cpu, hyp = Process(world_size=2), torch.device("cpu"), Hyp()
     config = tiny_config(tmp_path, batch_size=3)
-    data = read_data(config)
+    data = DETECTION.read_data(config)
+    network = DETECTION.make_network(config, data, hyp=hyp)
     with pytest.raises(ConfigError, match="2 processes"):
-        make_train_loader(
-            config,
-            make_model(config, data, hyp=read_hyp(config)),
-            data,
-            hyp=read_hyp(config),
-            device=torch.device("cpu"),
-            process=Process(world_size=2),
-        )
+        DETECTION.train_loader(config, network, data, hyp=hyp, device=cpu, process=two)
+    task, config = Classification(pictures=small_pictures()), classifier_config(tmp_path, batch_size=3)
+    data = task.read_data(config)
+    network = task.make_network(config, data, hyp=hyp)
+    with pytest.raises(ConfigError, match="--batch-size 3 cannot be split by 2 processes; use a multiple"):
+        task.train_loader(config, network, data, hyp=hyp, device=cpu, process=two)
+
+
+def train_classifier(folder: Path, name: str) -> None:
+    """Nine steps of global batch 16; LeNet5 has no batch norms, which would see the images of one process."""
+    config = classifier_config(folder, name=name, lr0=0.02, momentum=0.5)
+    run_training(config, task=Classification(pictures=small_pictures()))
+
+
+def train_classifier_in_process(rank: int, port: int, folder: Path) -> None:
+    join(rank, port)
+    train_classifier(folder, "two")
+
+
+def test_two_processes_give_a_classifier_the_weights_of_one(tmp_path: Path) -> None:
+    train_classifier(tmp_path, "one")
+    mp.spawn(train_classifier_in_process, args=(free_port(), tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
+    one, two = (load_checkpoint(tmp_path / "runs" / name / "weights/last.pt") for name in ("one", "two"))
+    assert one.epoch == two.epoch == 2
+    assert one.metrics["accuracy"] == two.metrics["accuracy"]
+    for name, value in one.weights.items():
+        torch.testing.assert_close(two.weights[name], value, atol=1e-5, rtol=1e-4)
+    assert [path.name for path in (tmp_path / "runs").iterdir()].count("two2") == 0

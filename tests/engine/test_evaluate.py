@@ -1,15 +1,17 @@
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny import label_index
 
-from engine.evaluation.evaluate import EvalSettings, evaluate
+from engine.evaluation.detection import DetectionSet, LabelFiles, SamplePictures
+from engine.evaluation.detection_scores import EvalSettings
+from engine.evaluation.evaluator import Evaluator, change, speed_line
 from engine.evaluation.predict import augmented, ensemble, predictor
-from engine.evaluation.report import LabelFiles, SamplePictures, metrics_table, result_of, save_evaluation, speed_line
 from engine.evaluation.study import run_study
 from utils.datasets.loading.batch import Batch, ImageInfo
 from utils.detections.output_names import OutputNames, below_common_folder
@@ -72,8 +74,26 @@ def _blind(images):
     return torch.zeros(len(images), 4, 7)
 
 
-def _evaluate(predict, **changes):
-    return evaluate(predict, _batches(), _index(), settings=EvalSettings(**changes), device=CPU)
+@dataclass(frozen=True, kw_only=True)
+class _Set(DetectionSet):
+    """Batches in memory for a function that finds boxes; `asked` notes the image size of each evaluation."""
+
+    in_memory: list[Any] = field(default_factory=_batches)
+    asked: list[int] = field(default_factory=list)
+
+    def batches(self, network, device):
+        self.asked.append(self.img_size)
+        return self.in_memory
+
+    def predictor(self, network, device):
+        return network
+
+
+def _evaluate(predict, *, index=None, batches=None, on_batch=None, autocast=None, **settings):
+    data = _Set(
+        index=index or _index(), img_size=64, settings=EvalSettings(**settings), in_memory=batches or _batches()
+    )
+    return Evaluator(data=data, device=CPU, autocast=autocast).evaluate(predict, on_batch=on_batch)
 
 
 def test_perfect_boxes_score_one_and_lie_in_original_pixels():
@@ -98,7 +118,7 @@ def test_nothing_found_scores_zero():
 
 
 def test_loader_that_skips_a_picture_loses_its_recall():
-    evaluation = evaluate(_perfect, _batches()[:1], _index(), settings=EvalSettings(), device=CPU)
+    evaluation = _evaluate(_perfect, batches=_batches()[:1])
     assert evaluation.metrics.per_class["dog"]["AP50"] == pytest.approx(1)
     # One of two cats is found: precision 1 up to recall .5, which is 51 of 101 points.
     assert evaluation.metrics.per_class["cat"]["AP50"] == pytest.approx(51 / 101)
@@ -107,15 +127,15 @@ def test_loader_that_skips_a_picture_loses_its_recall():
 def test_single_cls_ignores_what_the_network_calls_things():
     one_class = np.array([0, 1, 1, 1, 1], np.float32)
     index = label_index((TRUE * one_class, TRUE[:1] * one_class), shapes_hw=(ORIGINAL_HW,) * 2, names=("item",))
-    evaluation = evaluate(_perfect, _batches(), index, settings=EvalSettings(single_cls=True), device=CPU)
-    assert result_of(evaluation)["AP"] == pytest.approx(1)
+    evaluation = _evaluate(_perfect, index=index, single_cls=True)
+    assert evaluation.to_dict()["AP"] == pytest.approx(1)
     assert evaluation.confusion.shape == (2, 2)
 
 
 def test_hybrid_labels_add_the_true_boxes_with_score_one():
     evaluation = _evaluate(_blind, hybrid_labels=True)
     assert [item["score"] for item in evaluation.detections] == [1, 1, 1]
-    assert result_of(evaluation)["AP"] == pytest.approx(1)
+    assert evaluation.to_dict()["AP"] == pytest.approx(1)
 
 
 def test_autocast_reaches_the_network():
@@ -128,6 +148,38 @@ def test_autocast_reaches_the_network():
     _evaluate(predict, autocast=torch.bfloat16)
     _evaluate(predict)
     assert seen == [torch.bfloat16, torch.bfloat16, None, None]
+
+
+def test_numbers_of_an_evaluation_are_those_of_its_metrics():
+    evaluation, blind = _evaluate(_perfect), _evaluate(_blind)
+    assert evaluation.score == evaluation.metrics.AP
+    assert evaluation.headline == {"AP50": evaluation.metrics.AP50, "AP": evaluation.score}
+    assert evaluation.fitness == pytest.approx(0.1 * evaluation.metrics.AP50 + 0.9 * evaluation.metrics.AP)
+    assert set(evaluation.numbers()) >= {"AP", "AP50", "precision", "recall"}
+    assert evaluation.is_finite
+    assert change(blind, evaluation) == "mAP50 0.000 -> 1.000, mAP 0.000 -> 1.000"
+
+
+def test_few_images_are_spread_evenly_and_a_count_of_zero_is_all():
+    data = DetectionSet(index=_index(), img_size=64)
+    few = data.few(1).index
+    assert (few.paths, few.image_ids, few.shapes_hw.tolist()) == (("b.jpg",), (20,), [[100, 200]])
+    assert np.array_equal(few.labels[0], TRUE[:1])
+    assert data.few(0).index.paths == data.few(9).index.paths == ("a.jpg", "b.jpg")
+    assert data.is_labelled
+
+
+def test_module_is_left_in_the_mode_it_was_in():
+    class Network(torch.nn.Module):
+        def forward(self, images):
+            assert not self.training
+            return _perfect(images)
+
+    network = Network().train()
+    assert _evaluate(network).score == pytest.approx(1)
+    assert network.training
+    _evaluate(network.eval())
+    assert not network.training
 
 
 @pytest.mark.parametrize(("name", "value"), [("conf", 1.5), ("iou", -0.1), ("max_det", 0)])
@@ -180,7 +232,7 @@ def test_augmented_padding_is_grey():
 
 
 def test_result_holds_the_twelve_numbers_and_the_counts():
-    result = result_of(_evaluate(_perfect))
+    result = _evaluate(_perfect).to_dict()
     assert {*TWELVE, "per_class", "images", "boxes", "seconds"} <= set(result)
     assert set(result["seconds"]) == {"preprocess", "inference", "nms", "metrics"}
     assert result["per_class"]["cat"] == pytest.approx({"AP": 1, "AP50": 1})
@@ -188,18 +240,18 @@ def test_result_holds_the_twelve_numbers_and_the_counts():
 
 def test_table_lists_classes_when_they_are_few_or_asked_for():
     evaluation = _evaluate(_perfect)
-    lines = metrics_table(evaluation, names=NAMES).splitlines()
+    lines = evaluation.as_text().splitlines()
     assert lines[2].split() == ["cat", "2", "1.000", "1.000", "1.000", "1.000"]
-    many = [*NAMES, *(f"unused {i}" for i in range(30))]
-    assert len(metrics_table(evaluation, names=many).splitlines()) == 3
-    assert len(metrics_table(evaluation, names=many, verbose=True).splitlines()) == 5
+    many = replace(evaluation, names=(*NAMES, *(f"unused {i}" for i in range(30))))
+    assert len(many.as_text().splitlines()) == 3
+    assert len(many.as_text(is_verbose=True).splitlines()) == 5
     assert "inference" in speed_line(evaluation)
 
 
 def test_saved_files_are_those_of_v5(tmp_path):
     pictures = SamplePictures(folder=tmp_path, names=NAMES)
-    evaluation = evaluate(_perfect, _batches(), _index(), settings=EvalSettings(), device=CPU, on_batch=pictures)
-    save_evaluation(evaluation, tmp_path, names=NAMES)
+    evaluation = _evaluate(_perfect, on_batch=pictures)
+    evaluation.save(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "predictions.json",
         "F1_curve.png",
@@ -216,26 +268,28 @@ def test_saved_files_are_those_of_v5(tmp_path):
 
 def test_txt_lines_are_normalised_to_the_original_picture(tmp_path):
     writer = LabelFiles(folder=tmp_path, names=OutputNames(below_common_folder(_index().paths)), with_score=True)
-    evaluate(_perfect, _batches(), _index(), settings=EvalSettings(), device=CPU, on_batch=writer)
+    _evaluate(_perfect, on_batch=writer)
     rows = np.loadtxt(tmp_path / "labels" / "a.txt")
     assert rows == pytest.approx(np.concatenate([TRUE, [[0.9], [0.9]]], 1), abs=1e-5)
 
 
 def test_study_writes_a_row_per_size(tmp_path):
-    evaluation = _evaluate(_perfect)
-    asked = []
-    points = run_study(lambda size: asked.append(size) or evaluation, (64, 128), tmp_path)
+    evaluator = Evaluator(data=_Set(index=_index(), img_size=640), device=CPU)
+    points = run_study(evaluator, _perfect, sizes=(64, 128), folder=tmp_path)
     lines = (tmp_path / "study.csv").read_text().splitlines()
-    assert asked == [64, 128]
+    assert evaluator.data.asked == [64, 128]
     assert (len(points), len(lines)) == (2, 3)
     assert lines[1].startswith("64,1.0,1.0")
     assert (tmp_path / "study.png").stat().st_size > 5000
 
 
 def test_study_leaves_cells_empty_that_cannot_be_measured(tmp_path):
-    evaluation = _evaluate(_perfect)
-    unknown = replace(evaluation.metrics, AP=math.nan, AP50=math.nan, precision=math.nan, recall=math.nan)
-    run_study(lambda size: replace(evaluation, metrics=unknown), (64,), tmp_path)
+    nothing = np.zeros((0, 5), np.float32)
+    unlabelled = label_index((nothing, nothing), shapes_hw=(ORIGINAL_HW,) * 2, names=NAMES)
+    metrics = _evaluate(_blind, index=unlabelled).metrics
+    assert all(map(math.isnan, (metrics.AP, metrics.AP50, metrics.precision, metrics.recall)))
+    evaluator = Evaluator(data=_Set(index=unlabelled, img_size=640), device=CPU)
+    run_study(evaluator, _blind, sizes=(64,), folder=tmp_path)
     assert (tmp_path / "study.csv").read_text().splitlines()[1].startswith("64,,,,,")
 
 
@@ -243,7 +297,7 @@ def test_study_leaves_cells_empty_that_cannot_be_measured(tmp_path):
 def test_ids_beyond_float64_score_the_same_and_come_out_as_they_are(engine):
     large = 2**60
     index = replace(_index(), image_ids=(large + 1, large), category_ids=(large + 3, large + 2))
-    evaluation = evaluate(_perfect, _batches(), index, settings=EvalSettings(engine=engine), device=CPU)
+    evaluation = _evaluate(_perfect, index=index, engine=engine)
     assert pytest.approx(1) == evaluation.metrics.AP
     assert {item["image_id"] for item in evaluation.detections} == {large, large + 1}
     assert evaluation.detections[0]["category_id"] == large + 3

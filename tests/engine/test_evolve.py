@@ -7,8 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from tiny import tiny_config
+from tiny_classes import classifier_config, write_class_folder
 
 from commands.evolve import SEARCH_SPACE, run_evolution
+from commands.train import train
+from tasks.choose import TASKS
 from utils.config.hyp import Hyp, load_hyp
 
 
@@ -27,6 +30,33 @@ def test_first_training_uses_the_given_hyper_parameters(tmp_path: Path) -> None:
     best = run_evolution(tiny_config(tmp_path, epochs=1, evolve=1, hyp=str(hyp)))
     assert load_hyp(best).lr0 == 0.002
     assert load_hyp(best).scale == 0.25
+
+
+def test_classifier_is_searched_over_its_own_hyper_parameters(tmp_path: Path) -> None:
+    data = write_class_folder(tmp_path / "images")
+    config = classifier_config(tmp_path, cfg="vanilla", data=str(data), img_size=32, batch_size=8, epochs=1, evolve=1)
+    assert train(config) is None
+    folder = tmp_path / "runs/evolve"
+    result = json.loads((folder / "result.json").read_text())
+    (trial,) = result["trials"]
+    searched = {"lr0", "lrf", "momentum", "weight_decay", "warmup_epochs", "warmup_momentum"}
+    assert trial.keys() == {"number", "fitness", *searched}
+    assert result["fitness"] == trial["fitness"]
+    trained = json.loads((folder / "trial0/result.json").read_text())
+    assert trained["metrics"]["accuracy"] == trial["fitness"]
+    best, start = load_hyp(folder / "hyp_evolved.yaml"), load_hyp("data/hyp/classes.yaml")
+    assert best == start  # the first training is that of the YAML
+    assert load_hyp(folder / "trial0/hyp.yaml") == start
+
+
+def test_search_without_a_range_is_impossible() -> None:
+    for task in TASKS:
+        start = load_hyp(task.recipe.hyp)
+        assert set(task.recipe.searched) <= set(SEARCH_SPACE)
+        for name in task.recipe.searched:
+            low, high, _ = SEARCH_SPACE[name]
+            assert low <= getattr(start, name) <= high, name
+    assert set(TASKS[0].recipe.searched) == set(SEARCH_SPACE)
 
 
 def test_every_searched_name_is_a_hyper_parameter_with_its_default_in_range() -> None:

@@ -19,7 +19,7 @@ from commands.train import run_training
 from commands.train_config import TrainConfig
 from engine.training.hooks import Hook, Step
 from engine.training.trainer import Trainer
-from models.detector import Detector
+from tasks.task import Network
 from utils.errors import CheckpointError, ConfigError, TrainingError
 from utils.storage.checkpoint import load_checkpoint
 
@@ -46,7 +46,7 @@ def test_resumed_run_ends_with_bit_identical_weights(tmp_path: Path, killed_in: 
     config = tiny_config(tmp_path, image_weights=True, multi_scale=True, close_mosaic=1)
     whole = run_training(replace(config, name="whole"))
     with pytest.raises(Killed):
-        run_training(replace(config, name="killed"), hooks=lambda model, config, folder: [KillAfter(killed_in)])
+        run_training(replace(config, name="killed"), hooks=lambda *_: [KillAfter(killed_in)])
     last = tmp_path / "runs/killed/weights/last.pt"
     last.with_name(".last.pt.1.tmp").write_bytes(b"half a checkpoint")
     resumed = run_training(TrainConfig(resume=str(last)))
@@ -61,7 +61,7 @@ def test_resumed_run_ends_with_bit_identical_weights(tmp_path: Path, killed_in: 
 def test_resume_without_a_path_takes_the_newest_run(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     with pytest.raises(Killed):
-        run_training(config, hooks=lambda model, config, folder: [KillAfter(1)])
+        run_training(config, hooks=lambda *_: [KillAfter(1)])
     resumed = run_training(TrainConfig(resume="latest", project=config.project))
     assert resumed is not None
     assert resumed.epochs == 2
@@ -90,7 +90,7 @@ def test_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: Path
 def test_hook_that_does_nothing_leaves_training_bit_identical(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, epochs=1)
     plain = run_training(replace(config, name="plain"))
-    hooked = run_training(replace(config, name="hooked"), hooks=lambda model, config, folder: [Hook()])
+    hooked = run_training(replace(config, name="hooked"), hooks=lambda *_: [Hook()])
     assert plain is not None
     assert hooked is not None
     assert_same_weights(plain.last, hooked.last)
@@ -129,7 +129,7 @@ def test_seams_come_in_order_and_steps_follow_accumulation(tmp_path: Path) -> No
     config = tiny_config(tmp_path, epochs=1, batch_size=2, nominal_batch=4)
     hyp = tmp_path / "hyp.yaml"
     hyp.write_text("warmup_epochs: 0\n")
-    run_training(replace(config, hyp=str(hyp)), hooks=lambda model, config, folder: [recorder])
+    run_training(replace(config, hyp=str(hyp)), hooks=lambda *_: [recorder])
     step = ["loss", "loss", "gradients", "updated"]
     assert recorder.seen == ["before", *step, *step, "epoch", "end"]
 
@@ -145,7 +145,7 @@ class Poison(Hook):
 
 def test_loss_that_is_not_finite_stops_with_epoch_batch_images_and_rate(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"epoch 1, batch 1, at learning rate .* images .*BloodImage.*jpg"):
-        run_training(tiny_config(tmp_path), hooks=lambda model, config, folder: [Poison()])
+        run_training(tiny_config(tmp_path), hooks=lambda *_: [Poison()])
     kept = load_checkpoint(tmp_path / "runs/exp/weights/last.pt")
     assert kept.epoch == 0
     assert all(tensor.isfinite().all() for tensor in kept.weights.values())
@@ -178,8 +178,8 @@ def test_run_killed_before_its_result_was_written_gets_it_by_resume(
 def test_frozen_layers_keep_their_weights(tmp_path: Path) -> None:
     started: dict[str, Tensor] = {}
 
-    def remember(model: Detector, config: TrainConfig, folder: Path) -> Sequence[Hook]:
-        started.update({name: p.detach().clone() for name, p in model.named_parameters()})
+    def remember(network: Network, config: TrainConfig, folder: Path) -> Sequence[Hook]:
+        started.update({name: p.detach().clone() for name, p in network.model.named_parameters()})
         return ()
 
     result = run_training(tiny_config(tmp_path, freeze=(3,), nosave=True, epochs=1), hooks=remember)

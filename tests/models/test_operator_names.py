@@ -117,7 +117,7 @@ def test_rules_of_pruning_are_for_operators_that_exist() -> None:
     assert MODULE_RULES.keys() | FUNCTION_RULES.keys() <= OPERATORS.keys()
 
 
-@pytest.mark.parametrize("name", SPELLINGS)
+@pytest.mark.parametrize("name", sorted(SPELLINGS))
 def test_every_spelling_of_an_activation_is_known_to_pruning_and_quantisation(name: str) -> None:
     torch.manual_seed(0)
     model = Around(SPELLINGS[name]).eval()

@@ -14,7 +14,7 @@ from torch import Tensor
 from engine.losses.detection import DetectionLoss, LossGains
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
-from pruning.distillation import DistillationLoss, divergence, load_teacher
+from pruning.distillation import DetectorDistillation, LogitsDistillation, divergence, load_teacher
 from utils.config.hyp import Hyp
 from utils.errors import ConfigError
 from utils.storage.checkpoint import Checkpoint, save_checkpoint
@@ -25,7 +25,7 @@ LN3 = math.log(3)  # the logit of .75
 UNIT_GAINS = replace(LossGains.from_hyp(Hyp(), num_classes=2, num_levels=1, img_size=640), box=1.0, obj=1.0, cls=1.0)
 
 
-def one_level_loss(mean_over_ranks: float = 1.0, batch_factor: int = 1) -> DistillationLoss:
+def one_level_loss(mean_over_ranks: float = 1.0, batch_factor: int = 1) -> DetectorDistillation:
     """Gains of 1, one anchor of 2 x 2 cells; a single level has objectness weight 4."""
     detection = DetectionLoss(
         gains=UNIT_GAINS,
@@ -34,7 +34,7 @@ def one_level_loss(mean_over_ranks: float = 1.0, batch_factor: int = 1) -> Disti
         batch_factor=batch_factor,
         mean_over_ranks=lambda value: value * mean_over_ranks,
     )
-    return DistillationLoss(detection, device=torch.device("cpu"))
+    return DetectorDistillation(detection, device=torch.device("cpu"))
 
 
 def two_cells(first: list[float], second: list[float]) -> Tensor:
@@ -46,7 +46,7 @@ def two_cells(first: list[float], second: list[float]) -> Tensor:
 TEACHER = two_cells([0.0, 0, 0, 0, 0, LN3, 0], [0.0, 0, 0, 0, -5, 0, 0])
 
 
-def parts_of(heads: Tensor, answers: Tensor = TEACHER, loss: DistillationLoss | None = None) -> list[float]:
+def parts_of(heads: Tensor, answers: Tensor = TEACHER, loss: DetectorDistillation | None = None) -> list[float]:
     """Box, objectness and class part."""
     values: list[float] = (loss or one_level_loss())([heads], [answers]).parts.tolist()
     return values
@@ -142,7 +142,7 @@ def test_student_gets_closer_to_its_teacher() -> None:
     student = build_model(SPEC)
     gains = LossGains.from_hyp(Hyp(), num_classes=3, num_levels=2, img_size=640)
     detection = DetectionLoss(gains=gains, anchors=student.anchors, strides=student.strides)
-    loss = DistillationLoss(detection, device=torch.device("cpu"))
+    loss = DetectorDistillation(detection, device=torch.device("cpu"))
     optimizer = torch.optim.Adam(student.parameters(), lr=0.03)
     with torch.no_grad():
         answers = teacher(images)
@@ -193,3 +193,31 @@ def test_teacher_of_other_answers_is_refused(
         load_teacher(path, spec=SPEC, names=NAMES)
     assert "\n" not in str(caught.value)
     assert "; give the dense checkpoint" in str(caught.value)
+
+
+def test_logits_are_compared_at_a_temperature_and_weighed_by_its_square() -> None:
+    # At temperature 4 the teacher's probabilities are .75 and .25, and the student's one half each.
+    teacher = torch.tensor([[4 * LN3, 0.0], [0.0, 0.0]])
+    student = torch.zeros(2, 2, requires_grad=True)
+    result = LogitsDistillation()(student, teacher)
+    result.total.backward()
+    # .75 ln(.75 / .5) + .25 ln(.25 / .5), in one of the two images; times 4^2.
+    assert result.total.item() == pytest.approx(0.130812 / 2 * 16, abs=1e-5)
+    assert result.parts.tolist() == pytest.approx([0.130812 / 2 * 16], abs=1e-5)
+    # 4^2 / 4 times the difference of the probabilities, mean over two images.
+    assert student.grad is not None
+    assert student.grad.tolist() == [pytest.approx([-0.5, 0.5]), pytest.approx([0.0, 0.0])]
+
+
+def test_classifier_that_answers_as_its_teacher_has_loss_zero() -> None:
+    logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    result = LogitsDistillation()(logits, logits.detach())
+    result.total.backward()
+    assert result.total.item() == pytest.approx(0, abs=1e-6)
+    assert logits.grad is not None
+    assert logits.grad.abs().max() < 1e-6
+
+
+def test_constant_added_to_all_logits_changes_nothing() -> None:
+    logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    assert LogitsDistillation()(logits + 3, logits).total.item() == pytest.approx(0, abs=1e-5)

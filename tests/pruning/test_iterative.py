@@ -11,8 +11,7 @@ from tiny import TINY_CFG, tiny_config
 from torch import Tensor, nn
 
 from benchmarks.taylor_oracle import classification_task
-from commands.train_parts import read_data, read_hyp
-from commands.train_task import detector_task
+from commands.train_hyp import read_hyp
 from engine.training.task import TrainingTask
 from models.classifiers import LeNet5
 from models.complexity import count_macs, count_parameters
@@ -21,6 +20,9 @@ from models.spec import ModelSpec
 from pruning.channels.graph import ChannelGraph
 from pruning.iterative import IterativeSettings, Quantity, Round, prune_iteratively
 from pruning.selection.rounding import Direction, Rounding
+from tasks.choose import DETECTION
+from tasks.short_training import short_training
+from tasks.task import Network
 from utils.datasets.classes.pictures import PictureSet, read_picture_file
 from utils.errors import ConfigError, PruningError
 
@@ -163,10 +165,11 @@ def test_target_out_of_reach_is_refused_before_anything_is_trained() -> None:
 
 def test_detector_stays_a_detector_with_explicit_widths(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, no_amp=True)
-    data, hyp = read_data(config), read_hyp(config)
     torch.manual_seed(0)
     model = build_model(ModelSpec.from_yaml(TINY_CFG, num_classes=3))
-    task = detector_task(model, config=config, data=data, hyp=hyp)
+    network = Network(model=model, spec=model.spec, names=("RBC", "WBC", "Platelets"))
+    hyp = read_hyp(config, DETECTION.recipe)
+    task = short_training(DETECTION, config, network, hyp=hyp, device=torch.device("cpu"), amp=config.amp_name)
     settings = replace(QUICK, quantity="macs", ratio=0.3, updates=1)
     pruned, last = prune_iteratively(model, task, settings=settings, image_chw=(3, 64, 64))
     assert isinstance(pruned, Detector)

@@ -16,8 +16,9 @@ from models.complexity import count_macs, count_parameters
 from models.detector import Detector, build_model
 from models.fingerprint import network_fingerprint
 from models.spec import ModelSpec
-from pruning.iterative import Quantity, Round, before_rounds
+from pruning.iterative import IterativeSettings, Quantity, Round, before_rounds
 from pruning.selection.rounding import Rounding
+from tasks.task import Network
 from utils.errors import CheckpointError, PruningError
 from utils.storage.checkpoint import Checkpoint, save_checkpoint
 
@@ -32,6 +33,14 @@ def model() -> Detector:
     return build_model(ModelSpec.from_yaml(TINY_CFG))
 
 
+def network_of(model: Detector) -> Network:
+    return Network(model=model, spec=model.spec, names=("a", "b", "c"))
+
+
+def settings_for(model: Detector, config: PruneConfig) -> IterativeSettings:
+    return iterative_settings(network_of(model), config, image_chw=IMAGE)
+
+
 def config_of(**settings: Any) -> PruneConfig:
     defaults = {"weights": "a.pt", "data": "d.yaml", "criterion": "taylor", "iterative": True, "img_size": 64}
     return PruneConfig(**{**defaults, **settings})
@@ -39,11 +48,10 @@ def config_of(**settings: Any) -> PruneConfig:
 
 def saved_round(model: Detector, folder: Path) -> SavedRound:
     config = config_of(protect=("model.0.conv",), target="macs=50%")
-    settings = iterative_settings(model, config)
+    settings = settings_for(model, config)
     state = before_rounds(model, settings=settings, image_chw=IMAGE)
     return SavedRound(
-        model=model,
-        names=("a", "b", "c"),
+        network=network_of(model),
         round=replace(state, number=4, loss=0.1),
         config=config,
         fingerprint=network_fingerprint(model),
@@ -53,13 +61,13 @@ def saved_round(model: Detector, folder: Path) -> SavedRound:
 
 @pytest.mark.parametrize("percent", [None, 0.5])
 def test_percent_is_of_the_channels_that_may_go(model: Detector, percent: float | None) -> None:
-    settings = iterative_settings(model, config_of(percent=percent))
+    settings = settings_for(model, config_of(percent=percent))
     # Half of those that may go, as a share of all that the loop counts.
     assert (settings.quantity, settings.ratio) == ("channels", FREE // 2 / PRUNABLE)
 
 
 def test_protected_layers_do_not_count_as_free(model: Detector) -> None:
-    settings = iterative_settings(model, config_of(percent=0.5, protect=("model.4.conv",)))
+    settings = settings_for(model, config_of(percent=0.5, protect=("model.4.conv",)))
     assert settings.ratio == (FREE - 32) // 2 / PRUNABLE
 
 
@@ -72,14 +80,14 @@ def test_protected_layers_do_not_count_as_free(model: Detector) -> None:
     ],
 )
 def test_target_becomes_the_share_to_remove(model: Detector, target: str, ratio: float) -> None:
-    settings = iterative_settings(model, config_of(target=target))
+    settings = settings_for(model, config_of(target=target))
     assert settings.quantity == target.partition("=")[0]
     assert settings.ratio == pytest.approx(ratio)
 
 
 def test_flags_become_settings_of_the_loop(model: Detector) -> None:
     flags = {"step": 40, "updates": 7, "lr": 0.02, "taylor_batches": 3, "shortcuts": "tied", "min_channels": 2}
-    settings = iterative_settings(model, config_of(**flags, round="8", round_direction="up"))
+    settings = settings_for(model, config_of(**flags, round="8", round_direction="up"))
     assert (settings.step, settings.updates, settings.lr, settings.rank_batches) == (40, 7, 0.02, 3)
     assert (settings.shortcuts, settings.min_channels) == ("tied", 2)
     assert settings.rounding == Rounding(unit=8, direction="up")
@@ -89,22 +97,22 @@ def test_flags_become_settings_of_the_loop(model: Detector) -> None:
 def test_target_that_is_met_already_is_refused(model: Detector) -> None:
     now = count_macs(model, IMAGE)
     with pytest.raises(PruningError, match="the network has no more than .* macs; give less than that"):
-        iterative_settings(model, config_of(target=f"macs={now}"))
+        settings_for(model, config_of(target=f"macs={now}"))
 
 
 def test_percent_of_less_than_one_channel_is_refused(model: Detector) -> None:
     with pytest.raises(PruningError, match="--percent 0.001 of 184 channels that may go is none; give more"):
-        iterative_settings(model, config_of(percent=0.001))
+        settings_for(model, config_of(percent=0.001))
 
 
 def test_saved_round_comes_back_as_it_was(model: Detector, tmp_path: Path) -> None:
     saved = saved_round(model, tmp_path)
     saved.save()
     found = SavedRound.load(tmp_path)
-    assert (found.round, found.config, found.names) == (saved.round, saved.config, saved.names)
+    assert (found.round, found.config, found.network.names) == (saved.round, saved.config, ("a", "b", "c"))
     assert (found.fingerprint, found.folder) == (saved.fingerprint, tmp_path)
-    assert found.model.spec == model.spec
-    before, after = model.state_dict(), found.model.state_dict()
+    assert found.network.spec == model.spec
+    before, after = model.state_dict(), found.network.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 

@@ -38,7 +38,8 @@ def model() -> Detector:
 
 def planner_of(model: Detector, **settings: Any) -> Planner:
     return Planner.of(
-        model, PruneConfig(**{"weights": "a.pt", "round": "none", "img_size": 64, **settings}).plan_settings()
+        model,
+        PruneConfig(**{"weights": "a.pt", "round": "none", "img_size": 64, **settings}).plan_settings((3, 64, 64)),
     )
 
 

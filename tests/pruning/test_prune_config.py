@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from commands.prune_config import PruneConfig, training_config
+from commands.prune_config import PruneConfig
 from pruning.selection.targets import parse_target
 from utils.errors import ConfigError
 
@@ -119,7 +119,7 @@ def test_weights_are_needed_unless_a_run_goes_on() -> None:
 
 
 def test_taylor_sees_the_pictures_that_training_sees() -> None:
-    config = PruneConfig(weights="a.pt", data="d.yaml", hyp="h.yaml", img_size=320, batch_size=8, workers=2, seed=3)
-    training = training_config(config)
-    assert (training.data, training.hyp, training.img_size) == ("d.yaml", "h.yaml", (320,))
-    assert (training.batch_size, training.workers, training.seed) == (8, 2, 3)
+    config = PruneConfig(weights="a.pt", data="d.yaml", img_size=320, batch_size=8, workers=2, seed=3, cache_dir="c")
+    training = config.training()
+    assert (training.weights, training.data, training.img_size) == ("a.pt", "d.yaml", (320,))
+    assert (training.batch_size, training.workers, training.seed, training.cache_dir) == (8, 2, 3, "c")

@@ -22,8 +22,9 @@ from models.copies import tensors_by_name
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
 from pruning.channels.graph import ChannelGraph
-from pruning.repr.hook import ReprHook, ReprSettings, revive_
+from pruning.repr.hook import ReprHook, revive_
 from pruning.repr.ranked_filters import most_overlapping, ranked_layers, zeros_of
+from pruning.repr.settings import ReprSettings
 from utils.errors import ConfigError
 
 # Off in epochs 1 and 3 of 5.

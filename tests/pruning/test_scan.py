@@ -12,7 +12,7 @@ from torch import nn
 
 from commands.prune_config import PruneConfig
 from models.complexity import count_parameters
-from models.detector import Detector, build_model
+from models.detector import build_model
 from models.spec import ModelSpec
 from pruning.selection.planner import Planner
 from pruning.selection.scan import Scan, scan
@@ -26,22 +26,26 @@ def planner() -> Planner:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0, 1)
-    return Planner.of(model, PruneConfig(weights="a.pt", round="none").plan_settings())
+    return Planner.of(model, PruneConfig(weights="a.pt", round="none").plan_settings((3, 640, 640)))
 
 
-def cliff_at(planner: Planner, percent: float) -> Callable[[Detector], tuple[float, float]]:
+def scores(ap50: float, ap: float) -> dict[str, float]:
+    return {"AP50": ap50, "AP": ap}
+
+
+def cliff_at(planner: Planner, percent: float) -> Callable[[nn.Module], dict[str, float]]:
     """.5 mAP until more than this share of channels is gone, then .05."""
     allocation = planner.allocator.at(planner.allocator.threshold_at(percent))
     gone, whole = len(allocation.dropped), _width(planner.model)
 
-    def measure(model: Detector) -> tuple[float, float]:
+    def measure(model: nn.Module) -> dict[str, float]:
         ap = 0.5 if whole - _width(model) <= gone else 0.05
-        return 1.5 * ap, ap
+        return scores(1.5 * ap, ap)
 
     return measure
 
 
-def _width(model: Detector) -> int:
+def _width(model: nn.Module) -> int:
     return sum(module.num_features for module in model.modules() if isinstance(module, nn.BatchNorm2d))
 
 
@@ -62,9 +66,9 @@ def test_cliff_beyond_the_recommended_percent_is_narrowed_down(planner: Planner)
     """mAP falls a little at .3, which is more than the tolerance, and altogether at .66."""
     slight, steep = cliff_at(planner, 0.3), cliff_at(planner, 0.66)
 
-    def measure(model: Detector) -> tuple[float, float]:
-        ap = steep(model)[1] - (0.02 if slight(model)[1] < 0.5 else 0.0)
-        return ap, ap
+    def measure(model: nn.Module) -> dict[str, float]:
+        ap = steep(model)["AP"] - (0.02 if slight(model)["AP"] < 0.5 else 0.0)
+        return scores(ap, ap)
 
     found = scan(planner, measure, tolerance=0.01, carry=True)
     assert found.recommended == pytest.approx(0.3, abs=0.011)
@@ -79,20 +83,20 @@ def test_points_start_at_the_uncut_network_and_stop_when_all_is_lost(planner: Pl
     assert percents[0] == 0.0
     assert percents == sorted(percents)
     assert max(percents) == 0.4
-    assert (points[0].AP50, points[0].AP, points[-1].AP) == (0.75, 0.5, 0.05)
+    assert (points[0].headline, points[-1].headline["AP"]) == ({"AP50": 0.75, "AP": 0.5}, 0.05)
 
 
 def test_network_that_stands_every_cut_is_cut_nearly_whole(planner: Planner) -> None:
-    found = scan(planner, lambda model: (0.6, 0.5), tolerance=0.01, carry=True)
+    found = scan(planner, lambda model: scores(0.6, 0.5), tolerance=0.01, carry=True)
     assert found.recommended > 0.99
 
 
 def test_every_cut_starts_from_the_whole_network(planner: Planner) -> None:
     sizes: list[int] = []
 
-    def measure(model: Detector) -> tuple[float, float]:
+    def measure(model: nn.Module) -> dict[str, float]:
         sizes.append(count_parameters(model))
-        return 0.6, 0.5
+        return scores(0.6, 0.5)
 
     before = count_parameters(planner.model)
     scan(planner, measure, tolerance=0.01, carry=False)
@@ -102,7 +106,7 @@ def test_every_cut_starts_from_the_whole_network(planner: Planner) -> None:
 
 def test_network_that_finds_nothing_has_no_cliff(planner: Planner) -> None:
     with pytest.raises(PruningError, match="mAP 0.000 on this data before any channel is cut.*check --data"):
-        scan(planner, lambda model: (0.0, 0.0), tolerance=0.01, carry=True)
+        scan(planner, lambda model: scores(0.0, 0.0), tolerance=0.01, carry=True)
 
 
 def test_sweep_is_told_and_drawn(planner: Planner, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from pruning.choices import Shortcuts, Sparsity
 from pruning.sparsity.penalties import Penalty, SparsityHook, decayed, make_penalties
 from pruning.sparsity.scale_rate import ScaleRateHook
 from pruning.sparsity.settings import Strengths
+from tasks.task import Network
 
 STRENGTHS = Strengths(scale=0.1, shift=1.0, kernel=0.01)
 # Halfway through a run of 10 epochs, a strength that falls to a tenth is at 1 - .9 * 5 / 10.
@@ -234,7 +235,9 @@ def terms_of_run(folder: Path, *, hooks: Sequence[Hook] = (), **settings: Any) -
     before: list[Tensor] = []
     after: list[Tensor] = []
 
-    def make(model: Detector, config: TrainConfig, folder: Path) -> Sequence[Hook]:
+    def make(network: Network, config: TrainConfig, folder: Path) -> Sequence[Hook]:
+        model = network.model
+        assert isinstance(model, Detector)
         sparsity = SparsityHook(penalties_of(model, "bn"))
         return [*hooks, Spy(model, before), sparsity, Spy(model, after)]
 

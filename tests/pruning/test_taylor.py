@@ -12,13 +12,18 @@ from tiny import TINY_CFG, tiny_config
 from torch import Tensor, nn
 
 from benchmarks.taylor_oracle import classification_task, spearman
-from commands.train_task import detector_taylor
+from commands.train_config import TrainConfig
+from commands.train_hyp import read_hyp
 from models.classifiers import DenseNetCifar, LeNet5
-from models.detector import build_model
+from models.detector import Detector, build_model
 from models.spec import ModelSpec
 from pruning.channels.graph import ChannelGraph
+from pruning.channels.ids import FloatArray
 from pruning.importance.masking import masked, oracle_importance
 from pruning.importance.taylor import TaylorRecorder, measured_layers, taylor_importance
+from tasks.choose import DETECTION
+from tasks.short_training import short_training
+from tasks.task import Network
 from utils.datasets.classes.pictures import read_picture_file
 from utils.errors import ConfigError, DataError, PruningError
 
@@ -188,6 +193,15 @@ def test_channel_of_a_dense_network_is_measured_at_every_norm_it_passes() -> Non
     norms = tuple(name for name, layer in graph.layers.items() if layer.is_norm)
     assert measured_layers(graph) == norms
     assert len(norms) == 6
+
+
+def detector_taylor(model: Detector, graph: ChannelGraph, *, config: TrainConfig, batches: int) -> FloatArray:
+    """Importance on the augmented batches that train.py would take."""
+    names = ("RBC", "WBC", "Platelets")[: model.spec.num_classes]
+    network = Network(model=model, spec=model.spec, names=names)
+    hyp = read_hyp(config, DETECTION.recipe)
+    task = short_training(DETECTION, config, network, hyp=hyp, device=torch.device("cpu"))
+    return taylor_importance(model, graph, islice(task.batches(0), batches), loss_fn=task.loss_of)
 
 
 def test_detector_taylor_scores_every_channel_and_repeats_itself(tmp_path: Path) -> None:

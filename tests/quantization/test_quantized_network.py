@@ -15,7 +15,6 @@ from tiny import TINY_CFG
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from commands.quantize_subjects import QuantizedDetector
 from models.classifiers import LeNet5
 from models.detector import build_model
 from models.spec import ModelSpec
@@ -24,6 +23,7 @@ from quantization.ranges.affine import quantise
 from quantization.ranges.config import LayerBits, QuantConfig
 from quantization.storage.binary import program_bytes, program_from_bytes
 from quantization.storage.reader import run
+from tasks.detection import QuantizedHeads
 from utils.boxes.torchvision_compat import import_torchvision
 from utils.errors import ConfigError, DataError, QuantizationError
 
@@ -358,7 +358,7 @@ def test_tiny_detector_gives_the_heads_of_the_float_one() -> None:
     network = made(detector, images)
     assert "model.0.conv" in network.graph.nodes
     network.mode = "integer"
-    for head, expected in zip(QuantizedDetector(network, detector)(images), detector(images), strict=True):
+    for head, expected in zip(QuantizedHeads(network, detector)(images), detector(images), strict=True):
         assert head.shape == expected.shape
         assert (head - expected).abs().mean() < 0.1 * expected.std()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -137,10 +138,10 @@ def given_flags(config: Any, names: Iterable[str]) -> str:
 
     Args:
         config: Dataclass instance with the settings.
-        names: Names of the settings.
+        names: Names of the settings; those that `config` does not have are left out.
     """
     defaults = {item.name: item.default for item in fields(config)}
-    given = [name for name in names if getattr(config, name) != defaults[name]]
+    given = [name for name in names if name in defaults and getattr(config, name) != defaults[name]]
     return ", ".join(f"--{name.replace('_', '-')}" for name in given)
 
 
@@ -154,3 +155,11 @@ def warn_of_ignored(config: Any, reasons: Mapping[str, Iterable[str]]) -> None:
     for reason, names in reasons.items():
         if flags := given_flags(config, names):
             logger.warning("%s; without effect: %s", reason, flags)
+
+
+def round_up(img_size: int, stride: int) -> int:
+    """Round an image size up to a multiple of the stride, with a warning if that changes it."""
+    rounded = math.ceil(img_size / stride) * stride
+    if rounded != img_size:
+        logger.warning("image size %d is not a multiple of the stride %d; using %d", img_size, stride, rounded)
+    return rounded

@@ -73,7 +73,7 @@ def plot_scan(
     recommended: float,
     limit: float,
 ) -> None:
-    """Plot mAP right after pruning over the share of channels pruned.
+    """Plot scores right after pruning over the share of channels pruned.
 
     Args:
         percents: Shares tried, in [0, 1), ascending.
@@ -89,7 +89,7 @@ def plot_scan(
     axes.axvline(recommended, color="tab:green", label=f"recommended {recommended:.0%}")
     axes.axvline(limit, color="tab:red", linestyle="--", label=f"a layer would be empty above {limit:.0%}")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set(xlabel="share of channels pruned, before any fine-tuning", ylabel="mAP", ylim=(0, None))
+    axes.set(xlabel="share of channels pruned, before any fine-tuning", ylabel=", ".join(scores), ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
     save_figure(figure, path)

@@ -15,12 +15,12 @@ import pytest
 from dataset_factory import write_image
 from PIL import Image
 
+from tasks.detector_data import check_trainable, warn_of_shared_images
 from utils.boxes.boxes import cxcywh_to_xyxy
 from utils.config.hyp import Hyp
 from utils.datasets.coco_names import COCO_IDS, COCO_NAMES
 from utils.datasets.indexing.config import load_data_config
 from utils.datasets.indexing.index import LabelIndex, build_label_index
-from utils.datasets.indexing.usable import check_trainable, warn_of_shared_images
 from utils.datasets.loading.dataset import DetectionDataset
 from utils.datasets.reading.images import read_image
 from utils.detections.output_names import OutputNames

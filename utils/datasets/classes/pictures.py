@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from utils.datasets.classes.decoding import Array, FileImages
+from utils.datasets.spread import spread
 from utils.errors import DataError
 from utils.storage.files import NPZ_ERRORS, atomic_write
 
@@ -71,6 +72,11 @@ class PictureSet:
         """Return the first `count` images, or all if there are fewer."""
         images = self.images.first(count) if isinstance(self.images, FileImages) else self.images[:count]
         return replace(self, images=images, labels=self.labels[:count])
+
+    def spread(self, count: int) -> PictureSet:
+        """Return `count` images spread evenly over the set, or all if there are fewer."""
+        chosen = spread(range(len(self)), count)
+        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
     def to(self, device: torch.device) -> PictureSet:
         """Return the same images on another device."""

@@ -1,4 +1,4 @@
-"""TorchScript: traced networks in one file, run by torch alone."""
+"""The formats that torch itself runs: checkpoints, and TorchScript, a traced network in one file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,36 @@ import torch
 from deploy.artefact.metadata import METADATA_NAME
 from deploy.artefact.runtime import RuntimeModel
 from deploy.job import ExportJob
+from deploy.outputs.classifier import ClassifierSource
+from deploy.outputs.detector import DetectorSource
 from deploy.outputs.metadata import Metadata, read_metadata
 from deploy.settings import RuntimeOptions
+from models.classifiers import load_classifier
+from models.classifiers.load import is_classifier
+from models.load import load_model
 from utils.errors import CheckpointError
-from utils.storage.files import atomic_write
+from utils.storage.files import atomic_write, sha256_of
 
 logger = logging.getLogger(__name__)
+
+
+def open_source(path: str | Path) -> DetectorSource | ClassifierSource:
+    """Read a checkpoint of this project, or an official YOLOv5 one.
+
+    Raises:
+        CheckpointError: The file does not exist, is damaged, or contains something else.
+    """
+    if is_classifier(path):
+        return ClassifierSource.of(load_classifier(path))
+    loaded = load_model(path)
+    return DetectorSource(model=loaded.model, names=loaded.names, sha256=sha256_of(path))
+
+
+def load_pytorch(path: Path, *, device: torch.device, options: RuntimeOptions) -> RuntimeModel:
+    """Load a checkpoint as a runtime: batch norms fused, channels-last memory format, optionally in 16 bits."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return open_source(path).runtime(device, half=options.half)
 
 
 def write_torchscript(job: ExportJob, path: Path) -> Metadata:

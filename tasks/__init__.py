@@ -1,0 +1,1 @@
+"""Tasks: what detection and classification do differently, as two values of one protocol."""
