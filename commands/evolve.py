@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 import optuna
 
-from commands.train import run_training
 from commands.train_config import TrainConfig
 from commands.train_hyp import read_hyp
+from commands.train_result import TrainResult
 from tasks.choose import task_of
 from utils.config.hyp import Hyp
 from utils.errors import ConfigError, TrainingError
 from utils.storage.files import write_json, write_yaml
 
 LOGGER = logging.getLogger(__name__)
+
+RunTraining: TypeAlias = Callable[[TrainConfig], TrainResult | None]
 
 
 # Range of each hyper-parameter, and whether its order of magnitude is what matters. Ranges as in v5.0's search.
@@ -51,10 +54,14 @@ SEARCH_SPACE: dict[str, tuple[float, float, bool]] = {
 }
 
 
-def run_evolution(config: TrainConfig) -> Path:
+def run_evolution(config: TrainConfig, *, run: RunTraining) -> Path:
     """Train `config.evolve` times with hyper-parameters that Optuna proposes, starting from those of `--hyp`.
 
     The study lies in `<project>/evolve/study.db`; the same command continues where it was stopped.
+
+    Args:
+        config: Settings of each training, and their number.
+        run: Function that runs one training.
 
     Returns:
         The YAML of the best hyper-parameters so far.
@@ -82,7 +89,7 @@ def run_evolution(config: TrainConfig) -> Path:
     LOGGER.info("evolve: %d of %d trainings are done; study in %s", finished, config.evolve, folder)
 
     def objective(trial: optuna.Trial) -> float:
-        return _train_once(trial, start, config, folder, spaces=spaces)
+        return _train_once(trial, start, config, folder, spaces=spaces, run=run)
 
     def report(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         _write_best(study, start, folder)
@@ -98,6 +105,7 @@ def _train_once(
     folder: Path,
     *,
     spaces: Mapping[str, tuple[float, float, bool]],
+    run: RunTraining,
 ) -> float:
     """Fitness of one training with proposed hyper-parameters; one that diverges is worth nothing."""
     proposed = {
@@ -123,7 +131,7 @@ def _train_once(
         notest=True,
     )
     try:
-        result = run_training(settings)
+        result = run(settings)
     except TrainingError as error:
         LOGGER.warning("trial %d: %s", trial.number, error)
         return 0.0

@@ -48,9 +48,9 @@ def train(config: TrainConfig) -> TrainResult | None:
         The result; None on all but the first process of a distributed run, and after a search.
     """
     if config.evolve:
-        from commands.evolve import run_evolution  # which trains by `run_training`
+        from commands.evolve import run_evolution  # only now, for it loads Optuna
 
-        run_evolution(config)
+        run_evolution(config, run=run_training)
         return None
     return run_training(config)
 

@@ -10,15 +10,15 @@ from tiny import tiny_config
 from tiny_classes import classifier_config, write_class_folder
 
 from commands.evolve import SEARCH_SPACE, run_evolution
-from commands.train import train
+from commands.train import run_training, train
 from tasks.choose import TASKS
 from utils.config.hyp import Hyp, load_hyp
 
 
 def test_search_is_resumed_and_writes_its_best_hyper_parameters(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, epochs=1, evolve=1)
-    run_evolution(config)
-    best = run_evolution(replace(config, evolve=2))
+    run_evolution(config, run=run_training)
+    best = run_evolution(replace(config, evolve=2), run=run_training)
     result = json.loads((best.parent / "result.json").read_text())
     assert [trial["number"] for trial in result["trials"]] == [0, 1]
     assert load_hyp(best) != Hyp() or result["best"] == 0
@@ -27,7 +27,7 @@ def test_search_is_resumed_and_writes_its_best_hyper_parameters(tmp_path: Path) 
 def test_first_training_uses_the_given_hyper_parameters(tmp_path: Path) -> None:
     hyp = tmp_path / "start.yaml"
     hyp.write_text("lr0: 0.002\nscale: 0.25\n")
-    best = run_evolution(tiny_config(tmp_path, epochs=1, evolve=1, hyp=str(hyp)))
+    best = run_evolution(tiny_config(tmp_path, epochs=1, evolve=1, hyp=str(hyp)), run=run_training)
     assert load_hyp(best).lr0 == 0.002
     assert load_hyp(best).scale == 0.25
 
