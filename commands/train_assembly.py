@@ -60,6 +60,7 @@ def make_trainer(
             seed=config.seed,
             scales=tuple(scales),
             stride=scales.step,
+            is_mean_of_batches=task.recipe.has_mean_loss,
         ),
         process=process,
     )

@@ -24,8 +24,10 @@ def task_of(*, data: str = "", weights: str = "", cfg: str = "") -> Task:
         ConfigError: One is for detection and another for classification.
     """
     signs: dict[str, Task] = {}
-    if data:
-        signs[f"--data {data}"] = CLASSIFICATION if are_pictures(data) else DETECTION
+    if are_pictures(data):
+        signs[f"--data {data}"] = CLASSIFICATION
+    elif data.lower().endswith((".yaml", ".yml")) or Path(data).is_file():  # a missing folder may be of either task
+        signs[f"--data {data}"] = DETECTION
     if cfg.endswith((".yaml", ".yml")):
         signs[f"--cfg {cfg}"] = DETECTION
     elif cfg in CLASSIFIERS or ":" in cfg:

@@ -74,6 +74,7 @@ class Classification:
         momenta={"ranger": 0.95},
         least_warmup=1,
         nominal_batch=128,
+        has_mean_loss=True,
         has_mixed_validation=False,  # methods are compared by the last epoch
         is_averaged=False,
         searched=("lr0", "lrf", "momentum", "weight_decay", "warmup_epochs", "warmup_momentum"),
@@ -111,6 +112,10 @@ class Classification:
                 other classes.
         """
         check_least(settings, batch_size=2)  # batch norms of one value per channel learn nothing
+        _, *found_hw = data.train.image_chw
+        if any(size != side for size in settings.img_size for side in found_hw):
+            given, found = " ".join(map(str, settings.img_size)), " x ".join(map(str, found_hw))
+            LOGGER.warning("--img-size %s has no effect: the images have %s pixels", given, found)
         if self.own is not None and settings.cfg:
             raise ConfigError(f"--cfg {settings.cfg}: a network of your own is given as well; leave one of them out")
         weights = settings.weights
@@ -186,14 +191,14 @@ class Classification:
         is_known = bool(weights) and Path(weights).is_file() and is_classifier(weights)
         return self.load(weights) if is_known else None
 
-    def _pictures(self, settings: TaskSettings, network: Network | None) -> PictureData:
+    def _pictures(self, settings: TaskSettings, network: Network | None, *, measured: str = "val") -> PictureData:
         """Return all images; those of folders in the size of the network, of the settings, or of 224 pixels."""
         if self.pictures is not None:
             return self.pictures
         size = settings.train_size if settings.img_size else _FOLDER_SIZE
         if network is not None:
             size = spec_of(network).image_chw[1]
-        return load_pictures(settings.data, settings.cache_dir or None, img_size=size)
+        return load_pictures(settings.data, settings.cache_dir or None, img_size=size, measured=measured)
 
     def class_names(self, settings: TaskSettings) -> tuple[str, ...]:
         """Return the classes of the images."""
@@ -201,7 +206,7 @@ class Classification:
 
     def read_split(self, settings: TaskSettings, split: str, *, network: Network) -> PictureSet:
         """Read one split, with its classes in the order of the network's, if these are the same."""
-        data = self._pictures(settings, network)
+        data = self._pictures(settings, network, measured=split if split == "test" else "val")
         return in_order_of(data.train if _SPLITS[split] == "train" else data.test, network.names)
 
     def plot_data(self, data: Data, folder: Path) -> None:

@@ -66,6 +66,7 @@ class Detection:
         momenta={},
         least_warmup=1000,
         nominal_batch=64,
+        has_mean_loss=False,
         has_mixed_validation=True,
         is_averaged=True,
         searched=tuple(item.name for item in fields(Hyp) if item.name not in ("iou_t", "mosaic9", "label_smoothing")),

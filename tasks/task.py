@@ -87,6 +87,7 @@ class Recipe:
         momenta: Momentum of the optimisers for which that of the YAML is not meant, by their name.
         least_warmup: Minimum length of a warm-up in batches, except in short runs.
         nominal_batch: Images to which batches are accumulated, and weight decay is scaled, where settings give none.
+        has_mean_loss: Whether the loss is a mean over the images of a batch, not a sum.
         has_mixed_validation: Whether epochs are validated in mixed precision, not in float32.
         is_averaged: Whether averaged weights are measured and shipped, in 16 bits, instead of the trained ones.
         searched: Names of the hyper-parameters that `--evolve` varies.
@@ -97,6 +98,7 @@ class Recipe:
     momenta: Mapping[OptimizerName, float]
     least_warmup: int
     nominal_batch: int
+    has_mean_loss: bool
     has_mixed_validation: bool
     is_averaged: bool
     searched: tuple[str, ...]

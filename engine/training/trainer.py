@@ -62,6 +62,8 @@ class TrainerSettings:
         clip_norm: Maximum norm of the gradient of all parameters together.
         scales: Image sizes of multi-scale training in pixels (multiples of the stride); empty keeps the loader's.
         stride: Pixels that both sides of the network's input must be multiples of.
+        is_mean_of_batches: Whether a step takes the mean of the gradients of its batches, as suits a loss that is
+            itself a mean; else their sum.
         has_progress: Whether the main process shows the progress of each epoch.
     """
 
@@ -72,6 +74,7 @@ class TrainerSettings:
     clip_norm: float = 10.0
     scales: tuple[int, ...] = ()
     stride: int = 1
+    is_mean_of_batches: bool = False
     has_progress: bool = True
 
 
@@ -206,7 +209,7 @@ class Trainer:
                 parts = self._forward_backward(batch, sizes)
             watch.add(parts, batch=i, lr=self.lr, images=batch.sources)
             if is_step:
-                self._optimizer_step()
+                self._optimizer_step(waiting)
                 waiting = 0
             self.state.images += len(batch) * self.process.world_size
         watch.check()
@@ -256,8 +259,11 @@ class Trainer:
         height, width = (max(stride, round(side * size / longest / stride) * stride) for side in images.shape[2:])
         return F.interpolate(images, size=(height, width), mode="bilinear", align_corners=False)
 
-    def _optimizer_step(self) -> None:
+    def _optimizer_step(self, num_batches: int) -> None:
         self.scaler.unscale_(self.optimizer)
+        if self.settings.is_mean_of_batches and num_batches > 1:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            torch._foreach_div_(gradients, float(num_batches))
         for hook in self.hooks:
             hook.gradients_ready(self)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)

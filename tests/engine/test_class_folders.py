@@ -21,7 +21,7 @@ from models.detector import build_model
 from models.spec import ModelSpec
 from tasks.choose import CLASSIFICATION, DETECTION, task_of
 from utils.config.cli import run_script
-from utils.errors import ConfigError
+from utils.errors import ConfigError, DataError
 from utils.storage.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 
@@ -146,6 +146,20 @@ def test_data_and_network_of_two_tasks_are_refused_in_one_line(
         task_of(**{name: places.get(value, value) for name, value in given.items()})
     assert str(caught.value).endswith("; give data and network of one task")
     assert "\n" not in str(caught.value)
+
+
+def test_data_that_does_not_exist_is_refused_as_such(tmp_path: Path) -> None:
+    missing = str(tmp_path / "photoss")
+    assert task_of(data=missing, cfg="resnet20") is CLASSIFICATION
+    with pytest.raises(DataError, match="no such images"):
+        run(classifier_config(tmp_path, cfg="resnet20", data=missing))
+
+
+def test_size_that_images_do_not_get_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = run(folder_config(tmp_path, epochs=1))
+    assert "--img-size" not in caplog.text
+    run(folder_config(tmp_path, cfg="", weights=str(first.best), img_size=24, epochs=1))
+    assert "--img-size 24 has no effect: the images have 32 x 32 pixels" in caplog.text
 
 
 def test_run_of_two_tasks_is_one_line_at_the_command_line_and_leaves_no_folder(

@@ -317,3 +317,17 @@ def test_settings_of_detectors_are_one_warning(tmp_path: Path, caplog: pytest.Lo
     trained(classifier_config(tmp_path, epochs=1, rect=True, workers=0), small_pictures())
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == ["classification does not use them; without effect: --rect, --workers"]
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) -> None:
+    """The mean of the gradients of small batches is that of all their images; the network has no batch norms."""
+    common = {"epochs": 1, "augment": "none", "nominal_batch": 24, "warmup_epochs": 0.0, "lrf": 1.0}
+    weights = []
+    for batch_size in (24, 8):
+        name = f"batch{batch_size}"
+        run = trained(
+            classifier_config(tmp_path, batch_size=batch_size, name=name, **common), small_pictures(train=48)
+        )
+        weights.append(load_checkpoint(run.last).weights)
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=1e-5, rtol=1e-4, msg=name)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from utils.metrics.curves import Curves
 from utils.plots.colors import line_color
-from utils.plots.save import save_figure
+from utils.plots.save import label_text, save_figure
 
 Array = np.ndarray[Any, Any]
 
@@ -32,7 +32,7 @@ def plot_curves(curves: Curves, folder: str | Path, *, names: Sequence[str]) -> 
     if not len(curves.classes):
         return []
     folder = Path(folder)
-    own_names = [names[int(class_id)] for class_id in curves.classes]
+    own_names = [label_text(names[int(class_id)]) for class_id in curves.classes]
     best = curves.best()
     paths = []
     # No line where nothing was found, because neither 1 nor 0 is right. In the mean such a class counts with 0.
@@ -67,7 +67,7 @@ def plot_confusion(matrix: Array, path: str | Path, *, names: Sequence[str]) -> 
         names: Class names, K of them.
     """
     shares = matrix / np.maximum(matrix.sum(0, keepdims=True), 1)
-    labels = [*names, "background"][: len(matrix)]
+    labels = [*map(label_text, names), "background"][: len(matrix)]
     size = float(np.clip(0.2 * len(labels) + 4, 6, 24))
     figure = Figure(figsize=(size + 1, size), layout="constrained")
     axes = figure.subplots()

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from utils.datasets.indexing.index import LabelIndex
 from utils.datasets.reading.labels import Labels
 from utils.plots.colors import class_color, line_color
-from utils.plots.save import save_figure
+from utils.plots.save import label_text, save_figure
 
 _MAX_OUTLINES = 1000
 _OUTLINE_PIXELS = 1000
@@ -40,7 +40,7 @@ def _draw_counts(axes: Axes, labels: Labels, names: tuple[str, ...]) -> None:
     axes.set_ylabel("objects")
     axes.set_title(f"{len(labels)} objects")
     if len(names) <= _MAX_CLASS_NAMES:
-        axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 5 else 0)
+        axes.set_xticks(range(len(names)), list(map(label_text, names)), rotation=90 if len(names) > 5 else 0)
         axes.bar_label(bars, fontsize=7, rotation=90 if len(names) > 10 else 0)
     else:
         axes.set_xlabel("class id")

@@ -18,6 +18,11 @@ logger = logging.getLogger(__name__)
 _LONGEST_JPEG = 65500
 
 
+def label_text(name: str) -> str:
+    """Return a label that matplotlib draws as it is: between two dollar signs it would read a formula."""
+    return name.replace("$", r"\$")
+
+
 def save_figure(figure: Figure, path: str | Path, *, dpi: int = 150) -> None:
     """Write a figure in the format of the path's suffix, by Agg, without a window system."""
     with atomic_write(path) as temporary:

@@ -36,6 +36,19 @@ def test_folder_of_splits_and_classes_is_a_data_set(tmp_path: Path) -> None:
     assert data.test.images[:][:, 2, 3, 3].tolist() == [60, 61, 160, 161]
 
 
+def test_folder_to_measure_on_is_the_one_asked_for_or_named_in_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_folder(tmp_path / "pets")
+    write_image(root / "test/cat/0.png", value=200)
+    sizes = [len(load_pictures(str(root), tmp_path, img_size=4, measured=name).test) for name in ("val", "test")]
+    assert sizes == [4, 1]
+    assert "measured on" not in caplog.text
+    shutil.rmtree(root / "test")
+    assert len(load_pictures(str(root), tmp_path, img_size=4, measured="test").test) == 4
+    assert f"{root} has no folder test; measured on val" in caplog.text
+
+
 @pytest.mark.parametrize("second", ["test", "valid", "validation"])
 def test_second_split_has_other_names_as_well(second: str, tmp_path: Path) -> None:
     root = write_folder(tmp_path / "pets", second=second)

@@ -7,6 +7,7 @@ import pytest
 from tiny import label_index
 
 from utils.datasets.reading.images import read_image
+from utils.plots.curves import plot_confusion
 from utils.plots.labels import plot_labels
 
 
@@ -23,3 +24,13 @@ def test_the_picture_shows_something_for_any_number_of_boxes(
     image = read_image(tmp_path / "labels.jpg")
     assert min(image.shape[:2]) > 500
     assert image.std() > 5
+
+
+def test_class_names_with_dollar_signs_are_no_formulas(tmp_path: Path) -> None:
+    names = ("$5_$x^", "US$")
+    plot_confusion(np.eye(2), tmp_path / "confusion.png", names=names)
+    plot_labels(
+        label_index([np.ones((1, 5), np.float32)], shapes_hw=[(10, 10)], names=names), tmp_path / "labels.jpg"
+    )
+    assert (tmp_path / "confusion.png").exists()
+    assert (tmp_path / "labels.jpg").exists()

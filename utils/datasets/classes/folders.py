@@ -22,7 +22,7 @@ from utils.errors import DataError
 
 LOGGER = logging.getLogger(__name__)
 
-# Names of the folder to measure on, the first that exists.
+# Names of the folder to measure on, the first that exists unless another one is asked for.
 _TEST_SPLITS = ("val", "valid", "validation", "test")
 _EXPECTED = "expected train/CLASS/ and val/CLASS/ with images"
 # Most names that a message lists.
@@ -45,7 +45,7 @@ class _Split:
     labels: tuple[int, ...]
 
 
-def read_class_folders(root: str | Path, *, img_size: int, cache: Path) -> PictureData:
+def read_class_folders(root: str | Path, *, img_size: int, cache: Path, measured: str = "val") -> PictureData:
     """Read the splits of a folder; images are decoded only when they are used.
 
     Classes are the folders in train, sorted by name; those of the other split are matched by name. Images may lie in
@@ -55,6 +55,7 @@ def read_class_folders(root: str | Path, *, img_size: int, cache: Path) -> Pictu
         root: Folder with `train` and one of `val`, `valid`, `validation` and `test`.
         img_size: Height and width of the images of the data set, in pixels.
         cache: Folder in which is remembered which files can be read.
+        measured: Name of the folder to measure on; where it is missing, the first of the others.
 
     Raises:
         DataError: The folder has another layout, a class has no training image, or one is only in the other split.
@@ -62,7 +63,7 @@ def read_class_folders(root: str | Path, *, img_size: int, cache: Path) -> Pictu
     root = Path(root)
     if img_size < 1:
         raise DataError(f"--img-size {img_size}: expected at least 1 pixel")
-    train_folder, test_folder = _split_folders(root)
+    train_folder, test_folder = _split_folders(root, measured)
     classes, test_classes = _class_folders(train_folder), _class_folders(test_folder)
     if len(classes) < 2:
         raise DataError(f"--data {root}: train has {len(classes)} class folders, expected at least 2; {_EXPECTED}")
@@ -86,10 +87,13 @@ def read_class_folders(root: str | Path, *, img_size: int, cache: Path) -> Pictu
     return PictureData(train=train, test=test)
 
 
-def _split_folders(root: Path) -> tuple[Path, Path]:
-    """Return the folders of both splits."""
+def _split_folders(root: Path, measured: str) -> tuple[Path, Path]:
+    """Return the folders of both splits; warn if the one to measure on is not the one that was asked for."""
     train = root / "train"
-    test = next((root / name for name in _TEST_SPLITS if (root / name).is_dir()), None)
+    names = (measured, *_TEST_SPLITS)
+    test = next((root / name for name in names if (root / name).is_dir()), None)
+    if measured == "test" and test is not None and test.name != measured:
+        LOGGER.warning("%s has no folder test; measured on %s", root, test.name)
     if not train.is_dir() or test is None:
         raise DataError(f"--data {root}: {_EXPECTED}, found {_contents(root)}; a detector's data is a YAML file")
     return train, test

@@ -81,13 +81,16 @@ def are_pictures(name: str) -> bool:
     return name in KNOWN or name.endswith(".npz") or _is_folder(name)
 
 
-def load_pictures(name: str, cache: str | Path | None = None, *, img_size: int = 224) -> PictureData:
+def load_pictures(
+    name: str, cache: str | Path | None = None, *, img_size: int = 224, measured: str = "val"
+) -> PictureData:
     """Load a known data set by name, an .npz file, or a folder of images sorted into folders by class.
 
     Args:
         name: Name of a known data set, or a path.
         cache: Folder of downloaded data and of what is known of images in folders; None for `default_cache`.
         img_size: Height and width in pixels of the images of a folder; others have one size of their own.
+        measured: Folder to measure on, "val" or "test", if there are several; others have one set to measure on.
 
     Raises:
         DataError: The name is none of these, or the data cannot be read or downloaded.
@@ -100,7 +103,7 @@ def load_pictures(name: str, cache: str | Path | None = None, *, img_size: int =
             "train/CLASS/ and val/CLASS/"
         )
     if _is_folder(name):
-        return read_class_folders(name, img_size=img_size, cache=Path(cache or default_cache()))
+        return read_class_folders(name, img_size=img_size, cache=Path(cache or default_cache()), measured=measured)
     return read_picture_file(name)
 
 
