@@ -17,7 +17,7 @@ from commands.train_hyp import read_hyp
 from commands.train_result import TrainResult, best_checkpoint, finish_run
 from engine.evaluation.evaluator import Evaluator
 from engine.training.checkpointing import EmaHook, resumed_path
-from engine.training.distributed import Process, process_group, share, this_process
+from engine.training.distributed import Process, process_group, share, this_process, wait_for_all
 from engine.training.hooks import Hook
 from engine.training.resuming import resume_
 from engine.training.sync_bn import synchronise_batch_norms_
@@ -29,7 +29,7 @@ from utils.config.cli import config_from_values
 from utils.config.hyp import Hyp, load_hyp
 from utils.config.values import warn_of_ignored
 from utils.device import amp_dtype, memory_advice, seed_everything, select_device
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, ConfigError
 from utils.storage.checkpoint import Checkpoint, load_checkpoint
 from utils.storage.files import write_yaml
 from utils.storage.run_folder import RunFolder
@@ -80,10 +80,14 @@ def run_training(
     with process_group(process, device):
         if config.resume:
             path = share(str(resumed_path(config.resume, config.project) if process.is_main else ""))
-            return _continue(Path(path), config, hooks, process=process, task=task)
-        task = task or task_of(data=config.data, weights=config.weights, cfg=config.cfg)
-        warn_of_ignored(config, {f"{task.name} does not use them": task.ignored})
-        return _Run(config, task=task, process=process, device=device).start(hooks)
+            result = _continue(Path(path), config, hooks, process=process, task=task)
+        else:
+            task = task or task_of(data=config.data, weights=config.weights, cfg=config.cfg)
+            warn_of_ignored(config, {f"{task.name} does not use them": task.ignored})
+            result = _Run(config, task=task, process=process, device=device).start(hooks)
+        # torchrun ends all processes when one fails, be it at its exit: first the main one writes its result.
+        wait_for_all()
+    return result
 
 
 def _new_folder(config: TrainConfig, hyp: Hyp) -> str:
@@ -129,6 +133,10 @@ class _Run:
     def start(self, hooks: HookFactory) -> TrainResult | None:
         """Train from the first epoch."""
         config, task = self.config, self.task
+        if config.batch_size % (count := self.process.world_size):
+            raise ConfigError(
+                f"--batch-size {config.batch_size} cannot be split by {count} processes; use a multiple"
+            )
         self.data = task.read_data(config)
         hyp = read_hyp(config, task.recipe)
         network = task.make_network(config, self.data, hyp=hyp)

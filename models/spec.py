@@ -125,8 +125,8 @@ class ModelSpec:
         """
         if "kind" in values:
             raise ConfigError(
-                f"{where}: got a {values['kind']}, expected a detector; val.py, quantize.py and export.py take "
-                "classifiers, with --data mnist, cifar10 or an .npz"
+                f"{where}: got a {values['kind']}, expected a detector; give one, or the images of the "
+                "classifier as --data"
             )
         try:
             rows = values["layers"]

@@ -11,7 +11,7 @@ from tasks.task import Task
 from utils.datasets.classes.known import are_pictures
 from utils.errors import ConfigError
 from utils.storage.checkpoint import is_own_checkpoint
-from utils.storage.weights_file import check_weights_file, read_plain
+from utils.storage.weights_file import check_weights_file, is_legacy, read_plain
 
 DETECTION, CLASSIFICATION = Detection(), Classification()
 TASKS: tuple[Task, ...] = (DETECTION, CLASSIFICATION)
@@ -32,7 +32,12 @@ def task_of(*, data: str = "", weights: str = "", cfg: str = "") -> Task:
         signs[f"--cfg {cfg}"] = DETECTION
     elif cfg in CLASSIFIERS or ":" in cfg:
         signs[f"--cfg {cfg}"] = CLASSIFICATION
-    if weights and Path(weights).is_file() and Path(weights).suffix == ".pt" and (task := _task_of_file(weights)):
+    if (
+        weights
+        and Path(weights).is_file()
+        and Path(weights).suffix in (".pt", ".pth")
+        and (task := _task_of_file(weights))
+    ):
         signs[f"--weights {weights}"] = task
     found = {task.name for task in signs.values()}
     if len(found) > 1:
@@ -47,6 +52,8 @@ def _task_of_file(weights: str) -> Task | None:
     Raises:
         CheckpointError: The file is damaged.
     """
+    if is_legacy(weights):
+        return None
     content = read_plain(check_weights_file(weights))
     if content is not None and not is_own_checkpoint(content):
         return None

@@ -107,6 +107,8 @@ class Classification:
     def make_network(self, settings: TaskSettings, data: Data, *, hyp: Hyp) -> Network:
         """Build the network of `cfg`, or read that of `weights`; a plain state dict fills what fits.
 
+        So does a checkpoint for another number of classes, if `cfg` is given as well.
+
         Raises:
             ConfigError: There is no such network, or two are given, or that of the file takes other images or knows
                 other classes.
@@ -123,8 +125,9 @@ class Classification:
             network = self.load(weights)
             if settings.cfg:
                 self.check_agrees(network, settings.cfg, weights=weights)
-            check_data(network, data.train, weights=f"--weights {weights}", data=f"--data {settings.data}")
-            return replace(network, names=data.names)
+            if not settings.cfg or spec_of(network).num_classes == len(data.names):
+                check_data(network, data.train, weights=f"--weights {weights}", data=f"--data {settings.data}")
+                return replace(network, names=data.names)
         model, name = self.own, ""
         if model is None:
             name = settings.cfg or "resnet20"

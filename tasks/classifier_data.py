@@ -72,7 +72,8 @@ def check_data(network: Network, pictures: PictureSet, *, weights: str, data: st
     if (spec.image_chw, spec.num_classes) != (pictures.image_chw, len(pictures.names)):
         raise ConfigError(
             f"{weights} has {spec.num_classes} classes and takes images of {spec.image_chw}, but {data} has "
-            f"{len(pictures.names)} and images of {pictures.image_chw}; use the data it was trained on"
+            f"{len(pictures.names)} and images of {pictures.image_chw}; use the data it was trained on, or for other "
+            "classes train.py with --cfg"
         )
     compare_class_names(network.names, pictures.names, weights=weights, data=data)
 

@@ -16,7 +16,7 @@ from models.classifiers.registry import empty_classifier
 from models.classifiers.spec import ClassifierSpec
 from utils.errors import CheckpointError, ConfigError
 from utils.storage.checkpoint import Checkpoint, is_own_checkpoint, load_checkpoint
-from utils.storage.weights_file import check_finite, check_weights_file, read_plain
+from utils.storage.weights_file import check_finite, check_weights_file, is_legacy, read_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,8 @@ def is_classifier(path: str | Path) -> bool:
     Raises:
         CheckpointError: The file does not exist or is damaged.
     """
+    if is_legacy(path):
+        return False
     content: Any = read_plain(check_weights_file(path))
     return is_own_checkpoint(content) and ClassifierSpec.describes(content.get("spec"))
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from utils.errors import CheckpointError
 from utils.storage.checkpoint import checkpoint_from_content, is_own_checkpoint
-from utils.storage.weights_file import check_finite, check_weights_file, is_state, read_plain
+from utils.storage.weights_file import check_finite, check_weights_file, is_legacy, is_state, read_plain
 
 # Keys under which training scripts store a state dict, the average before the weights that it follows.
 _WRAPPERS = ("model_ema", "state_dict_ema", "state_dict", "model")
@@ -21,7 +21,6 @@ _WRAPPERS = ("model_ema", "state_dict_ema", "state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
 # Names in torchvision's DenseNet files, such as denselayer1.norm.1, where its networks say denselayer1.norm1.
 _DOTTED = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.(\d\.)")
-_LEGACY_START = b"\x80"
 _MOST_NAMED = 4
 
 
@@ -101,7 +100,7 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
     Raises:
         CheckpointError: The file cannot be read as data, or has no state dict.
     """
-    content: Any = read_plain(path if _is_legacy(path) else check_weights_file(path))
+    content: Any = read_plain(path if is_legacy(path) else check_weights_file(path))
     if is_own_checkpoint(content):
         return checkpoint_from_content(content, path=path).best_weights
     if isinstance(content, dict) and not is_state(content):
@@ -115,14 +114,3 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return {_DOTTED.sub(r"\1\2", name): tensor for name, tensor in state.items()}
-
-
-def _is_legacy(path: Path) -> bool:
-    """Return whether a file is in the format of torch before 1.6, in which some of torchvision's files are."""
-    if not path.is_file():
-        return False
-    try:
-        with path.open("rb") as file:
-            return file.read(1) == _LEGACY_START
-    except OSError:
-        return False

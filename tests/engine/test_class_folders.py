@@ -116,11 +116,25 @@ def test_training_on_keeps_size_and_order_of_the_network(tmp_path: Path) -> None
 
 def test_plain_weights_start_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     state = load_checkpoint(run(folder_config(tmp_path, epochs=1)).last).weights
-    for name in ("plain.pth", "plain.pt"):
-        torch.save(state, tmp_path / name)
+    for name in ("plain.pth", "plain.pt", "legacy.pth", "legacy.pt"):
+        torch.save(state, tmp_path / name, _use_new_zipfile_serialization=name.startswith("plain"))
         with caplog.at_level(logging.INFO):
             run(folder_config(tmp_path, epochs=1, weights=str(tmp_path / name), name=name))
         assert f"{len(state)} of {len(state)} tensors from {tmp_path / name}" in caplog.text
+
+
+def test_named_network_starts_from_a_checkpoint_for_other_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = run(folder_config(tmp_path, epochs=1))
+    other = str(write_class_folder(tmp_path / "other", names=("up", "down")))
+    write_class_folder(tmp_path / "other", names=("in", "out"))
+    with pytest.raises(ConfigError, match=r"has 2 classes .* has 4 .*--cfg"):
+        run(folder_config(tmp_path, cfg="", data=other, weights=str(first.best)))
+    with caplog.at_level(logging.INFO):
+        second = run(folder_config(tmp_path, epochs=1, data=other, weights=str(first.best), name="other"))
+    assert "2 other shape, left random: " in caplog.text
+    assert load_classifier(second.best).names == ("down", "in", "out", "up")
 
 
 @pytest.mark.parametrize(

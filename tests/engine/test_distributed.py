@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,11 @@ def test_batch_that_processes_cannot_share_is_refused(tmp_path: Path, monkeypatc
     network = task.make_network(config, data, hyp=hyp)
     with pytest.raises(ConfigError, match="--batch-size 3 cannot be split by 2 processes; use a multiple"):
         task.train_loader(config, network, data, hyp=hyp, device=cpu, process=two)
+    monkeypatch.setattr("commands.train.this_process", lambda: two)
+    monkeypatch.setattr("commands.train.process_group", lambda *_: nullcontext())
+    with pytest.raises(ConfigError, match="--batch-size 3 cannot be split by 2 processes"):
+        run_training(config, task=task)
+    assert not (tmp_path / "runs").exists(), "a mistake in the settings leaves no run folder"
 
 
 def train_classifier(folder: Path, name: str) -> None:

@@ -118,7 +118,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     content = read_plain(check_weights_file(path))
     if not is_own_checkpoint(content):
-        raise CheckpointError(f"weights {path} are not a checkpoint of this project; load them with --weights")
+        raise CheckpointError(
+            f"weights {path} are not a checkpoint of this project; train.py --weights makes one from them"
+        )
     return checkpoint_from_content(content, path=path)
 
 

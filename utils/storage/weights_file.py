@@ -14,6 +14,20 @@ import torch
 from utils.errors import CheckpointError
 from utils.storage.files import ZIP_ERRORS
 
+# First byte of a file in the format of torch before 1.6.
+_LEGACY_START = b"\x80"
+
+
+def is_legacy(path: str | Path) -> bool:
+    """Return whether a file is in the format of torch before 1.6, in which some of torchvision's files are."""
+    if not Path(path).is_file():
+        return False
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(1) == _LEGACY_START
+    except OSError:
+        return False
+
 
 def check_weights_file(path: str | Path) -> Path:
     """Check that `path` is a whole file in torch's zip format.
@@ -58,7 +72,7 @@ def _holds_arrays(path: Path) -> bool:
 def _finding(start: bytes) -> str:
     if start.startswith(b"PK"):
         return "are truncated; download or copy the file again"
-    if start.startswith(b"\x80"):
+    if start.startswith(_LEGACY_START):
         return "are in the file format of torch before 1.6; load and save them again with a newer torch"
     return "are not a checkpoint; give a .pt file written by this project or by YOLOv5"
 

@@ -36,6 +36,26 @@ def test_folder_of_splits_and_classes_is_a_data_set(tmp_path: Path) -> None:
     assert data.test.images[:][:, 2, 3, 3].tolist() == [60, 61, 160, 161]
 
 
+def test_folder_whose_name_is_no_utf8_is_a_class_with_a_printable_name(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "pets")
+    for split in ("train", "val"):
+        os.rename(os.fsencode(root / split / "cat"), os.fsencode(root / split) + b"/caf\xe9")
+    data = load(root)
+    assert data.names == (r"caf\xe9", "dog")
+    assert data.train.images[[0]][0, 0, 0, 0] == 10
+
+
+def test_folder_with_the_name_of_a_known_set_is_named_in_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_folder(tmp_path / "mnist")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("utils.datasets.classes.known.load_known", lambda *_: None)
+    load_pictures("mnist")
+    assert "for the folder here give ./mnist" in caplog.text
+    assert load_pictures("./mnist", tmp_path / "cache", img_size=4).names == ("cat", "dog")
+
+
 def test_folder_to_measure_on_is_the_one_asked_for_or_named_in_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

