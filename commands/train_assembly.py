@@ -36,7 +36,8 @@ def make_trainer(
     scales = task.scales(config, network)
     nominal = config.nominal_batch or task.recipe.nominal_batch
     accumulate = max(round(nominal / config.batch_size), 1)
-    decay = hyp.weight_decay * config.batch_size * accumulate / nominal
+    # A loss that is a sum over images grows with the batch, and the decay with it.
+    decay = hyp.weight_decay * (1 if task.recipe.has_mean_loss else config.batch_size * accumulate / nominal)
     return Trainer(
         network.model,
         loss=task.loss(config, network, hyp=hyp, process=process),

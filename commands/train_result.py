@@ -75,8 +75,6 @@ def finish_run(
     network = task.load(best)
     on_batch = None if config.noplots else task.sample_images(folder.path, network.names)
     evaluation = evaluator.evaluate(network.model, on_batch=on_batch)
-    if not config.noplots:
-        evaluation.save(folder.path)
     result = TrainResult(
         folder=folder.path,
         best=best,
@@ -88,7 +86,9 @@ def finish_run(
         seconds=seconds,
         images_per_second=state.images / max(state.seconds, 1e-9),
     )
-    folder.write_result(result.to_dict())
+    folder.write_result(result.to_dict())  # before the plots, which are worth less
+    if not config.noplots:
+        evaluation.save(folder.path)
     LOGGER.info("best model, epoch %d, in float32:\n%s", state.best_epoch + 1, evaluation.as_text())
     LOGGER.info("checkpoints: %s, %s\nresults in %s", best, result.last, folder.path)
     return result

@@ -36,8 +36,8 @@ def val(config: ValConfig) -> Evaluation | None:
         raise CheckpointError(
             f"{config.weights[0]} gives outputs that are NaN or infinite; train it again, or give another file"
         )
-    evaluation.save(folder.path)
     folder.write_result({"split": config.split, **evaluation.to_dict(), "config": plain(config)})
+    evaluation.save(folder.path)
     logger.info("%s", evaluation.as_text(is_verbose=config.verbose))
     logger.info("%s\nresults in %s", speed_line(evaluation), folder.path)
     return evaluation

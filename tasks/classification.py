@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -343,11 +344,8 @@ class Classification:
         """
         loaded, spec = self.load(teacher), spec_of(network)
         own = spec_of(loaded)
-        if (own.image_chw, own.mean, own.std) != (
-            spec.image_chw,
-            spec.mean,
-            spec.std,
-        ) or loaded.names != network.names:
+        is_alike = own.image_chw == spec.image_chw and loaded.names == network.names
+        if not is_alike or not np.allclose((own.mean, own.std), (spec.mean, spec.std), rtol=1e-3):
             raise ConfigError(
                 f"--teacher {teacher}: its classes, image size or normalisation differ from the student's; give the "
                 "dense checkpoint that the student was pruned from"

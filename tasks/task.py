@@ -86,8 +86,8 @@ class Recipe:
         adaptive_rate: Learning rate of Adam and kin, as a share of the YAML's, which is meant for SGD.
         momenta: Momentum of the optimisers for which that of the YAML is not meant, by their name.
         least_warmup: Minimum length of a warm-up in batches, except in short runs.
-        nominal_batch: Images to which batches are accumulated, and weight decay is scaled, where settings give none.
-        has_mean_loss: Whether the loss is a mean over the images of a batch, not a sum.
+        nominal_batch: Images to which batches are accumulated where the settings give no number.
+        has_mean_loss: Whether the loss is a mean over the images of a batch, not a sum, to which decay is scaled.
         has_mixed_validation: Whether epochs are validated in mixed precision, not in float32.
         is_averaged: Whether averaged weights are measured and shipped, in 16 bits, instead of the trained ones.
         searched: Names of the hyper-parameters that `--evolve` varies.

@@ -24,6 +24,8 @@ Array = np.ndarray[Any, Any]
 
 # Number of largest logits that may contain the right class; reported only if there are more classes.
 _NUM_BEST = 5
+# Most classes whose confusion matrix is part of result.json.
+_MOST_IN_MATRIX = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +151,7 @@ class ClassificationScores:
             "loss": self.loss,
             "images": self.images,
             "per_class": [{"name": name, "images": count, "accuracy": share} for name, count, share in rows],
-            "confusion": self.confusion.tolist(),
+            "confusion": self.confusion.tolist() if len(self.names) <= _MOST_IN_MATRIX else None,
             "seconds": self.seconds,
         }
 

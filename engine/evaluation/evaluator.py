@@ -178,9 +178,11 @@ def _evaluating(network: Any) -> Iterator[None]:
     was_training = isinstance(network, nn.Module) and network.training
     if was_training:
         network.eval()
-    yield
-    if was_training:
-        network.train()
+    try:
+        yield
+    finally:
+        if was_training:
+            network.train()
 
 
 def speed_line(evaluation: Evaluation) -> str:
