@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 from commands.finetune import run_finetuning
 from commands.prune import CHECKPOINT_NAME, run_pruning
+from commands.prune_config import PruneConfig
+from commands.prune_latency import LATENCY_NAME, table_for
 from commands.slim_config import SlimConfig
 from commands.train_config import TrainConfig
 from commands.train_hyp import read_hyp
@@ -18,9 +20,11 @@ from commands.train_result import TrainResult, best_checkpoint
 from commands.train_sparsity import run_sparsity_training
 from engine.evaluation.evaluator import label
 from engine.training.distributed import process_group, share, this_process, wait_for_all
+from pruning.channels.graph import ChannelGraph
+from pruning.selection.costs import Costs
+from pruning.selection.latency import LatencyTable
 from pruning.selection.planner import Planner
 from pruning.selection.targets import parse_target
-from pruning.surgery.report import NetworkSize
 from tasks.choose import task_of
 from tasks.task import Task
 from utils.config.cli import RESUME_LATEST, config_from_values
@@ -47,6 +51,7 @@ class StageResult:
         parameters: Numbers that train.
         macs: For one image of the size that is validated.
         megabytes: In float32, 10^6 bytes.
+        milliseconds: Predicted time of one image on the runtime of a target in milliseconds.
     """
 
     stage: str
@@ -55,10 +60,11 @@ class StageResult:
     parameters: int
     macs: int
     megabytes: float
+    milliseconds: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for result.json, each score under its own name."""
-        values = plain(self)
+        values = {name: value for name, value in plain(self).items() if value is not None}
         return {**values.pop("scores"), **values}
 
 
@@ -85,8 +91,10 @@ def run_slimming(config: SlimConfig) -> list[StageResult]:
             config = _settings_of(folder, device=config.device)
             LOGGER.info("resuming %s", folder)
         else:
-            _check(config)
+            table = _check(config)
             folder = Path(share(str(RunFolder.begin(config).path) if process.is_main else ""))
+            if table is not None:
+                table.save(folder / LATENCY_NAME)
             LOGGER.info("run folder %s", folder)
         weights = config.weights
         for number in range(1, config.rounds + 1):
@@ -112,15 +120,20 @@ def slim_table(rows: Sequence[StageResult]) -> str:
     """List scores and size of each stage, a line each."""
     widths = {name: max(7, len(label(name))) for name in rows[0].scores}
     names = " ".join(f"{label(name):>{width}}" for name, width in widths.items())
-    lines = [f"{'stage':<18} {names} {'parameters':>12} {'MACs G':>8} {'MB':>7}"]
+    is_timed = rows[0].milliseconds is not None
+    lines = [f"{'stage':<18} {names} {'parameters':>12} {'MACs G':>8} {'MB':>7}" + is_timed * f" {'ms':>8}"]
     for row in rows:
         scores = " ".join(f"{row.scores[name]:{width}.3f}" for name, width in widths.items())
-        lines.append(f"{row.stage:<18} {scores} {row.parameters:12,d} {row.macs / 1e9:8.3f} {row.megabytes:7.2f}")
+        line = f"{row.stage:<18} {scores} {row.parameters:12,d} {row.macs / 1e9:8.3f} {row.megabytes:7.2f}"
+        lines.append(line if row.milliseconds is None else f"{line} {row.milliseconds:8.2f}")
     return "\n".join(lines)
 
 
-def _check(config: SlimConfig) -> None:
+def _check(config: SlimConfig) -> LatencyTable | None:
     """Build what the first stage trains and refuse what a later one would, before any training.
+
+    Returns:
+        The latency table for a target in milliseconds, on the first process.
 
     Raises:
         UserError: The folder contains a run; data, weights or teacher do not fit; the target cannot be reached.
@@ -136,11 +149,15 @@ def _check(config: SlimConfig) -> None:
     network = task.make_network(config, task.read_data(config), hyp=read_hyp(config, task.recipe))
     pruning = config.pruning(str(folder), folder, target=config.target)  # the network is here, not in a file
     image_chw = task.image_chw(network, pruning.img_size)
-    planner = Planner.of(network.model, pruning.plan_settings(image_chw, network.trace_chw))
-    if config.target:
+    is_main = this_process().is_main
+    table = table_for(pruning, task, network, image_chw=image_chw, weights="") if is_main else None
+    if is_main:
+        planner = Planner.of(network.model, pruning.plan_settings(image_chw, network.trace_chw, table))
+    if config.target and is_main:
         planner.decide()  # refuses what cannot be reached; which layers it will empty is not known before scales fall
     if config.teacher and config.distill:
         task.distillation(config.teacher, network, strength=config.distill)
+    return table
 
 
 def _task(config: SlimConfig) -> Task:
@@ -178,8 +195,11 @@ def _run_round(config: SlimConfig, folder: Path, *, number: int, weights: str) -
     # last, not best: what is best by mAP may have been saved before the channels were at zero.
     dense = first / "weights/last.pt"
     if this_process().is_main and not (place / PRUNE / "result.json").exists():
-        target = _target_of_round(config, dense, number=number)
-        run_pruning(config.pruning(str(place / SPARSE / "weights/last.pt"), place / PRUNE, target=target))
+        cut = config.pruning(str(place / SPARSE / "weights/last.pt"), place / PRUNE, target=config.target)
+        table = folder / LATENCY_NAME
+        if table.is_file():
+            cut = replace(cut, latency_table=str(table))
+        run_pruning(replace(cut, target=_target_of_round(config, cut, dense, number=number)))
     wait_for_all()
     teacher = config.teacher or str(dense)
     pruned = str(place / PRUNE / CHECKPOINT_NAME)
@@ -187,11 +207,12 @@ def _run_round(config: SlimConfig, folder: Path, *, number: int, weights: str) -
     return str(best_checkpoint(tuned))
 
 
-def _target_of_round(config: SlimConfig, dense: Path, *, number: int) -> str:
-    """Return what one round must reach, in MACs or parameters; empty where rounds cut by percent.
+def _target_of_round(config: SlimConfig, cut: PruneConfig, dense: Path, *, number: int) -> str:
+    """Return what one round must reach, in MACs, parameters or ms; empty where rounds cut by percent.
 
     Args:
         config: Settings of the run.
+        cut: Settings of the cut.
         dense: The network before any cut.
         number: Index of the round, from 1.
     """
@@ -199,10 +220,12 @@ def _target_of_round(config: SlimConfig, dense: Path, *, number: int) -> str:
         return ""
     target, task = parse_target(config.target), _task(config)
     network = task.load(dense)
-    size = NetworkSize.of(network.model, task.image_chw(network, config.test_size))
-    now = size.macs if target.quantity == "macs" else size.parameters
-    share_left = min(1.0, target.absolute(now) / now)
-    return f"{target.quantity}={now * share_left ** (number / config.rounds):.0f}"
+    image_chw = task.image_chw(network, config.test_size)
+    table = table_for(cut, task, network, image_chw=image_chw, weights=str(dense))
+    graph = ChannelGraph.of(network.model, image_chw=network.trace_chw)
+    now = Costs.of(network.model, graph, image_chw, table).amount(target.quantity)
+    goal = now * min(1.0, target.absolute(now) / now) ** (number / config.rounds)
+    return f"ms={goal:.6g}" if target.quantity == "ms" else f"{target.quantity}={goal:.0f}"
 
 
 def _finish(config: SlimConfig, folder: Path, *, weights: str) -> list[StageResult]:
@@ -228,6 +251,7 @@ def _rows_of(place: Path, names: Sequence[str]) -> list[StageResult]:
             parameters=size["parameters"],
             macs=size["macs"],
             megabytes=size["megabytes"],
+            milliseconds=size.get("milliseconds"),
         )
 
     return [

@@ -60,9 +60,12 @@ class LatencyCost:
     def milliseconds(self, dropped: IntArray | None = None) -> float:
         """Return the predicted time of one image without these channel ids (n,)."""
         inputs, outputs = self._widths(dropped)
-        values = float(outputs @ self._positions)
         layers = sum(self._time(index, inputs[index], outputs[index]) for index in range(len(self.layers)))
-        return layers + self.table.fixed_ms + self.table.ms_per_value * values
+        return layers + self.table.fixed_ms + self.table.ms_per_value * float(outputs @ self._positions)
+
+    def values(self, dropped: IntArray | None = None) -> float:
+        """Return how many values all layers write for one image without these channel ids (n,)."""
+        return float(self._widths(dropped)[1] @ self._positions)
 
     def of_channels(self) -> FloatArray:
         """Return what dropping a channel saves, by id (num_ids,).

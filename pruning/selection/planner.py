@@ -161,6 +161,12 @@ class Planner:
             return self.allocator.at(self.threshold)
         return at_target(self.allocator, _costs(self.model, self.graph, self.settings), self.settings.target)
 
+    def milliseconds(self, allocation: Allocation) -> float | None:
+        """Return the predicted time without the dropped channels; None without a latency table."""
+        if self.settings.latency is None:
+            return None
+        return _costs(self.model, self.graph, self.settings).amount("ms", allocation.dropped)
+
     def plan(self, allocation: Allocation, *, settings: Mapping[str, Any] | None = None) -> PruningPlan:
         """Build the plan of an allocation, with the settings of the command; None means the planner's."""
         settings = plain(replace(self.settings, latency=None)) if settings is None else settings
