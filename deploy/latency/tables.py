@@ -45,13 +45,22 @@ def latency_table(
             f"{conditions.runtime}: layers are not timed one by one here; give --latency-table, measured on its GPU"
         )
     file = (Path(cache) if cache else default_cache() / "latency") / f"{_key(subject, conditions)}.json"
-    if file.is_file():
-        return _at_the_speed_of_now(LatencyTable.load(file), file)
+    if file.is_file() and (cached := _loaded(file)):
+        return _at_the_speed_of_now(cached, file)
     LOGGER.info("measuring a latency table of %s; it is kept in %s", conditions.runtime, file)
     table = measure_table(subject, conditions)
     file.parent.mkdir(parents=True, exist_ok=True)
     table.save(file)
     return table
+
+
+def _loaded(file: Path) -> LatencyTable | None:
+    """Read a cached table; None, with a warning, if it is damaged."""
+    try:
+        return LatencyTable.load(file)
+    except ConfigError as error:
+        LOGGER.warning("%s", error)
+        return None
 
 
 def _at_the_speed_of_now(table: LatencyTable, file: Path) -> LatencyTable:

@@ -34,12 +34,7 @@ class Latency:
 
 
 def measure_latencies(
-    runtimes: Sequence[RuntimeModel],
-    images: Tensor,
-    *,
-    threads: int,
-    runs: int = 10,
-    clock: Callable[[], float] = time.perf_counter,
+    runtimes: Sequence[RuntimeModel], images: Tensor, *, threads: int, runs: int = 10
 ) -> list[Latency]:
     """Time runtimes on the same images, calling each in turn.
 
@@ -48,7 +43,6 @@ def measure_latencies(
         images: Images (B, C, H, W) in the form of network input.
         threads: Number of threads, reported with the result.
         runs: Timed calls of each, after two untimed ones.
-        clock: Clock in seconds, as for `time_in_turns`.
     """
 
     def call(runtime: RuntimeModel) -> None:
@@ -56,7 +50,7 @@ def measure_latencies(
         if runtime.device.type == "cuda":
             torch.cuda.synchronize(runtime.device)
 
-    return time_in_turns([partial(call, runtime) for runtime in runtimes], threads=threads, runs=runs, clock=clock)
+    return time_in_turns([partial(call, runtime) for runtime in runtimes], threads=threads, runs=runs)
 
 
 def clock_for(threads: int) -> Callable[[], float]:
