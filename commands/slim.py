@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from commands.finetune import run_finetuning
 from commands.prune import CHECKPOINT_NAME, run_pruning
 from commands.prune_config import PruneConfig
 from commands.prune_latency import LATENCY_NAME, table_for
 from commands.slim_config import SlimConfig
+from commands.slim_report import FINETUNE, PRUNE, SPARSE, StageResult, rows_of, slim_table
 from commands.train_config import TrainConfig
 from commands.train_hyp import read_hyp
 from commands.train_result import TrainResult, best_checkpoint
 from commands.train_sparsity import run_sparsity_training
-from engine.evaluation.evaluator import label
 from engine.training.distributed import process_group, share, this_process, wait_for_all
 from pruning.channels.graph import ChannelGraph
 from pruning.selection.costs import Costs
@@ -31,41 +30,11 @@ from utils.config.cli import RESUME_LATEST, config_from_values
 from utils.device import select_device
 from utils.errors import ConfigError
 from utils.storage.files import read_yaml
-from utils.storage.run_folder import RunFolder, plain
+from utils.storage.run_folder import RunFolder
 
 LOGGER = logging.getLogger(__name__)
 
 _Training = TypeVar("_Training", bound=TrainConfig)
-
-SPARSE, PRUNE, FINETUNE = "sparse", "prune", "finetune"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageResult:
-    """One row of the table: a network after a stage.
-
-    Attributes:
-        stage: Such as "round1/finetune".
-        weights: The checkpoint.
-        scores: On val, by name.
-        parameters: Numbers that train.
-        macs: For one image of the size that is validated.
-        megabytes: In float32, 10^6 bytes.
-        milliseconds: Predicted time of one image on the runtime of a target in milliseconds.
-    """
-
-    stage: str
-    weights: Path
-    scores: Mapping[str, float]
-    parameters: int
-    macs: int
-    megabytes: float
-    milliseconds: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for result.json, each score under its own name."""
-        values = {name: value for name, value in plain(self).items() if value is not None}
-        return {**values.pop("scores"), **values}
 
 
 def run_slimming(config: SlimConfig) -> list[StageResult]:
@@ -114,19 +83,6 @@ def train_stage(config: _Training, run: Callable[[_Training], TrainResult | None
         run(replace(config, resume=str(last)) if is_begun else config)
     wait_for_all()
     return folder
-
-
-def slim_table(rows: Sequence[StageResult]) -> str:
-    """List scores and size of each stage, a line each."""
-    widths = {name: max(7, len(label(name))) for name in rows[0].scores}
-    names = " ".join(f"{label(name):>{width}}" for name, width in widths.items())
-    is_timed = rows[0].milliseconds is not None
-    lines = [f"{'stage':<18} {names} {'parameters':>12} {'MACs G':>8} {'MB':>7}" + is_timed * f" {'ms':>8}"]
-    for row in rows:
-        scores = " ".join(f"{row.scores[name]:{width}.3f}" for name, width in widths.items())
-        line = f"{row.stage:<18} {scores} {row.parameters:12,d} {row.macs / 1e9:8.3f} {row.megabytes:7.2f}"
-        lines.append(line if row.milliseconds is None else f"{line} {row.milliseconds:8.2f}")
-    return "\n".join(lines)
 
 
 def _check(config: SlimConfig) -> LatencyTable | None:
@@ -231,31 +187,7 @@ def _target_of_round(config: SlimConfig, cut: PruneConfig, dense: Path, *, numbe
 def _finish(config: SlimConfig, folder: Path, *, weights: str) -> list[StageResult]:
     """Show and write the table."""
     names = _task(config).columns.headline
-    rows = [row for number in range(1, config.rounds + 1) for row in _rows_of(folder / f"round{number}", names)]
+    rows = [row for number in range(1, config.rounds + 1) for row in rows_of(folder / f"round{number}", names)]
     RunFolder(path=folder).write_result({"stages": [row.to_dict() for row in rows], "weights": weights})
     LOGGER.info("%s\nthe small network: %s\nresults in %s", slim_table(rows), weights, folder)
     return rows
-
-
-def _rows_of(place: Path, names: Sequence[str]) -> list[StageResult]:
-    """Return the three networks of a round with the scores of these names, from what its stages have written."""
-    cut = json.loads((place / PRUNE / "result.json").read_text(encoding="utf-8"))
-    tuned = json.loads((place / FINETUNE / "result.json").read_text(encoding="utf-8"))
-    before, after = cut["report"]["before"], cut["report"]["after"]
-
-    def row(folder: Path, weights: Path, metrics: dict[str, Any], size: dict[str, Any]) -> StageResult:
-        return StageResult(
-            stage=f"{folder.parent.name}/{folder.name}",
-            weights=weights,
-            scores={name: metrics[name] for name in names},
-            parameters=size["parameters"],
-            macs=size["macs"],
-            megabytes=size["megabytes"],
-            milliseconds=size.get("milliseconds"),
-        )
-
-    return [
-        row(place / SPARSE, place / SPARSE / "weights/last.pt", cut["before"], before),
-        row(place / PRUNE, place / PRUNE / CHECKPOINT_NAME, cut["after"], after),
-        row(place / FINETUNE, best_checkpoint(place / FINETUNE), tuned["metrics"], after),
-    ]

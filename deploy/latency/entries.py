@@ -16,11 +16,10 @@ from pruning.selection.latency_layers import TimedLayer
 RunEntry: TypeAlias = Callable[[], object]
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 
-# Distance between measured output widths, up to a width; above the last one widths double.
-_STEPS = ((64, 8), (128, 16), (256, 32), (512, 64), (1024, 128))
-# Widths that fill no vector, to see what that costs.
-_PROBES = (4, 12, 20, 28)
-_INPUTS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+# Distance between measured widths, up to a width; above the last one widths double.
+_STEPS = ((64, 8), (128, 16), (256, 32), (512, 128), (1024, 256))
+# Widths that fill no vector, to see what that costs the layers that write and that read them.
+_PROBES = (4, 12, 20)
 # Random values that weights repeat; drawing megabytes of them would take longer than the layer.
 _BLOCK = np.random.default_rng(0).normal(0, 0.05, 4096).astype(np.float32)
 
@@ -97,8 +96,8 @@ def grids(layers: Sequence[TimedLayer]) -> dict[LayerKind, tuple[tuple[int, ...]
     found = {}
     for kind, (inputs, outputs) in present.items():
         has_fixed_inputs = kind.end == "first" or kind.group != (0, 0)
-        rows = () if has_fixed_inputs else _INPUTS
-        columns = () if kind.end == "last" else (*_PROBES, *_output_widths(max(outputs)))
+        rows = () if has_fixed_inputs else _widths(max(inputs))
+        columns = () if kind.end == "last" else _widths(max(outputs))
         # A layer of groups is a whole number of them.
         columns = tuple(width for width in columns if width % (kind.group[1] or 1) == 0)
         found[kind] = (_axis(rows, inputs), _axis(columns, outputs))
@@ -112,11 +111,13 @@ def entries_of(kind: LayerKind, inputs: Iterable[int], outputs: Sequence[int]) -
             yield Entry(kind=kind, inputs=width, outputs=made)
 
 
-def _output_widths(most: int) -> Iterator[int]:
-    width = 0
+def _widths(most: int) -> tuple[int, ...]:
+    """Return the widths that are measured up to one that is at least `most`, in no order."""
+    found, width = list(_PROBES), 0
     while width < most:
         width += next((step for limit, step in _STEPS if width < limit), width)
-        yield width
+        found.append(width)
+    return tuple(found)
 
 
 def _axis(widths: Iterable[int], present: set[int]) -> tuple[int, ...]:

@@ -48,9 +48,7 @@ def test_measured_table_covers_the_network_and_comes_back_from_its_file(
 ) -> None:
     for name in ("_RUNS", "_NETWORK_RUNS", "_REFERENCE_RUNS"):
         monkeypatch.setattr(measure, name, 3)
-    for name in ("_PROBES", "_INPUTS"):  # only the widths of the network itself
-        monkeypatch.setattr(f"deploy.latency.entries.{name}", ())
-    monkeypatch.setattr("deploy.latency.entries._output_widths", lambda most: ())
+    monkeypatch.setattr("deploy.latency.entries._widths", lambda most: ())  # only those of the network itself
     table = measure_table(subject, CONDITIONS)
     cost = LatencyCost.of(subject.model, ChannelGraph.of(subject.model), IMAGE, table)
     assert cost.milliseconds() > 0
