@@ -50,6 +50,8 @@ _REFERENCE = (
     Entry(kind=LayerKind(kind="conv", input_hw=(40, 40)), inputs=128, outputs=128),
 )
 _REFERENCE_RUNS = 40
+# A layer that computes next to nothing: what a call costs that a layer inside a network does not.
+_CALL = Entry(kind=LayerKind(kind="conv"), inputs=1, outputs=1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -169,11 +171,13 @@ def _timed(layers: Sequence[TimedLayer], conditions: Conditions, beside: _Fastes
     wanted = grids(layers)
     entries = [entry for kind, (rows, columns) in wanted.items() for entry in entries_of(kind, rows, columns)]
     chunks = [entries[start : start + _AT_ONCE] for start in range(0, len(entries), _AT_ONCE)]
+    call = _Fastest(calls=[open_entry(_CALL, settings)], threads=settings.threads)
+    call.run(_REFERENCE_RUNS)
     times: list[float] = []
     for chunk in progress(chunks, description="timing layers"):
         fastest = _Fastest(calls=[open_entry(entry, settings) for entry in chunk], threads=settings.threads)
         fastest.run(_RUNS)
-        times += fastest.ms
+        times += [max(ms - call.ms[0], 0.0) for ms in fastest.ms]
         beside.run(-(-_NETWORK_RUNS // len(chunks)))
     found, position = {}, iter(times)
     for kind, (rows, columns) in wanted.items():
@@ -185,6 +189,8 @@ def _timed(layers: Sequence[TimedLayer], conditions: Conditions, beside: _Fastes
 def _with_rest(cost: LatencyCost, cuts: Sequence[IntArray], measured_ms: Sequence[float]) -> LatencyTable:
     """Fit `fixed_ms` and `ms_per_value` to whole networks of several widths, by least squares of relative errors.
 
+    The fixed part cannot be negative; without that limit, a wide network that was disturbed would make it so.
+
     Args:
         cost: Prediction by layers alone.
         cuts: Channels that each network lacks.
@@ -194,7 +200,10 @@ def _with_rest(cost: LatencyCost, cuts: Sequence[IntArray], measured_ms: Sequenc
     layers = np.array([cost.milliseconds(dropped) for dropped in cuts])
     values = np.array([cost.values(dropped) for dropped in cuts])
     factors = np.stack([np.ones(len(values)), values], axis=1) / measured[:, None]
-    (fixed, per_value), *_ = np.linalg.lstsq(factors, (measured - layers) / measured, rcond=None)
+    left = (measured - layers) / measured
+    (fixed, per_value), *_ = np.linalg.lstsq(factors, left, rcond=None)
+    if fixed < 0:
+        fixed, per_value = 0.0, factors[:, 1] @ left / (factors[:, 1] @ factors[:, 1])
     return replace(cost.table, fixed_ms=float(fixed), ms_per_value=float(per_value))
 
 
