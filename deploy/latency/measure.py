@@ -50,6 +50,8 @@ _REFERENCE = (
     Entry(kind=LayerKind(kind="conv", input_hw=(40, 40)), inputs=128, outputs=128),
 )
 _REFERENCE_RUNS = 40
+# Weight of the penalty on the fitted rest, against one network.
+_RIDGE = 0.3
 # A layer that computes next to nothing: what a call costs that a layer inside a network does not.
 _CALL = Entry(kind=LayerKind(kind="conv"), inputs=1, outputs=1)
 
@@ -189,7 +191,8 @@ def _timed(layers: Sequence[TimedLayer], conditions: Conditions, beside: _Fastes
 def _with_rest(cost: LatencyCost, cuts: Sequence[IntArray], measured_ms: Sequence[float]) -> LatencyTable:
     """Fit `fixed_ms` and `ms_per_value` to whole networks of several widths, by least squares of relative errors.
 
-    The fixed part cannot be negative; without that limit, a wide network that was disturbed would make it so.
+    Wider networks also write more values, so one disturbed measurement would turn one part large and the other
+    negative; a small penalty on both (ridge regression) prevents that.
 
     Args:
         cost: Prediction by layers alone.
@@ -200,10 +203,9 @@ def _with_rest(cost: LatencyCost, cuts: Sequence[IntArray], measured_ms: Sequenc
     layers = np.array([cost.milliseconds(dropped) for dropped in cuts])
     values = np.array([cost.values(dropped) for dropped in cuts])
     factors = np.stack([np.ones(len(values)), values], axis=1) / measured[:, None]
-    left = (measured - layers) / measured
-    (fixed, per_value), *_ = np.linalg.lstsq(factors, left, rcond=None)
-    if fixed < 0:
-        fixed, per_value = 0.0, factors[:, 1] @ left / (factors[:, 1] @ factors[:, 1])
+    penalties = _RIDGE**0.5 * np.diag(factors.mean(axis=0))
+    left = np.concatenate([(measured - layers) / measured, np.zeros(2)])
+    (fixed, per_value), *_ = np.linalg.lstsq(np.concatenate([factors, penalties]), left, rcond=None)
     return replace(cost.table, fixed_ms=float(fixed), ms_per_value=float(per_value))
 
 

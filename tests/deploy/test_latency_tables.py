@@ -58,6 +58,18 @@ def test_measured_table_covers_the_network_and_comes_back_from_its_file(
     assert LatencyTable.load(tmp_path / "t.json") == table
 
 
+def test_rest_is_fitted_to_whole_networks(subject: Subject) -> None:
+    graph = ChannelGraph.of(subject.model)
+    cost = LatencyCost.of(subject.model, graph, IMAGE, table_of(subject))
+    cuts = [graph.prunable_ids[::step][: count * 20] for step, count in ((1, 0), (3, 2), (2, 4), (2, 8))]
+    measured = [cost.milliseconds(cut) + 0.1 + 1e-6 * cost.values(cut) for cut in cuts]
+    fitted = LatencyCost.of(subject.model, graph, IMAGE, measure._with_rest(cost, cuts, measured))
+    # The penalty on the rest costs little where nothing disturbed the measurement.
+    assert [fitted.milliseconds(cut) for cut in cuts] == pytest.approx(measured, rel=0.03)
+    assert fitted.table.fixed_ms > 0
+    assert fitted.table.ms_per_value > 0
+
+
 def test_table_is_measured_once_and_scaled_by_the_reference_layers(
     subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
