@@ -11,8 +11,9 @@ import torch
 
 from commands.export import run_export
 from commands.export_config import ExportConfig
-from commands.slim import StageResult, run_slimming
+from commands.slim import run_slimming
 from commands.slim_config import SlimConfig
+from commands.slim_report import StageResult
 from commands.train import run_training
 from commands.train_config import TrainConfig
 from commands.train_result import TrainResult

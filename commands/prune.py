@@ -11,12 +11,14 @@ from typing import Any
 from torch import nn
 
 from commands.prune_config import PruneConfig
+from commands.prune_latency import LATENCY_NAME, predicted_ms, table_for
 from commands.prune_rounds import ROUND_NAME, SavedRound, prune_in_rounds
 from engine.evaluation.evaluator import Evaluation, Evaluator, change
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import FloatArray
 from pruning.importance.taylor import taylor_importance
 from pruning.selection.allocation import Allocation
+from pruning.selection.latency import LatencyTable
 from pruning.selection.planner import Planner
 from pruning.selection.scan import Scan, scan
 from pruning.surgery.cut import apply_plan, cut
@@ -39,6 +41,7 @@ LOGGER = logging.getLogger(__name__)
 
 CHECKPOINT_NAME = "pruned_model.pt"
 # Settings that only matter where a plan is made.
+_TIMING = ("runtime", "precision", "threads", "latency_table")
 _PLANNING = ("criterion", "shortcuts", "round", "round_direction", "min_channels", "protect", "strict", "seed")
 
 
@@ -87,7 +90,7 @@ def run_pruning(config: PruneConfig) -> PruneResult:
     """
     saved = SavedRound.load(Path(config.resume)) if config.resume else None
     if saved is not None:
-        config = replace(saved.config, device=config.device)
+        config = saved.config_to_resume(device=config.device)
     _warn_of_ignored(config)
     if not config.dry_run:
         check_writable(config.project)
@@ -105,7 +108,8 @@ def run_pruning(config: PruneConfig) -> PruneResult:
     is_measured = config.scan or (config.data and not config.dry_run)
     device = select_device(config.device)
     evaluator = open_evaluator(task, config.training(), dense, device=device) if is_measured else None
-    run = _Run(task=task, dense=dense, config=config, image_chw=image_chw, evaluator=evaluator)
+    table = table_for(config, task, dense, image_chw=image_chw, weights=config.weights)
+    run = _Run(task=task, dense=dense, config=config, image_chw=image_chw, evaluator=evaluator, table=table)
     result = run.in_rounds(saved) if config.iterative else run.by_plan()
     LOGGER.info("%s", result.report.as_text())
     if config.unstructured is not None:
@@ -130,10 +134,13 @@ class _Run:
     config: PruneConfig
     image_chw: tuple[int, int, int]
     evaluator: Evaluator | None
+    table: LatencyTable | None
 
     def in_rounds(self, saved: SavedRound | None) -> PruneResult:
         """Cut and train by turns."""
-        rounds = prune_in_rounds(self.task, self.dense, self.config, image_chw=self.image_chw, saved=saved)
+        rounds = prune_in_rounds(
+            self.task, self.dense, self.config, image_chw=self.image_chw, saved=saved, table=self.table
+        )
         return self._result(rounds.model, rounds.plan, folder=rounds.folder)
 
     def by_plan(self) -> PruneResult:
@@ -147,21 +154,31 @@ class _Run:
         plan = planner.plan(allocation, settings={**plain(config), "percent": planner.settings.percent})
         # The planner has removed bottlenecks and traced the network: no need to do it again.
         model = cut(planner.model, planner.graph, allocation.dropped, carry=config.constants)
-        return self._result(model, plan, found=found)
+        return self._result(model, plan, found=found, milliseconds=planner.milliseconds(allocation))
 
     def _result(
-        self, model: nn.Module, plan: PruningPlan, *, found: Scan | None = None, folder: Path | None = None
+        self,
+        model: nn.Module,
+        plan: PruningPlan,
+        *,
+        found: Scan | None = None,
+        folder: Path | None = None,
+        milliseconds: float | None = None,
     ) -> PruneResult:
-        sizes = [NetworkSize.of(network, self.image_chw) for network in (self.dense.model, model)]
-        report = SurgeryReport(before=sizes[0], after=sizes[1])
-        network = self.dense.with_model(model)
+        network, image_chw = self.dense.with_model(model), self.image_chw
+        before = predicted_ms(self.dense, self.table, image_chw=image_chw)
+        after = milliseconds or predicted_ms(network, self.table, image_chw=image_chw)
+        report = SurgeryReport(
+            before=NetworkSize.of(self.dense.model, image_chw, milliseconds=before),
+            after=NetworkSize.of(model, image_chw, milliseconds=after),
+        )
         self.task.check_rebuilt(network)
         return PruneResult(network=network, plan=plan, report=report, scan=found, folder=folder)
 
     def _allocate(self) -> tuple[Planner, Allocation, Scan | None]:
         """Return the planner, the channels it drops, and the scan that led to it."""
         config, evaluator, found = self.config, self.evaluator, None
-        settings = config.plan_settings(self.image_chw, self.dense.trace_chw)
+        settings = config.plan_settings(self.image_chw, self.dense.trace_chw, self.table)
         planner = Planner.of(self.dense.model, settings, measure=self._taylor)
         if config.scan:
             assert evaluator is not None
@@ -201,6 +218,8 @@ class _Run:
         folder.write_config(config)
         save_checkpoint(network.to_checkpoint({"pruned_from": config.weights, **plain(config)}), checkpoint)
         result.plan.save(path / "plan.json")
+        if self.table is not None:
+            self.table.save(path / LATENCY_NAME)
         self.task.describe(network, path)
         graph = ChannelGraph.of(network.model, image_chw=network.trace_chw)
         write_text(path / "channels.txt", graph.as_text() + "\n")
@@ -226,6 +245,7 @@ def _warn_of_ignored(config: PruneConfig) -> None:
     reasons = {
         "--plan says which channels are kept": _PLANNING if config.plan else (),
         "--bn-percent and --conv-percent rank by scales and by kernels": ("criterion",) if config.is_mixed else (),
+        "without --target ms=... or speedup=...": () if config.is_timed else _TIMING,
         "without --scan": () if config.scan else ("tolerance",),
         "without --criterion taylor": () if config.criterion == "taylor" else ("taylor_batches",),
     }

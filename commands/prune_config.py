@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
+from deploy.choices import LatencyPrecision, LatencyRuntime
 from pruning.choices import CriterionName, Scope, Shortcuts
+from pruning.selection.latency import LatencyTable
 from pruning.selection.rounding import Direction, Rounding
 from pruning.selection.settings import PlanSettings
 from pruning.selection.targets import parse_target
@@ -30,11 +33,18 @@ class PruneConfig:
     conv_percent: float | None = None  # and the share that is cut by the L1 norm of kernels
     drop_bottlenecks: tuple[str, ...] = ()  # shortcut bottlenecks to remove: all, or paths such as model.4.m.0
     shortcuts: Shortcuts = "skip"  # channels that shortcuts join: skip leaves them alone, tied prunes them together
-    round: str = "pow2"  # widths to keep: pow2, a number to be a multiple of, or none
+    # widths to keep: pow2 (the default), a number to be a multiple of, or none; for ms and speedup the fast ones
+    round: str = ""
     round_direction: Direction = "nearest"  # up, down or nearest
     min_channels: int = 1  # fewest channels of a layer
-    target: str = ""  # prune until macs=... or params=...: a number with K, M or G, or a percentage of now
-    cost_power: float = 0.0  # with a target: divide importance by what a channel costs, to this power; try 0.5
+    # prune until macs=... or params=...: a number with K, M or G, or a percentage of now; or ms=8, or speedup=3
+    target: str = ""
+    runtime: LatencyRuntime = "ncnn"  # where ms and speedup count: ncnn, onnx, openvino, torchscript or tensorrt
+    precision: LatencyPrecision = "fp32"  # in which the network is served there: fp32, fp16 or int8
+    threads: int = 1  # of the processor there
+    latency_table: str = ""  # times of the layers there, by default measured once on this machine and cached
+    # with a target: divide importance by what a channel costs, to this power; by default 1 for ms and speedup, else 0
+    cost_power: float | None = None
     protect: tuple[str, ...] = ()  # patterns of layer paths that are kept whole, such as "model.2*"
     unstructured: float | None = None  # also set this share of all single weights to zero; alone, no channel is cut
     unstructured_scope: Scope = (
@@ -76,12 +86,12 @@ class PruneConfig:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} {value}: expected a share from 0 up to, not including, 1, such as 0.5")
         check_least(self, img_size=1, batch_size=1, workers=0, min_channels=1, tolerance=0)
-        check_least(self, taylor_batches=1, step=1, updates=0)
+        check_least(self, taylor_batches=1, step=1, updates=0, threads=1)
         self._check_ways()
         self._check_iterative()
         if self.unstructured is None and self.unstructured_scope != PruneConfig.unstructured_scope:
             raise ConfigError("--unstructured-scope is for single weights; give --unstructured or leave it out")
-        if not 0 <= self.cost_power <= MAX_COST_POWER:
+        if self.cost_power is not None and not 0 <= self.cost_power <= MAX_COST_POWER:
             raise ConfigError(
                 f"--cost-power {self.cost_power}: expected a number from 0 to {MAX_COST_POWER:g}, such as 0.5"
             )
@@ -89,9 +99,9 @@ class PruneConfig:
             raise ConfigError("--cost-power weighs what --target counts; give --target or leave --cost-power out")
         if not self.data and (self.scan or self.criterion == "taylor"):
             raise ConfigError("--scan and --criterion taylor measure on images; give --data")
-        Rounding.parse(self.round, direction=self.round_direction)
-        if self.target:
-            parse_target(self.target)
+        assert self.rounding
+        if self.is_timed and self.latency_table and not Path(self.latency_table).is_file():
+            raise ConfigError(f"--latency-table {self.latency_table}: no such file; check the path")
 
     def _check_ways(self) -> None:
         """There is one answer to how much is cut."""
@@ -145,13 +155,37 @@ class PruneConfig:
 
     @property
     def rounding(self) -> Rounding:
-        """Widths to keep."""
-        return Rounding.parse(self.round, direction=self.round_direction)
+        """Widths to keep, unless the latency table says which are fast."""
+        return Rounding.parse(self.round or "pow2", direction=self.round_direction)
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the target is a time."""
+        return bool(self.target) and parse_target(self.target).quantity == "ms"
+
+    @property
+    def has_fast_widths(self) -> bool:
+        """Whether widths are those that the latency table found fast."""
+        return self.is_timed and not self.round
+
+    @property
+    def power(self) -> float:
+        """Power of a channel's cost by which its importance is divided."""
+        return float(self.is_timed) if self.cost_power is None else self.cost_power
 
     def plan_settings(
-        self, image_chw: tuple[int, int, int], trace_chw: tuple[int, int, int] | None = None
+        self,
+        image_chw: tuple[int, int, int],
+        trace_chw: tuple[int, int, int] | None = None,
+        latency: LatencyTable | None = None,
     ) -> PlanSettings:
-        """Return what the planner needs of these settings, for images of a size to count costs for and to trace."""
+        """Return what the planner needs of these settings.
+
+        Args:
+            image_chw: Size of an image that costs are counted for.
+            trace_chw: Size of an image to trace the network with.
+            latency: Times of the layers, for a target in milliseconds.
+        """
         return PlanSettings(
             percent=self.percent,
             criterion=self.criterion,
@@ -162,7 +196,9 @@ class PruneConfig:
             rounding=self.rounding,
             min_channels=self.min_channels,
             target=parse_target(self.target) if self.target else None,
-            cost_power=self.cost_power,
+            cost_power=self.power,
+            latency=latency,
+            has_fast_widths=self.has_fast_widths,
             protect=self.protect,
             strict=self.strict,
             image_chw=image_chw,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 
 from commands.prune_config import PruneConfig
-from models.complexity import count_macs, count_parameters
+from commands.prune_latency import LATENCY_NAME
 from models.fingerprint import network_fingerprint
 from pruning.channels.graph import ChannelGraph
 from pruning.iterative import IterativeSettings, Quantity, Round, before_rounds, prune_iteratively
+from pruning.selection.costs import Costs
+from pruning.selection.latency import LatencyTable
 from pruning.selection.planner import free_ids
 from pruning.selection.settings import DEFAULT_PERCENT
 from pruning.selection.targets import parse_target
@@ -58,6 +60,12 @@ class SavedRound:
         state = {"round": plain(self.round), "fingerprint": self.fingerprint}
         checkpoint = self.network.to_checkpoint(plain(self.config), training_state=state)
         save_checkpoint(checkpoint, self.folder / ROUND_NAME)
+
+    def config_to_resume(self, *, device: str) -> PruneConfig:
+        """Return the settings of the run, with its own latency table where it has one."""
+        table = self.folder / LATENCY_NAME
+        path = str(table) if table.is_file() else self.config.latency_table
+        return replace(self.config, device=device, latency_table=path)
 
     @classmethod
     def load(cls, folder: Path) -> SavedRound:
@@ -114,6 +122,7 @@ def prune_in_rounds(
     *,
     image_chw: tuple[int, int, int],
     saved: SavedRound | None = None,
+    table: LatencyTable | None = None,
 ) -> PrunedInRounds:
     """Rank, cut and train by turns; after every round the folder contains what is needed to continue.
 
@@ -123,6 +132,7 @@ def prune_in_rounds(
         config: The settings; those of `saved` where the run continues.
         image_chw: Size of an image for which costs are counted.
         saved: The round after which to continue.
+        table: Times of the layers, for a target in milliseconds.
 
     Raises:
         UserError: Settings, data or network do not allow it; nothing is written before the first round.
@@ -130,7 +140,7 @@ def prune_in_rounds(
     fingerprint = network_fingerprint(dense.model)
     if saved is not None and saved.fingerprint != fingerprint:
         raise PruningError(f"--weights {config.weights} is not the network this run began with; put that file back")
-    settings = iterative_settings(dense, config, image_chw=image_chw)
+    settings = iterative_settings(dense, config, image_chw=image_chw, table=table)
     start = saved.round if saved else before_rounds(dense.model, settings=settings, image_chw=image_chw)
     device = select_device(config.device)
     model = copy.deepcopy(saved.network.model if saved else dense.model).to(device)
@@ -138,6 +148,8 @@ def prune_in_rounds(
     training = short_training(task, config.training(), dense.with_model(model), hyp=hyp, device=device)
     # Only now, so that a mistake in what was given leaves no folder behind.
     folder = saved.folder if saved else RunFolder.begin(config).path
+    if table is not None:
+        table.save(folder / LATENCY_NAME)
 
     def save(state: Round, pruned: nn.Module) -> None:
         network = dense.with_model(pruned)
@@ -158,14 +170,18 @@ def prune_in_rounds(
 
 
 def iterative_settings(
-    network: Network, config: PruneConfig, *, image_chw: tuple[int, int, int]
+    network: Network,
+    config: PruneConfig,
+    *,
+    image_chw: tuple[int, int, int],
+    table: LatencyTable | None = None,
 ) -> IterativeSettings:
     """Return the loop's settings; the long fine-tuning at the end is left to finetune_pruned.py.
 
     Raises:
         PruningError: The network is as small as that already.
     """
-    quantity, ratio = _share_to_remove(network, config, image_chw)
+    quantity, ratio = _share_to_remove(network, config, image_chw, table)
     return IterativeSettings(
         ratio=ratio,
         quantity=quantity,
@@ -178,18 +194,20 @@ def iterative_settings(
         min_channels=config.min_channels,
         rounding=config.rounding,
         protect=config.protect,
-        cost_power=config.cost_power,
+        cost_power=config.power,
+        latency=table,
+        has_fast_widths=config.has_fast_widths,
     )
 
 
 def _share_to_remove(
-    network: Network, config: PruneConfig, image_chw: tuple[int, int, int]
+    network: Network, config: PruneConfig, image_chw: tuple[int, int, int], table: LatencyTable | None
 ) -> tuple[Quantity, float]:
     """Return what is counted, and which share of it is to be cut."""
     model = network.model
+    graph = ChannelGraph.of(model, image_chw=network.trace_chw)
     if not config.target:
         percent = DEFAULT_PERCENT if config.percent is None else config.percent
-        graph = ChannelGraph.of(model, image_chw=network.trace_chw)
         free = len(free_ids(model, graph, shortcuts=config.shortcuts, protect=config.protect))
         count = int(percent * free)
         if not count:
@@ -199,7 +217,7 @@ def _share_to_remove(
         # The loop counts all prunable channels, also those that shortcuts or patterns protect.
         return "channels", count / len(graph.prunable_ids)
     target = parse_target(config.target)
-    now = count_macs(model, image_chw) if target.quantity == "macs" else count_parameters(model)
+    now = Costs.of(model, graph, image_chw, table).amount(target.quantity)
     goal = target.absolute(now)
     if goal >= now:
         raise PruningError(

@@ -2,64 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from commands.finetune import run_finetuning
 from commands.prune import CHECKPOINT_NAME, run_pruning
+from commands.prune_config import PruneConfig
+from commands.prune_latency import LATENCY_NAME, table_for
 from commands.slim_config import SlimConfig
+from commands.slim_report import FINETUNE, PRUNE, SPARSE, StageResult, rows_of, slim_table
 from commands.train_config import TrainConfig
 from commands.train_hyp import read_hyp
 from commands.train_result import TrainResult, best_checkpoint
 from commands.train_sparsity import run_sparsity_training
-from engine.evaluation.evaluator import label
 from engine.training.distributed import process_group, share, this_process, wait_for_all
+from pruning.channels.graph import ChannelGraph
+from pruning.selection.costs import Costs
+from pruning.selection.latency import LatencyTable
 from pruning.selection.planner import Planner
 from pruning.selection.targets import parse_target
-from pruning.surgery.report import NetworkSize
 from tasks.choose import task_of
 from tasks.task import Task
 from utils.config.cli import RESUME_LATEST, config_from_values
 from utils.device import select_device
 from utils.errors import ConfigError
 from utils.storage.files import read_yaml
-from utils.storage.run_folder import RunFolder, plain
+from utils.storage.run_folder import RunFolder
 
 LOGGER = logging.getLogger(__name__)
 
 _Training = TypeVar("_Training", bound=TrainConfig)
-
-SPARSE, PRUNE, FINETUNE = "sparse", "prune", "finetune"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageResult:
-    """One row of the table: a network after a stage.
-
-    Attributes:
-        stage: Such as "round1/finetune".
-        weights: The checkpoint.
-        scores: On val, by name.
-        parameters: Numbers that train.
-        macs: For one image of the size that is validated.
-        megabytes: In float32, 10^6 bytes.
-    """
-
-    stage: str
-    weights: Path
-    scores: Mapping[str, float]
-    parameters: int
-    macs: int
-    megabytes: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for result.json, each score under its own name."""
-        values = plain(self)
-        return {**values.pop("scores"), **values}
 
 
 def run_slimming(config: SlimConfig) -> list[StageResult]:
@@ -85,8 +60,10 @@ def run_slimming(config: SlimConfig) -> list[StageResult]:
             config = _settings_of(folder, device=config.device)
             LOGGER.info("resuming %s", folder)
         else:
-            _check(config)
+            table = _check(config)
             folder = Path(share(str(RunFolder.begin(config).path) if process.is_main else ""))
+            if table is not None:
+                table.save(folder / LATENCY_NAME)
             LOGGER.info("run folder %s", folder)
         weights = config.weights
         for number in range(1, config.rounds + 1):
@@ -108,19 +85,11 @@ def train_stage(config: _Training, run: Callable[[_Training], TrainResult | None
     return folder
 
 
-def slim_table(rows: Sequence[StageResult]) -> str:
-    """List scores and size of each stage, a line each."""
-    widths = {name: max(7, len(label(name))) for name in rows[0].scores}
-    names = " ".join(f"{label(name):>{width}}" for name, width in widths.items())
-    lines = [f"{'stage':<18} {names} {'parameters':>12} {'MACs G':>8} {'MB':>7}"]
-    for row in rows:
-        scores = " ".join(f"{row.scores[name]:{width}.3f}" for name, width in widths.items())
-        lines.append(f"{row.stage:<18} {scores} {row.parameters:12,d} {row.macs / 1e9:8.3f} {row.megabytes:7.2f}")
-    return "\n".join(lines)
-
-
-def _check(config: SlimConfig) -> None:
+def _check(config: SlimConfig) -> LatencyTable | None:
     """Build what the first stage trains and refuse what a later one would, before any training.
+
+    Returns:
+        The latency table for a target in milliseconds, on the first process.
 
     Raises:
         UserError: The folder contains a run; data, weights or teacher do not fit; the target cannot be reached.
@@ -136,11 +105,15 @@ def _check(config: SlimConfig) -> None:
     network = task.make_network(config, task.read_data(config), hyp=read_hyp(config, task.recipe))
     pruning = config.pruning(str(folder), folder, target=config.target)  # the network is here, not in a file
     image_chw = task.image_chw(network, pruning.img_size)
-    planner = Planner.of(network.model, pruning.plan_settings(image_chw, network.trace_chw))
-    if config.target:
+    is_main = this_process().is_main
+    table = table_for(pruning, task, network, image_chw=image_chw, weights="") if is_main else None
+    if is_main:
+        planner = Planner.of(network.model, pruning.plan_settings(image_chw, network.trace_chw, table))
+    if config.target and is_main:
         planner.decide()  # refuses what cannot be reached; which layers it will empty is not known before scales fall
     if config.teacher and config.distill:
         task.distillation(config.teacher, network, strength=config.distill)
+    return table
 
 
 def _task(config: SlimConfig) -> Task:
@@ -178,8 +151,11 @@ def _run_round(config: SlimConfig, folder: Path, *, number: int, weights: str) -
     # last, not best: what is best by mAP may have been saved before the channels were at zero.
     dense = first / "weights/last.pt"
     if this_process().is_main and not (place / PRUNE / "result.json").exists():
-        target = _target_of_round(config, dense, number=number)
-        run_pruning(config.pruning(str(place / SPARSE / "weights/last.pt"), place / PRUNE, target=target))
+        cut = config.pruning(str(place / SPARSE / "weights/last.pt"), place / PRUNE, target=config.target)
+        table = folder / LATENCY_NAME
+        if table.is_file():
+            cut = replace(cut, latency_table=str(table))
+        run_pruning(replace(cut, target=_target_of_round(config, cut, dense, number=number)))
     wait_for_all()
     teacher = config.teacher or str(dense)
     pruned = str(place / PRUNE / CHECKPOINT_NAME)
@@ -187,11 +163,12 @@ def _run_round(config: SlimConfig, folder: Path, *, number: int, weights: str) -
     return str(best_checkpoint(tuned))
 
 
-def _target_of_round(config: SlimConfig, dense: Path, *, number: int) -> str:
-    """Return what one round must reach, in MACs or parameters; empty where rounds cut by percent.
+def _target_of_round(config: SlimConfig, cut: PruneConfig, dense: Path, *, number: int) -> str:
+    """Return what one round must reach, in MACs, parameters or ms; empty where rounds cut by percent.
 
     Args:
         config: Settings of the run.
+        cut: Settings of the cut.
         dense: The network before any cut.
         number: Index of the round, from 1.
     """
@@ -199,39 +176,18 @@ def _target_of_round(config: SlimConfig, dense: Path, *, number: int) -> str:
         return ""
     target, task = parse_target(config.target), _task(config)
     network = task.load(dense)
-    size = NetworkSize.of(network.model, task.image_chw(network, config.test_size))
-    now = size.macs if target.quantity == "macs" else size.parameters
-    share_left = min(1.0, target.absolute(now) / now)
-    return f"{target.quantity}={now * share_left ** (number / config.rounds):.0f}"
+    image_chw = task.image_chw(network, config.test_size)
+    table = table_for(cut, task, network, image_chw=image_chw, weights=str(dense))
+    graph = ChannelGraph.of(network.model, image_chw=network.trace_chw)
+    now = Costs.of(network.model, graph, image_chw, table).amount(target.quantity)
+    goal = now * min(1.0, target.absolute(now) / now) ** (number / config.rounds)
+    return f"ms={goal:.6g}" if target.quantity == "ms" else f"{target.quantity}={goal:.0f}"
 
 
 def _finish(config: SlimConfig, folder: Path, *, weights: str) -> list[StageResult]:
     """Show and write the table."""
     names = _task(config).columns.headline
-    rows = [row for number in range(1, config.rounds + 1) for row in _rows_of(folder / f"round{number}", names)]
+    rows = [row for number in range(1, config.rounds + 1) for row in rows_of(folder / f"round{number}", names)]
     RunFolder(path=folder).write_result({"stages": [row.to_dict() for row in rows], "weights": weights})
     LOGGER.info("%s\nthe small network: %s\nresults in %s", slim_table(rows), weights, folder)
     return rows
-
-
-def _rows_of(place: Path, names: Sequence[str]) -> list[StageResult]:
-    """Return the three networks of a round with the scores of these names, from what its stages have written."""
-    cut = json.loads((place / PRUNE / "result.json").read_text(encoding="utf-8"))
-    tuned = json.loads((place / FINETUNE / "result.json").read_text(encoding="utf-8"))
-    before, after = cut["report"]["before"], cut["report"]["after"]
-
-    def row(folder: Path, weights: Path, metrics: dict[str, Any], size: dict[str, Any]) -> StageResult:
-        return StageResult(
-            stage=f"{folder.parent.name}/{folder.name}",
-            weights=weights,
-            scores={name: metrics[name] for name in names},
-            parameters=size["parameters"],
-            macs=size["macs"],
-            megabytes=size["megabytes"],
-        )
-
-    return [
-        row(place / SPARSE, place / SPARSE / "weights/last.pt", cut["before"], before),
-        row(place / PRUNE, place / PRUNE / CHECKPOINT_NAME, cut["after"], after),
-        row(place / FINETUNE, best_checkpoint(place / FINETUNE), tuned["metrics"], after),
-    ]

@@ -10,6 +10,7 @@ from commands.finetune_config import FinetuneConfig
 from commands.prune_config import PruneConfig
 from commands.train_config import TrainConfig
 from commands.train_sparsity_config import SparsityConfig
+from deploy.choices import LatencyPrecision, LatencyRuntime
 from pruning.selection.rounding import Direction
 from utils.errors import ConfigError
 
@@ -21,8 +22,13 @@ class SlimConfig(SparsityConfig):
     rounds: int = 1  # times the three stages are run; each cuts a part of what is to go
     finetune_epochs: int = 100  # passes over the training images in each fine-tuning
     percent: float | None = None  # share of channels that each round cuts; 0.5 by default
-    target: str = ""  # what the last round must reach: macs=50%, params=700K, ...; rounds cut by equal factors
-    round: str = "pow2"  # widths to keep: pow2, a number to be a multiple of, or none
+    target: str = ""  # what the last round must reach: macs=50%, params=700K, ms=8, speedup=3; by equal factors
+    runtime: LatencyRuntime = "ncnn"  # where ms and speedup count: ncnn, onnx, openvino, torchscript or tensorrt
+    precision: LatencyPrecision = "fp32"  # in which the network is served there: fp32, fp16 or int8
+    threads: int = 1  # of the processor there
+    latency_table: str = ""  # times of the layers there, by default measured once on this machine and cached
+    # widths to keep: pow2 (the default), a number to be a multiple of, or none; for ms and speedup the fast ones
+    round: str = ""
     round_direction: Direction = "nearest"  # up, down or nearest
     min_channels: int = 1  # fewest channels of a layer
     distill: float = 0.0  # weight of a teacher's answers in fine-tuning; the teacher is the first sparse network
@@ -56,6 +62,10 @@ class SlimConfig(SparsityConfig):
             weights=weights,
             percent=self.percent,
             target=target,
+            runtime=self.runtime,
+            precision=self.precision,
+            threads=self.threads,
+            latency_table=self.latency_table,
             # Channels are ranked by what was drawn to zero.
             criterion="kernel_l1" if self.sparsity == "kernel" else "bn_gamma",
             shortcuts=self.shortcuts,

@@ -39,6 +39,9 @@ class Format:
         precisions: Precisions that export.py writes; empty if it does not write this format.
         write: Function that writes a network, (ExportJob, Path) -> Metadata.
         load: Function that loads an artefact, (Path, device=, options=) -> RuntimeModel.
+        engine: Package that runs artefacts, whose version belongs to a latency table.
+        entry: Function that opens one layer to time it, (Entry, EntrySettings) -> callable; empty if a table must be
+            given.
     """
 
     suffix: str
@@ -48,6 +51,8 @@ class Format:
     precisions: tuple[Precision, ...] = ()
     write: Reference = ""
     load: Reference = ""
+    engine: str = ""
+    entry: Reference = ""
 
 
 FORMATS: dict[str, Format] = {
@@ -59,6 +64,8 @@ FORMATS: dict[str, Format] = {
         precisions=("fp32", "fp16", "int8"),
         write="deploy.ncnn.export:write_ncnn",
         load="deploy.ncnn.runtime:load_ncnn",
+        engine="ncnn",
+        entry="deploy.latency.ncnn_entries:open_ncnn_entry",
     ),
     "onnx": Format(
         suffix=".onnx",
@@ -66,6 +73,8 @@ FORMATS: dict[str, Format] = {
         precisions=("fp32", "fp16", "int8"),
         write="deploy.onnx.network:write_onnx",
         load="deploy.onnx.network:load_onnx",
+        engine="onnxruntime",
+        entry="deploy.latency.onnx_entries:open_onnx_entry",
     ),
     "openvino": Format(
         suffix="_openvino_model",
@@ -74,6 +83,8 @@ FORMATS: dict[str, Format] = {
         precisions=("fp32", "fp16", "int8"),
         write="deploy.openvino:write_openvino",
         load="deploy.openvino:load_openvino",
+        engine="openvino",
+        entry="deploy.latency.onnx_entries:open_openvino_entry",
     ),
     "tensorrt": Format(
         suffix=".engine",
@@ -88,6 +99,8 @@ FORMATS: dict[str, Format] = {
         precisions=("fp32",),
         write="deploy.torch_formats:write_torchscript",
         load="deploy.torch_formats:load_torchscript",
+        engine="torch",
+        entry="deploy.latency.torch_entries:open_torchscript_entry",
     ),
     "integer": Format(
         suffix="_integer_model",

@@ -52,32 +52,55 @@ def weight_uses(model: nn.Module, image_chw: tuple[int, int, int]) -> dict[str, 
     Raises:
         RuntimeError: The network cannot run on such images.
     """
+    uses: dict[str, int] = {}
+    for name, calls in layer_shapes(model, image_chw).items():
+        layer = model.get_submodule(name)
+        uses[name] = sum(_positions(layer, shape_in, shape_out) for shape_in, shape_out in calls)
+    return uses
+
+
+def layer_shapes(model: nn.Module, image_chw: tuple[int, int, int]) -> dict[str, list[tuple[torch.Size, torch.Size]]]:
+    """Return the shapes of the input and the output of each call of a layer for one image.
+
+    Args:
+        model: Network as for `count_macs`.
+        image_chw: Image shape as for `count_macs`.
+
+    Returns:
+        Pairs of shapes by path, for each convolution and linear layer that runs.
+
+    Raises:
+        RuntimeError: The network cannot run on such images.
+    """
     try:
-        return _weight_uses(twin_without_numbers(model), torch.empty(1, *image_chw, device="meta"))
+        return _layer_shapes(twin_without_numbers(model), torch.empty(1, *image_chw, device="meta"))
     except RuntimeError:
         # Some block reads values, which tensors on the meta device do not have.
-        return _weight_uses(twin_with_numbers(model), torch.zeros(1, *image_chw))
+        return _layer_shapes(twin_with_numbers(model), torch.zeros(1, *image_chw))
 
 
 @torch.no_grad()
-def _weight_uses(twin: nn.Module, image: torch.Tensor) -> dict[str, int]:
-    """Count the weight uses on a copy that may be changed."""
-    uses: dict[str, int] = {}
+def _layer_shapes(twin: nn.Module, image: torch.Tensor) -> dict[str, list[tuple[torch.Size, torch.Size]]]:
+    """Note the shapes on a copy that may be changed."""
+    shapes: dict[str, list[tuple[torch.Size, torch.Size]]] = {}
 
-    def note(name: str, layer: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-        if isinstance(layer, _ConvTransposeNd):
-            positions = args[0].numel() // layer.in_channels
-        elif isinstance(layer, _ConvNd):
-            positions = output.numel() // layer.out_channels
-        else:
-            positions = output.numel() // output.shape[-1]
-        uses[name] = uses.get(name, 0) + positions
+    def note(name: str, args: tuple[Any, ...], output: torch.Tensor) -> None:
+        shapes.setdefault(name, []).append((args[0].shape, output.shape))
 
     for name, layer in twin.named_modules():
         if isinstance(layer, _ConvNd | nn.Linear):
-            layer.register_forward_hook(lambda layer, args, output, name=name: note(name, layer, args, output))
+            layer.register_forward_hook(lambda layer, args, output, name=name: note(name, args, output))
     twin(image.to(_dtype(twin)))
-    return uses
+    return shapes
+
+
+def _positions(layer: nn.Module, shape_in: torch.Size, shape_out: torch.Size) -> int:
+    """Return how often one call of a layer uses each value of its weight."""
+    if isinstance(layer, _ConvTransposeNd):
+        return shape_in.numel() // layer.in_channels
+    if isinstance(layer, _ConvNd):
+        return shape_out.numel() // layer.out_channels
+    return shape_out.numel() // shape_out[-1]
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

@@ -9,4 +9,6 @@ Shortcuts = Literal["skip", "tied"]
 Scope = Literal["global", "layer"]
 # All criteria; only taylor needs data, see `pruning/importance/taylor.py`.
 CriterionName = Literal["bn_gamma", "kernel_l1", "kernel_l2", "fpgm", "random", "taylor"]
-CostQuantity = Literal["macs", "params"]
+# What can be counted, and what a target can limit; ms needs a latency table.
+CountedQuantity = Literal["macs", "params"]
+CostQuantity = Literal["macs", "params", "ms"]

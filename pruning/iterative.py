@@ -27,10 +27,11 @@ from engine.training.task import TrainingTask
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import FloatArray, IntArray
 from pruning.choices import CostQuantity, Shortcuts
-from pruning.importance.cost import ChannelCost, per_cost
 from pruning.importance.criteria import num_ids
 from pruning.importance.taylor import taylor_importance
 from pruning.selection.allocation import Allocator, ranks_among
+from pruning.selection.costs import Costs
+from pruning.selection.latency import LatencyTable
 from pruning.selection.planner import free_ids
 from pruning.selection.rounding import Rounding
 from pruning.surgery.cut import cut
@@ -39,7 +40,7 @@ from utils.errors import ConfigError
 LOGGER = logging.getLogger(__name__)
 
 Quantity = Literal["channels"] | CostQuantity
-_WORDS: dict[Quantity, str] = {"channels": "channels", "macs": "MACs", "params": "parameters"}
+_WORDS: dict[Quantity, str] = {"channels": "channels", "macs": "MACs", "params": "parameters", "ms": "ms"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class IterativeSettings:
 
     Attributes:
         ratio: Share of `quantity` to remove, in (0, 1).
-        quantity: Quantity that is counted: prunable channels, multiply-adds or parameters.
+        quantity: Quantity that is counted: prunable channels, multiply-adds, parameters or milliseconds.
         step: Channels removed per round, at least 1; the well-known figure for a large network is 512.
         rank_batches: Batches that each ranking is measured on.
         updates: Optimiser steps after each round.
@@ -60,6 +61,8 @@ class IterativeSettings:
         rounding: Rounding of the number of channels that the same layers produce.
         protect: Patterns of paths of layers that are not pruned.
         cost_power: Power of a channel's cost in `quantity` by which its importance is divided.
+        latency: Times of the layers on a runtime, for milliseconds.
+        has_fast_widths: Whether widths are those that the latency table found fast, in place of `rounding`.
     """
 
     ratio: float
@@ -75,6 +78,8 @@ class IterativeSettings:
     rounding: Rounding = field(default_factory=Rounding)
     protect: tuple[str, ...] = ()
     cost_power: float = 0.0
+    latency: LatencyTable | None = None
+    has_fast_widths: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
@@ -93,8 +98,8 @@ class Round:
 
     Attributes:
         number: Rounds so far; 0 before the first.
-        now: Prunable channels, multiply-adds and parameters of the network.
-        dense: Prunable channels, multiply-adds and parameters before the first round.
+        now: Prunable channels, multiply-adds, parameters and, with a latency table, milliseconds.
+        dense: The same before the first round.
         loss: Sum of the parts of the loss, mean over the updates of the round.
         kept: Indices of the kept output channels, counted in the network before the first round, by path of each
             convolution and linear layer.
@@ -182,19 +187,20 @@ def before_rounds(model: nn.Module, *, settings: IterativeSettings, image_chw: t
         PruningError: The network cannot become so small; the message says how small it can.
     """
     graph = ChannelGraph.of(model, image_chw=image_chw)
-    cost = ChannelCost.of(model, graph, image_chw)
-    dense = _amounts(graph, cost, np.empty(0, dtype=np.int64))
+    costs = Costs.of(model, graph, image_chw, settings.latency)
+    dense = _amounts(graph, costs, np.empty(0, dtype=np.int64))
     kept = {layer.name: tuple(range(len(layer.output_ids))) for layer in graph.layers.values() if not layer.is_norm}
     state = Round(number=0, now=dense, dense=dense, loss=0.0, kept=kept)
     # How small it can get does not depend on which channels matter.
-    allocator = _allocator(model, graph, np.zeros(num_ids(graph)), settings)
-    _fewest_for_goal(allocator, lambda dropped: _amounts(graph, cost, dropped), settings, _goal(state, settings))
+    allocator = _allocator(model, graph, np.zeros(num_ids(graph)), settings, costs)
+    _fewest_for_goal(allocator, lambda dropped: _amounts(graph, costs, dropped), settings, _goal(state, settings))
     return state
 
 
 def _goal(state: Round, settings: IterativeSettings) -> float:
-    """Return the largest whole amount that is small enough, allowing for rounding of a share such as 113 / 226."""
-    return math.floor(state.dense[settings.quantity] * (1 - settings.ratio) + 1e-6)
+    """Return the largest amount that is small enough, allowing for rounding of a share such as 113 / 226."""
+    goal = state.dense[settings.quantity] * (1 - settings.ratio)
+    return goal * (1 + 1e-9) if settings.quantity == "ms" else math.floor(goal + 1e-6)
 
 
 def _next_round(
@@ -208,15 +214,15 @@ def _next_round(
     """Prune one step and train a little; return the smaller network and the state after the round."""
     number = state.number + 1
     graph = ChannelGraph.of(model, image_chw=image_chw)
-    cost = ChannelCost.of(model, graph, image_chw)
+    costs = Costs.of(model, graph, image_chw, settings.latency)
     batches = islice(task.batches(number), settings.rank_batches)
     importance = taylor_importance(model, graph, batches, loss_fn=task.loss_of)
     if settings.quantity != "channels":
-        importance = per_cost(importance, cost, settings.quantity, power=settings.cost_power)
-    allocator = _allocator(model, graph, importance, settings)
+        importance = costs.weigh(importance, settings.quantity, power=settings.cost_power)
+    allocator = _allocator(model, graph, importance, settings, costs)
 
     def amounts(dropped: IntArray) -> dict[Quantity, float]:
-        return _amounts(graph, cost, dropped)
+        return _amounts(graph, costs, dropped)
 
     dropped = _lowest(allocator, amounts, settings=settings, goal=_goal(state, settings))
     # Nothing is carried: Taylor expansion estimates what happens when a channel is zero.
@@ -227,7 +233,7 @@ def _next_round(
 
 
 def _allocator(
-    model: nn.Module, graph: ChannelGraph, importance: FloatArray, settings: IterativeSettings
+    model: nn.Module, graph: ChannelGraph, importance: FloatArray, settings: IterativeSettings, costs: Costs
 ) -> Allocator:
     candidates = free_ids(model, graph, shortcuts=settings.shortcuts, protect=settings.protect)
     return Allocator(
@@ -237,6 +243,7 @@ def _allocator(
         candidates=candidates,
         rounding=settings.rounding,
         min_channels=settings.min_channels,
+        widths=costs.latency.fast_widths(graph.groups) if settings.has_fast_widths else {},
     )
 
 
@@ -266,9 +273,10 @@ def _still_kept(
     }
 
 
-def _amounts(graph: ChannelGraph, cost: ChannelCost, dropped: IntArray) -> dict[Quantity, float]:
-    return {
+def _amounts(graph: ChannelGraph, costs: Costs, dropped: IntArray) -> dict[Quantity, float]:
+    counted: dict[Quantity, float] = {
         "channels": float(len(graph.prunable_ids) - len(dropped)),
-        "macs": float(cost.macs(dropped)),
-        "params": float(cost.parameters(dropped)),
+        "macs": float(costs.amount("macs", dropped)),
+        "params": float(costs.amount("params", dropped)),
     }
+    return counted if costs.timed is None else {**counted, "ms": costs.amount("ms", dropped)}

@@ -330,7 +330,7 @@ class Detection:
 
     def source(self, network: Network, *, path: str | Path) -> DetectorSource:
         """Return the detector as the source of artefacts."""
-        return DetectorSource(model=_detector(network), names=network.names, sha256=sha256_of(path))
+        return DetectorSource(model=_detector(network), names=network.names, sha256=sha256_of(path) if path else "")
 
     def calibration(
         self, settings: TaskSettings, network: Network, *, count: int, image_chw: tuple[int, int, int]

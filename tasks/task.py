@@ -230,7 +230,7 @@ class Task(Protocol):
         """Return a quantised network in the shape that the task's `EvaluationSet` takes."""
 
     def source(self, network: Network, *, path: str | Path) -> Source:
-        """Return the network as the source of artefacts; `path` is the file that it was read from."""
+        """Return the network as the source of artefacts; `path` is the file that it was read from, or ""."""
 
     def calibration(
         self, settings: TaskSettings, network: Network, *, count: int, image_chw: tuple[int, int, int]

@@ -17,6 +17,7 @@ from commands.slim_config import SlimConfig
 from commands.train_config import DEFAULT_TRIALS, TrainConfig
 from commands.train_sparsity_config import SparsityConfig
 from commands.val_config import ValConfig
+from pruning.selection.rounding import Rounding
 from utils.config.cli import RESUME_LATEST, parse, run_script
 from utils.errors import ConfigError
 
@@ -44,17 +45,17 @@ SLIM_FLAGS = " ".join(
     sorted(
         [
             *SPARSITY_FLAGS.split(),
-            *("--distill", "--finetune-epochs", "--min-channels", "--percent", "--round", "--round-direction"),
-            *("--rounds", "--target", "--teacher"),
+            *("--distill", "--finetune-epochs", "--latency-table", "--min-channels", "--percent", "--precision"),
+            *("--round", "--round-direction", "--rounds", "--runtime", "--target", "--teacher", "--threads"),
         ]
     )
 )
 PRUNE_FLAGS = """
     --batch --batch-size --bn-percent --cache-dir --cfg --conv-percent --cost-power --criterion --data --device
-    --drop-bottlenecks --dry-run --exist-ok --hyp --img --img-size --imgsz --iterative --lr --min-channels --name
-    --no-constants --noplots --percent --plan --project --protect --resume --round --round-direction --scan --seed
-    --shortcuts --step --strict --target --taylor-batches --tolerance --unstructured --unstructured-scope --updates
-    --weights --workers
+    --drop-bottlenecks --dry-run --exist-ok --hyp --img --img-size --imgsz --iterative --latency-table --lr
+    --min-channels --name --no-constants --noplots --percent --plan --precision --project --protect --resume --round
+    --round-direction --runtime --scan --seed --shortcuts --step --strict --target --taylor-batches --threads
+    --tolerance --unstructured --unstructured-scope --updates --weights --workers
 """
 VAL_FLAGS = """
     --augment --batch --batch-size --cache-dir --conf --conf-thres --data --device --engine --exist-ok --half --img
@@ -163,7 +164,12 @@ def test_pruning_takes_the_published_commands() -> None:
         0.5,
         "models/yolov5s.yaml",
     )
-    assert (config.criterion, config.round, config.shortcuts, config.constants) == ("bn_gamma", "pow2", "skip", True)
+    assert (config.criterion, config.rounding, config.shortcuts, config.constants) == (
+        "bn_gamma",
+        Rounding(unit=0),
+        "skip",
+        True,
+    )
     mixed = parsed(PruneConfig, "--weights a.pt --bn-percent 0.85 --conv-percent 0.78 --protect model.2* model.9*")
     assert (mixed.bn_percent, mixed.conv_percent, mixed.protect) == (0.85, 0.78, ("model.2*", "model.9*"))
     assert parsed(PruneConfig, "--weights a.pt --drop-bottlenecks all --round 8").drop_bottlenecks == ("all",)

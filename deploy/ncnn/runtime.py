@@ -52,7 +52,7 @@ def load_ncnn(path: Path, *, device: torch.device, options: RuntimeOptions) -> R
     metadata = folder_metadata(path)
     outputs = [OUTPUT_BLOB.format(level=level) for level in range(len(metadata.output_names))]
     _check_ends(path, read_param(path / PARAM_NAME), outputs=outputs)
-    sixteen_bits: Precision | None = _sixteen_bits(ncnn) if options.half else None
+    sixteen_bits: Precision | None = sixteen_bits_of(ncnn) if options.half else None
     net = open_network(ncnn, path, options=options, sixteen_bits=sixteen_bits)
     if sixteen_bits is not None and metadata.precision != "int8":
         metadata = replace(metadata, precision=sixteen_bits)
@@ -70,7 +70,8 @@ def _check_ends(path: Path, layers: tuple[ParamLayer, ...], *, outputs: Sequence
         )
 
 
-def _sixteen_bits(ncnn: Any) -> Precision:
+def sixteen_bits_of(ncnn: Any) -> Precision:
+    """Return the 16-bit arithmetic of this CPU: fp16 where ARM cores have it, else bf16."""
     return "fp16" if ncnn.cpu_support_arm_asimdhp() else "bf16"
 
 

@@ -53,21 +53,37 @@ def measure_latencies(
     return time_in_turns([partial(call, runtime) for runtime in runtimes], threads=threads, runs=runs)
 
 
-def time_in_turns(calls: Sequence[Callable[[], object]], *, threads: int, runs: int) -> list[Latency]:
+def clock_for(threads: int) -> Callable[[], float]:
+    """Return the clock that a busy machine disturbs least.
+
+    One thread is timed by the processor time of this process, which leaves out pauses in which other programs ran;
+    several threads wait for each other, which only the time of day shows.
+    """
+    return time.process_time if threads == 1 else time.perf_counter
+
+
+def time_in_turns(
+    calls: Sequence[Callable[[], object]],
+    *,
+    threads: int,
+    runs: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Latency]:
     """Time several functions, calling each in turn.
 
     Args:
         calls: Functions to time; each returns when its work is done.
         threads: Number of threads, reported with the result.
         runs: Timed calls of each, after two untimed ones.
+        clock: Clock in seconds; by default the time of day.
     """
     seconds: list[list[float]] = [[] for _ in calls]
     for run in range(_WARM_UP + runs):
         for call, own in zip(calls, seconds, strict=True):
-            start = time.perf_counter()
+            start = clock()
             call()
             if run >= _WARM_UP:
-                own.append(time.perf_counter() - start)
+                own.append(clock() - start)
     return [
         Latency(fastest=1000 * min(own), median=1000 * statistics.median(own), runs=runs, threads=threads)
         for own in seconds

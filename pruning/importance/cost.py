@@ -12,7 +12,7 @@ from pruning.channels.graph import ChannelGraph
 from pruning.channels.groups import LayerChannels
 from pruning.channels.ids import FloatArray, IntArray
 from pruning.channels.layer_rules import CONV, LINEAR
-from pruning.choices import CostQuantity
+from pruning.choices import CountedQuantity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class ChannelCost:
         weights, outputs = self._weights(dropped)
         return int(weights.sum() + outputs @ self.vectors) + self.other_parameters
 
-    def of_channels(self, quantity: CostQuantity) -> FloatArray:
+    def of_channels(self, quantity: CountedQuantity) -> FloatArray:
         """Return the saving from dropping each channel alone, by id (num_ids,); 0 for an id that no layer uses."""
         count, lengths = len(self.unit), np.diff(np.append(self.starts, len(self.lists)))
         inputs, outputs = lengths[:count], lengths[count:]
@@ -99,13 +99,15 @@ class ChannelCost:
         return outputs * self.unit * np.where(self.reads_all, inputs, 1), outputs
 
 
-def per_cost(importance: FloatArray, cost: ChannelCost, quantity: CostQuantity, *, power: float) -> FloatArray:
-    """Divide importance (num_ids,) by the cost of each channel to this power; power 0 leaves it unchanged.
+def per_cost(importance: FloatArray, saved: FloatArray, *, power: float, least: float = 1.0) -> FloatArray:
+    """Divide importance (num_ids,) by what dropping each channel saves, to this power; power 0 leaves it unchanged.
+
+    Savings below `least` count as `least`, so that channels which save nothing rank as very important.
 
     If channels were independent, power 1 would lose the least importance for the cost saved. Importance that was
     normalised per layer compares layers less well; a power of .5 measured best there.
     """
-    return importance / np.maximum(cost.of_channels(quantity), 1) ** power
+    return importance / np.maximum(saved, least) ** power
 
 
 def _unit(layer: LayerChannels, module: nn.Module) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -61,6 +61,8 @@ class Allocator:
         candidates: Ids that may be dropped (n,), all of known importance; see `ranked_ids`.
         rounding: Rounding of the number of channels that layers share, protected ones counted.
         min_channels: Fewest of these channels to keep.
+        widths: Allowed widths of channels that layers share, ascending, by the smallest of their ids; where they are
+            given, only the direction of `rounding` counts.
     """
 
     graph: ChannelGraph
@@ -68,6 +70,7 @@ class Allocator:
     candidates: IntArray
     rounding: Rounding = field(default_factory=Rounding)
     min_channels: int = 1
+    widths: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert not np.isnan(self.importance[self.candidates]).any(), "candidates of unknown importance"
@@ -107,6 +110,11 @@ class Allocator:
         return tuple(groups)
 
     @cached_property
+    def _first_ids(self) -> dict[int, int]:
+        """The smallest id of the group of each produced channel."""
+        return {int(channel): int(group.ids[0]) for group in self.graph.groups for channel in group.ids}
+
+    @cached_property
     def limit(self) -> Limit:
         """Highest threshold at which no layer loses all of its channels."""
         largest = [float(self.importance[ids[-1]]) for ids, _, total in self._groups if len(ids) == total]
@@ -134,7 +142,8 @@ class Allocator:
         for ids, places, total in self._groups:
             below = int(np.searchsorted(places, count, side="left"))
             least = min(self.min_channels, total)
-            width = self.rounding.apply(total - below, total=total, least=least)
+            allowed = self.widths.get(self._first_ids[int(ids[0])])
+            width = self.rounding.apply(total - below, total=total, least=least, widths=allowed)
             if total - below < least:
                 raised.append(self.graph.owners(int(ids[0]))[0][0])
             # Rounding down may ask for more than there are candidates; protected channels are kept.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
@@ -16,12 +16,11 @@ from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import FloatArray, IntArray
 from pruning.channels.shortcuts import candidate_ids, shortcut_bottleneck_names
 from pruning.choices import Shortcuts
-from pruning.importance.cost import ChannelCost, per_cost
 from pruning.importance.criteria import CRITERIA, random_order
 from pruning.selection.allocation import Allocation, Allocator, ranked_ids, ranks_among
+from pruning.selection.costs import Costs, at_target
 from pruning.selection.scales import DENSE_SHARE, NEAR_ZERO, ScaleStats
 from pruning.selection.settings import ALL, DEFAULT_PERCENT, PlanSettings
-from pruning.selection.targets import Target
 from pruning.surgery.bottlenecks import drop_bottlenecks
 from pruning.surgery.plan import PruningPlan
 from utils.errors import PruningError
@@ -81,8 +80,8 @@ class Planner:
         candidates = free_ids(model, graph, shortcuts=settings.shortcuts, protect=settings.protect)
         importance = _importance(model, graph, candidates, settings, measure)
         if settings.cost_power and settings.target:
-            cost = ChannelCost.of(model, graph, settings.image_chw)
-            importance = per_cost(importance, cost, settings.target.quantity, power=settings.cost_power)
+            costs = _costs(model, graph, settings)
+            importance = costs.weigh(importance, settings.target.quantity, power=settings.cost_power)
         ranked = ranked_ids(candidates, importance)
         if len(ranked) < len(candidates):
             first, _ = graph.owners(int(np.setdiff1d(candidates, ranked)[0]))[0]
@@ -106,6 +105,7 @@ class Planner:
                 candidates=ranked,
                 rounding=settings.rounding,
                 min_channels=settings.min_channels,
+                widths=_fast_widths(model, graph, settings),
             ),
         )
 
@@ -159,12 +159,17 @@ class Planner:
         """
         if not self.settings.target:
             return self.allocator.at(self.threshold)
-        cost = ChannelCost.of(self.model, self.graph, self.settings.image_chw)
-        return at_target(self.allocator, cost, self.settings.target)
+        return at_target(self.allocator, _costs(self.model, self.graph, self.settings), self.settings.target)
+
+    def milliseconds(self, allocation: Allocation) -> float | None:
+        """Return the predicted time without the dropped channels; None without a latency table."""
+        if self.settings.latency is None:
+            return None
+        return _costs(self.model, self.graph, self.settings).amount("ms", allocation.dropped)
 
     def plan(self, allocation: Allocation, *, settings: Mapping[str, Any] | None = None) -> PruningPlan:
         """Build the plan of an allocation, with the settings of the command; None means the planner's."""
-        settings = plain(self.settings) if settings is None else settings
+        settings = plain(replace(self.settings, latency=None)) if settings is None else settings
         return PruningPlan.of(
             self.model,
             self.graph,
@@ -208,14 +213,14 @@ class Planner:
         return found
 
 
-def at_target(allocator: Allocator, cost: ChannelCost, target: Target) -> Allocation:
-    """Drop the fewest channels with which the network costs no more than the target.
+def _costs(model: nn.Module, graph: ChannelGraph, settings: PlanSettings) -> Costs:
+    return Costs.of(model, graph, settings.image_chw, settings.latency)
 
-    Raises:
-        PruningError: The target cannot be reached.
-    """
-    count, what = (cost.macs, "MACs") if target.quantity == "macs" else (cost.parameters, "parameters")
-    return allocator.at_cost(count, target.absolute(count()), what=what)
+
+def _fast_widths(model: nn.Module, graph: ChannelGraph, settings: PlanSettings) -> dict[int, tuple[int, ...]]:
+    if not settings.has_fast_widths:
+        return {}
+    return _costs(model, graph, settings).latency.fast_widths(graph.groups)
 
 
 def free_ids(model: nn.Module, graph: ChannelGraph, *, shortcuts: Shortcuts, protect: Sequence[str]) -> IntArray:

@@ -6,6 +6,7 @@ fewer channels are faster only if their count is aligned.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,7 +46,7 @@ class Rounding:
             return tuple(range(self.unit, total + 1, self.unit)) or (total,)
         return tuple(1 << exponent for exponent in range(total.bit_length()))
 
-    def apply(self, kept: int, *, total: int, least: int = 1) -> int:
+    def apply(self, kept: int, *, total: int, least: int = 1, widths: Sequence[int] | None = None) -> int:
         """Return the width of a layer that would keep `kept` of `total` channels.
 
         The width never exceeds `total`: a layer that would be rounded up beyond it keeps all channels.
@@ -54,10 +55,11 @@ class Rounding:
             kept: Channels that importance alone would keep, 0 to `total`.
             total: Channels before pruning.
             least: Fewest channels to keep; a layer that has no more keeps all.
+            widths: Allowed widths, ascending; None for those of the rule.
         """
         if kept >= total or least >= total:
             return total
-        allowed = [width for width in self.widths(total) if width >= least] or [total]
+        allowed = [width for width in (self.widths(total) if widths is None else widths) if width >= least] or [total]
         below = [width for width in allowed if width <= kept]
         above = [width for width in [*allowed, total] if width >= kept]
         if not below or self.direction == "up":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pruning.choices import CriterionName, Shortcuts
+from pruning.selection.latency import LatencyTable
 from pruning.selection.rounding import Rounding
 from pruning.selection.targets import Target
 
@@ -28,6 +29,8 @@ class PlanSettings:
         min_channels: Fewest channels of a layer to keep.
         target: Highest cost of the pruned network, in place of a share.
         cost_power: Power of a channel's cost by which its importance is divided.
+        latency: Times of the layers on a runtime, for a target in milliseconds.
+        has_fast_widths: Whether widths are those that the latency table found fast, in place of `rounding`.
         protect: Patterns of paths of layers that are not pruned.
         strict: Whether to raise an error, rather than keep `min_channels`, if a layer would keep fewer.
         image_chw: Channels, height and width of the image that multiply-adds are counted for.
@@ -45,6 +48,8 @@ class PlanSettings:
     min_channels: int = 1
     target: Target | None = None
     cost_power: float = 0.0
+    latency: LatencyTable | None = None
+    has_fast_widths: bool = False
     protect: tuple[str, ...] = ()
     strict: bool = False
     image_chw: tuple[int, int, int] = (3, 640, 640)

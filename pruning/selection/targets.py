@@ -9,6 +9,7 @@ from pruning.choices import CostQuantity
 from utils.errors import ConfigError
 
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+_QUANTITIES: dict[str, CostQuantity] = {"macs": "macs", "params": "params", "ms": "ms", "speedup": "ms"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +17,8 @@ class Target:
     """Highest cost of the pruned network.
 
     Attributes:
-        quantity: Quantity that is counted, "macs" or "params".
-        amount: Multiply-adds or parameters, or a share of the network's present amount.
+        quantity: Quantity that is limited, "macs", "params" or "ms".
+        amount: Multiply-adds, parameters or milliseconds, or a share of the network's present amount.
         is_share: Whether `amount` is a share.
     """
 
@@ -26,23 +27,32 @@ class Target:
     is_share: bool
 
     def absolute(self, now: float) -> float:
-        """Return the amount in multiply-adds or parameters for a network that costs `now`."""
+        """Return the amount in multiply-adds, parameters or milliseconds for a network that costs `now`."""
         return self.amount * now if self.is_share else self.amount
 
 
 def parse_target(text: str) -> Target:
-    """Read `macs=2.1G`, `params=700K` or `macs=50%`.
+    """Read `macs=2.1G`, `params=700K`, `macs=50%`, `ms=8`, `ms=50%` or `speedup=3`.
 
     Raises:
         ConfigError: The text has another form.
     """
-    quantity, _, amount = text.lower().partition("=")
+    name, _, amount = text.lower().partition("=")
     number, unit = amount.rstrip("kmg%"), amount[len(amount.rstrip("kmg%")) :]
+    quantity = _QUANTITIES.get(name)
     try:
         value = float(number) * (0.01 if unit == "%" else _UNITS[unit])
-        is_valid = quantity in ("macs", "params") and math.isfinite(value) and value > 0
+        is_valid = quantity is not None and math.isfinite(value) and value > 0
     except (ValueError, KeyError):
         is_valid = False
-    if not is_valid:
-        raise ConfigError(f"--target {text}: expected a form such as macs=2.1G, params=700K or macs=50%")
-    return Target(quantity="macs" if quantity == "macs" else "params", amount=value, is_share=unit == "%")
+    is_time = quantity == "ms"
+    # Milliseconds have no K, M or G, and a speedup is a factor above 1.
+    is_valid &= not is_time or unit in ("", "%")
+    is_valid &= name != "speedup" or (unit == "" and value > 1)
+    if not is_valid or quantity is None:
+        raise ConfigError(
+            f"--target {text}: expected a form such as macs=2.1G, params=700K or macs=50%, ms=8 or speedup=3"
+        )
+    if name == "speedup":
+        return Target(quantity=quantity, amount=1 / value, is_share=True)
+    return Target(quantity=quantity, amount=value, is_share=unit == "%")

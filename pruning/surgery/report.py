@@ -22,16 +22,20 @@ class NetworkSize:
         macs: Multiply-adds of convolutions and linear layers for one image.
         megabytes: Size of its state in float32, in 10^6 bytes.
         widths: Output channels of each convolution and linear layer, by module path, in order.
+        milliseconds: Predicted time of one image on a runtime; None if it was not predicted.
     """
 
     parameters: int
     macs: int
     megabytes: float
     widths: Mapping[str, int]
+    milliseconds: float | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, image_chw: tuple[int, int, int]) -> NetworkSize:
-        """Measure a network for one image of this size."""
+    def of(
+        cls, model: nn.Module, image_chw: tuple[int, int, int], *, milliseconds: float | None = None
+    ) -> NetworkSize:
+        """Measure a network for one image of this size, given its predicted time if there is one."""
         return cls(
             parameters=count_parameters(model),
             macs=count_macs(model, image_chw),
@@ -41,6 +45,7 @@ class NetworkSize:
                 for name, module in model.named_modules()
                 if isinstance(module, _CONV_LIKE)
             },
+            milliseconds=milliseconds,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -50,6 +55,7 @@ class NetworkSize:
             "macs": self.macs,
             "megabytes": self.megabytes,
             "widths": dict(self.widths),
+            **({} if self.milliseconds is None else {"milliseconds": self.milliseconds}),
         }
 
 
@@ -83,11 +89,17 @@ class SurgeryReport:
         return "\n".join([*lines, self.totals()])
 
     def totals(self) -> str:
-        """Return one line with parameters, MACs and size, and the factors by which they fell."""
+        """Return one line with parameters, MACs, size and predicted time, and the factors by which they fell."""
         before, after = self.before, self.after
+        time = ""
+        if before.milliseconds and after.milliseconds:
+            time = (
+                f", predicted {before.milliseconds:.2f} ms -> {after.milliseconds:.2f} ms "
+                f"({before.milliseconds / after.milliseconds:.2f}x faster)"
+            )
         return (
             f"parameters {before.parameters:,} -> {after.parameters:,} ({before.parameters / after.parameters:.2f}x "
             f"fewer), MACs {before.macs / 1e9:.3f} G -> {after.macs / 1e9:.3f} G ({before.macs / after.macs:.2f}x "
             f"fewer), float32 size {before.megabytes:.2f} MB -> {after.megabytes:.2f} MB "
-            f"({before.megabytes / after.megabytes:.2f}x smaller)"
+            f"({before.megabytes / after.megabytes:.2f}x smaller){time}"
         )

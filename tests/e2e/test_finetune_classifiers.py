@@ -20,8 +20,9 @@ from commands.finetune import finetuning_hooks, run_finetuning
 from commands.finetune_config import FinetuneConfig
 from commands.prune import run_pruning
 from commands.prune_config import PruneConfig
-from commands.slim import StageResult, run_slimming, slim_table
+from commands.slim import run_slimming
 from commands.slim_config import SlimConfig
+from commands.slim_report import StageResult, slim_table
 from commands.train_result import TrainResult
 from commands.train_sparsity import run_sparsity_training
 from commands.train_sparsity_config import SparsityConfig

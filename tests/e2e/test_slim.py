@@ -19,8 +19,9 @@ from refusal import make_place, refusal
 from tiny import tiny_config
 
 from commands.finetune import finetuning_hooks
-from commands.slim import StageResult, run_slimming
+from commands.slim import run_slimming
 from commands.slim_config import SlimConfig
+from commands.slim_report import StageResult
 from models.complexity import count_macs, count_parameters
 from models.load import load_model
 from utils.config.cli import RESUME_LATEST

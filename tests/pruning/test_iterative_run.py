@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from latency_tables import invented_table
 from tiny import TINY_CFG
 
 from commands.prune_config import PruneConfig
@@ -16,7 +17,9 @@ from models.complexity import count_macs, count_parameters
 from models.detector import Detector, build_model
 from models.fingerprint import network_fingerprint
 from models.spec import ModelSpec
+from pruning.channels.graph import ChannelGraph
 from pruning.iterative import IterativeSettings, Quantity, Round, before_rounds
+from pruning.selection.latency_cost import LatencyCost
 from pruning.selection.rounding import Rounding
 from tasks.task import Network
 from utils.errors import CheckpointError, PruningError
@@ -64,6 +67,26 @@ def test_percent_is_of_the_channels_that_may_go(model: Detector, percent: float 
     settings = settings_for(model, config_of(percent=percent))
     # Half of those that may go, as a share of all that the loop counts.
     assert (settings.quantity, settings.ratio) == ("channels", FREE // 2 / PRUNABLE)
+
+
+def test_rounds_towards_milliseconds_count_what_the_table_predicts(model: Detector) -> None:
+    graph = ChannelGraph.of(model)
+    table = invented_table(model, graph, IMAGE, fixed_ms=0.1)
+    config = config_of(target="speedup=2", shortcuts="tied")
+    settings = iterative_settings(network_of(model), config, image_chw=IMAGE, table=table)
+    assert (settings.quantity, settings.cost_power, settings.has_fast_widths) == ("ms", 1.0, True)
+    assert settings.ratio == pytest.approx(0.5)
+    state = before_rounds(model, settings=settings, image_chw=IMAGE)
+    assert state.now["ms"] == pytest.approx(LatencyCost.of(model, graph, IMAGE, table).milliseconds())
+    with pytest.raises(PruningError, match=r"ms cannot be reached .* the nearest is"):
+        before_rounds(model, settings=replace(settings, ratio=0.999), image_chw=IMAGE)
+
+
+def test_saved_round_goes_on_with_the_table_of_its_run(model: Detector, tmp_path: Path) -> None:
+    saved = saved_round(model, tmp_path)
+    assert saved.config_to_resume(device="cpu").latency_table == ""
+    (tmp_path / "latency.json").write_text("{}")
+    assert saved.config_to_resume(device="cpu").latency_table == str(tmp_path / "latency.json")
 
 
 def test_protected_layers_do_not_count_as_free(model: Detector) -> None:

@@ -142,6 +142,26 @@ def test_percent_beyond_the_limit_is_refused_under_strict(model: Detector) -> No
     assert planner_of(model, percent=limit.percent, strict=True).allocate().raised == ()
 
 
+def test_percent_alone_cuts_below_one_threshold_of_gammas_outside_shortcuts_to_powers_of_two(model: Detector) -> None:
+    settings = PruneConfig(weights="a.pt", percent=0.6).plan_settings((3, 64, 64))
+    planner = Planner.of(model, settings)
+    allocation = planner.allocate()
+    free = candidate_ids(model, planner.graph, "skip")
+    gammas = bn_gamma(model, planner.graph)
+    assert settings.latency is None
+    assert allocation.threshold == np.sort(gammas[free])[int(0.6 * len(free))]
+    assert np.isin(allocation.dropped, free).all()
+    assert not np.isin(planner.graph.layers["model.3.m.0.cv2.conv"].output_ids, allocation.dropped).any()
+    for group in planner.graph.groups:
+        below = int((gammas[np.intersect1d(group.ids, free)] < allocation.threshold).sum())
+        kept = len(np.setdiff1d(group.ids, allocation.dropped))
+        total = len(group.ids)
+        powers = [2**exponent for exponent in range(8)]
+        # The nearest power of two, the larger of two equally near, never more than there are.
+        nearest = min(powers, key=lambda power: (abs(power - (total - below)), -power))
+        assert kept == (min(nearest, total) if below else total)
+
+
 def test_random_order_follows_the_seed(model: Detector) -> None:
     first, again, other = (
         planner_of(model, criterion="random", seed=seed).allocate().dropped.tolist() for seed in (1, 1, 2)

@@ -21,6 +21,10 @@ from utils.errors import ConfigError
         ("macs=1e9", "macs", 1e9),
         ("macs=50%", "macs", 2e9),  # of the 4e9 that the network has
         ("params=12.5%", "params", 5e8),
+        ("ms=8", "ms", 8.0),
+        ("MS=7.5", "ms", 7.5),
+        ("ms=25%", "ms", 1e9),
+        ("speedup=4", "ms", 1e9),
     ],
 )
 def test_target_is_a_number_or_a_share_of_now(text: str, quantity: str, absolute: float) -> None:
@@ -31,7 +35,10 @@ def test_target_is_a_number_or_a_share_of_now(text: str, quantity: str, absolute
 
 @pytest.mark.parametrize(
     "text",
-    ["", "macs", "macs=", "=5", "flops=2G", "macs=-1G", "macs=0", "macs=nan", "macs=inf", "macs=2GG", "macs=2T"],
+    [
+        *("", "macs", "macs=", "=5", "flops=2G", "macs=-1G", "macs=0", "macs=nan", "macs=inf", "macs=2GG", "macs=2T"),
+        *("ms=0", "ms=-1", "ms=nan", "ms=8k", "ms=8m", "speedup=1", "speedup=.5", "speedup=0", "speedup=50%"),
+    ],
 )
 def test_text_that_is_no_target_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="expected a form such as macs=2.1G, params=700K or macs=50%"):

@@ -1,0 +1,1 @@
+"""Measured latency tables: the times of single layers on each runtime."""
