@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from benchmarks.report import table, write_report
-from deploy.choices import LatencyPrecision, LatencyRuntime
-from deploy.latency.measure import Subject, measure_table, times_of
+from deploy.choices import LatencyPrecision
+from deploy.latency.measure import Subject, times_of
+from deploy.latency.tables import latency_table
 from deploy.outputs.detector import DetectorSource
 from models.detector import Detector, build_model
 from models.load import load_model
@@ -22,7 +23,7 @@ from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import IntArray
 from pruning.importance.criteria import num_ids
 from pruning.selection.allocation import Allocator
-from pruning.selection.latency import Conditions, LatencyTable
+from pruning.selection.latency import Conditions
 from pruning.selection.latency_cost import LatencyCost
 from pruning.selection.planner import free_ids
 from pruning.selection.rounding import Rounding
@@ -35,14 +36,14 @@ class PredictionConfig:
     """Cut networks at random, export and time them, and compare with what a latency table predicts."""
 
     networks: tuple[str, ...] = ("yolov5n", "yolov5s")  # architectures, or checkpoints
-    runtime: LatencyRuntime = "ncnn"
+    runtime: str = "ncnn"
     precision: LatencyPrecision = "fp32"
     threads: int = 1
     img_size: int = 320
     plans: int = 20  # of each network
     fast_widths: bool = True  # take widths that the table found fast; otherwise multiples of 8
     seed: int = 0
-    table: str = ""  # measured before, for the first network
+    table: str = ""  # of the first network; by default the cached one, scaled to now, or measured
 
 
 def measure(config: PredictionConfig) -> None:
@@ -80,7 +81,7 @@ def _of_network(name: str, config: PredictionConfig) -> list[tuple[float, float]
     conditions = Conditions(
         runtime=config.runtime, precision=config.precision, threads=config.threads, image_chw=image_chw
     )
-    times = LatencyTable.load(config.table) if config.table else measure_table(subject, conditions)
+    times = latency_table(subject, conditions, path=config.table)
     graph = ChannelGraph.of(model)
     cost = LatencyCost.of(model, graph, image_chw, times)
     plans = [np.empty(0, dtype=np.int64), *_plans(model, graph, cost, config)]

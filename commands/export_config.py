@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from deploy.choices import Int8Method, Precision
-from deploy.formats import exported_formats
+from deploy.formats import check_format
 from deploy.settings import ExportSettings, FormatSettings, RuntimeOptions
 from utils.config.cli import spelled
 from utils.config.values import check_least, check_shares, height_width
@@ -50,10 +50,8 @@ class ExportConfig:
         check_least(self, batch_size=1, calib_images=1, verify_images=1, workers=0, max_det=1)
         RuntimeOptions(threads=self.threads)
         check_shares(self, "conf_thres", "iou_thres")
-        known = exported_formats()
-        unknown = [name for name in self.include if name not in known]
-        if unknown:
-            raise ConfigError(f"--include {unknown[0]}: unknown format; choose from {', '.join(known)}")
+        for name in self.include:
+            check_format(name, flag="--include")
         if not self.include:
             raise ConfigError("--include: no format given; name at least one, such as ncnn")
         if self.half and self.int8:

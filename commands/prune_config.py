@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from deploy.choices import LatencyPrecision, LatencyRuntime
+from deploy.choices import LatencyPrecision
+from deploy.formats import check_format, check_precision
 from pruning.choices import CriterionName, Scope, Shortcuts
 from pruning.selection.latency import LatencyTable
 from pruning.selection.rounding import Direction, Rounding
@@ -39,7 +40,7 @@ class PruneConfig:
     min_channels: int = 1  # fewest channels of a layer
     # prune until macs=... or params=...: a number with K, M or G, or a percentage of now; or ms=8, or speedup=3
     target: str = ""
-    runtime: LatencyRuntime = "ncnn"  # where ms and speedup count: ncnn, onnx, openvino, torchscript or tensorrt
+    runtime: str = "ncnn"  # where ms and speedup count: ncnn, onnx, openvino, torchscript or tensorrt
     precision: LatencyPrecision = "fp32"  # in which the network is served there: fp32, fp16 or int8
     threads: int = 1  # of the processor there
     latency_table: str = ""  # times of the layers there, by default measured once on this machine and cached
@@ -100,6 +101,8 @@ class PruneConfig:
         if not self.data and (self.scan or self.criterion == "taylor"):
             raise ConfigError("--scan and --criterion taylor measure on images; give --data")
         assert self.rounding
+        check_format(self.runtime, flag="--runtime")
+        check_precision(self.runtime, self.precision)
         if self.is_timed and self.latency_table and not Path(self.latency_table).is_file():
             raise ConfigError(f"--latency-table {self.latency_table}: no such file; check the path")
 

@@ -10,7 +10,7 @@ from commands.finetune_config import FinetuneConfig
 from commands.prune_config import PruneConfig
 from commands.train_config import TrainConfig
 from commands.train_sparsity_config import SparsityConfig
-from deploy.choices import LatencyPrecision, LatencyRuntime
+from deploy.choices import LatencyPrecision
 from pruning.selection.rounding import Direction
 from utils.errors import ConfigError
 
@@ -23,7 +23,7 @@ class SlimConfig(SparsityConfig):
     finetune_epochs: int = 100  # passes over the training images in each fine-tuning
     percent: float | None = None  # share of channels that each round cuts; 0.5 by default
     target: str = ""  # what the last round must reach: macs=50%, params=700K, ms=8, speedup=3; by equal factors
-    runtime: LatencyRuntime = "ncnn"  # where ms and speedup count: ncnn, onnx, openvino, torchscript or tensorrt
+    runtime: str = "ncnn"  # where ms and speedup count: ncnn, onnx, openvino, torchscript or tensorrt
     precision: LatencyPrecision = "fp32"  # in which the network is served there: fp32, fp16 or int8
     threads: int = 1  # of the processor there
     latency_table: str = ""  # times of the layers there, by default measured once on this machine and cached

@@ -6,7 +6,6 @@ from typing import Literal, TypeAlias
 
 # "integer" computes only with integers, of any width; with "int8" a runtime may compute some layers in floats.
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "integer"]
-# Runtimes that latency tables are of, and the precisions that networks are served in there.
-LatencyRuntime: TypeAlias = Literal["ncnn", "onnx", "openvino", "torchscript", "tensorrt"]
+# Precisions that latency tables are of.
 LatencyPrecision: TypeAlias = Literal["fp32", "fp16", "int8"]
 Int8Method: TypeAlias = Literal["kl", "minmax"]

@@ -100,7 +100,7 @@ FORMATS: dict[str, Format] = {
         write="deploy.torch_formats:write_torchscript",
         load="deploy.torch_formats:load_torchscript",
         engine="torch",
-        entry="deploy.latency.torch_entries:open_torchscript_entry",
+        entry="deploy.latency.entries:open_torchscript_entry",
     ),
     "integer": Format(
         suffix="_integer_model",
@@ -113,6 +113,17 @@ FORMATS: dict[str, Format] = {
 def exported_formats() -> tuple[str, ...]:
     """Return the names that `export.py --include` takes."""
     return tuple(name for name, form in FORMATS.items() if form.write)
+
+
+def check_format(name: str, *, flag: str) -> None:
+    """Refuse a format that is not written.
+
+    Raises:
+        ConfigError: The message names the flag and lists those that are written.
+    """
+    known = exported_formats()
+    if name not in known:
+        raise ConfigError(f"{flag} {name}: unknown format; choose from {', '.join(known)}")
 
 
 def check_precision(name: str, precision: Precision) -> None:

@@ -1,12 +1,15 @@
-"""Entries of a latency table: single layers at chosen widths, and how many of them a network needs."""
+"""Entries of a latency table: single layers at chosen widths, which of them a network needs, and torch's own."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
+from torch import nn
 
 from deploy.choices import Precision
 from pruning.selection.latency import LayerKind
@@ -22,6 +25,14 @@ _STEPS = ((64, 8), (128, 16), (256, 32), (512, 128), (1024, 256))
 _PROBES = (4, 12, 20)
 # Random values that weights repeat; drawing megabytes of them would take longer than the layer.
 _BLOCK = np.random.default_rng(0).normal(0, 0.05, 4096).astype(np.float32)
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "silu": nn.SiLU,
+    "hardswish": nn.Hardswish,
+    "sigmoid": nn.Sigmoid,
+    "leaky_relu": nn.LeakyReLU,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +120,44 @@ def entries_of(kind: LayerKind, inputs: Iterable[int], outputs: Sequence[int]) -
     for width in inputs:
         for made in outputs:
             yield Entry(kind=kind, inputs=width, outputs=made)
+
+
+def open_torchscript_entry(entry: Entry, settings: EntrySettings) -> RunEntry:
+    """Trace one layer; the number of threads applies to the whole process."""
+    torch.set_num_threads(settings.threads)
+    image = torch.from_numpy(entry.image())
+    with warnings.catch_warnings():
+        # Torch warns that this is deprecated; our artefacts use it all the same.
+        warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated")
+        traced = torch.jit.trace(torch_entry(entry), image, check_trace=False)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def run() -> object:
+        return traced(image)
+
+    return run
+
+
+def torch_entry(entry: Entry) -> nn.Sequential:
+    """Build the module of an entry, in evaluation mode."""
+    kind = entry.kind
+    layer: nn.Linear | nn.Conv2d
+    if entry.is_linear:
+        layer = nn.Linear(entry.inputs, entry.outputs)
+    else:
+        layer = nn.Conv2d(
+            entry.in_channels,
+            entry.outputs,
+            kind.kernel,
+            stride=kind.stride,
+            padding=kind.padding,
+            dilation=kind.dilation,
+            groups=entry.groups,
+        )
+    layer.weight.data.copy_(torch.from_numpy(entry.weights()))
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    activation = [_ACTIVATIONS[kind.activation]()] if kind.activation in _ACTIVATIONS else []
+    return nn.Sequential(layer, *activation).eval().requires_grad_(False)
 
 
 def _widths(most: int) -> tuple[int, ...]:

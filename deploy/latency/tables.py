@@ -6,7 +6,7 @@ import hashlib
 import logging
 from pathlib import Path
 
-from deploy.formats import FORMATS, check_precision
+from deploy.formats import FORMATS
 from deploy.latency.entries import grids
 from deploy.latency.measure import Subject, machine_name, measure_table, runtime_version, time_reference
 from pruning.channels.graph import ChannelGraph
@@ -35,7 +35,6 @@ def latency_table(
     Raises:
         ConfigError: The given table is of other conditions or no table, or this machine cannot measure one.
     """
-    check_precision(conditions.runtime, conditions.precision)  # type: ignore[arg-type]
     if path:
         given = LatencyTable.load(path)
         given.conditions.check(conditions, where=f"--latency-table {path}")

@@ -97,7 +97,7 @@ class LayerTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What a table was measured on; times under other conditions are other times.
+    """Conditions of a measurement; times under other conditions are other times.
 
     Attributes:
         runtime: Name of the format, such as "ncnn".
@@ -132,7 +132,7 @@ class LatencyTable:
     """Times of the layers of a network on one runtime and machine.
 
     Attributes:
-        conditions: What it was measured on.
+        conditions: Conditions of the measurement.
         version: Version of the runtime.
         machine: Name of the CPU.
         layers: Times by kind of layer.

@@ -12,10 +12,9 @@ import torch
 from tiny import TINY_CFG
 
 from deploy.artefact.packages import optional_package
-from deploy.latency.entries import Entry, EntrySettings, entries_of, grids
+from deploy.latency.entries import Entry, EntrySettings, entries_of, grids, open_torchscript_entry, torch_entry
 from deploy.latency.ncnn_entries import open_ncnn_entry, write_ncnn_entry
 from deploy.latency.onnx_entries import onnx_entry, open_onnx_entry, open_openvino_entry
-from deploy.latency.torch_entries import open_torchscript_entry, torch_entry
 from deploy.ncnn.param import read_param
 from deploy.ncnn.runtime import INPUT_BLOB, PARAM_NAME, open_network
 from deploy.settings import RuntimeOptions
