@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from tiny import ROOT
 
-PACKAGES = ("utils", "models", "engine", "pruning", "quantization", "deploy")
+PACKAGES = ("utils", "models", "engine", "pruning", "quantization", "deploy", "tasks", "commands")
 ERRORS = {"ConfigError", "DataError", "CheckpointError", "TrainingError", "PruningError", "QuantizationError"}
 # Words that introduce the remedy: after a semicolon, or as what would have been right.
 REMEDIES = ("; ", "expected", "known: ")

@@ -47,7 +47,7 @@ def open_ncnn_entry(entry: Entry, settings: EntrySettings) -> RunEntry:
             extractor.input(INPUT_BLOB, image)
             code, _ = extractor.extract(_OUTPUT_BLOB, 1)  # 1: in the layout of the next layer
             if code != 0:
-                raise ConfigError(f"ncnn cannot compute {entry.kind.as_text()} (code {code})")
+                raise ConfigError(f"ncnn cannot compute {entry.kind.as_text()} (code {code}); free some memory")
 
     return run
 

@@ -78,7 +78,8 @@ class LayerTimes:
         is_full = len(self.ms) == len(self.inputs) and all(len(row) == len(self.outputs) for row in self.ms)
         if not is_ascending or not is_full or not all(0 <= ms < math.inf for row in self.ms for ms in row):
             raise ConfigError(
-                "latency table: a layer needs ascending widths and one finite number of milliseconds for each pair"
+                "latency table: a layer needs ascending widths and one finite number of milliseconds for each pair; "
+                "measure the table again"
             )
 
     @cached_property

@@ -120,7 +120,7 @@ def test_timm_is_called_without_downloads_and_only_with_names_it_lists(monkeypat
 
 
 def test_real_timm_builds_and_loads(tmp_path: Path) -> None:
-    pytest.importorskip("timm", exc_type=ImportError)
+    pytest.importorskip("timm", reason="timm is not installed; see requirements-dev.txt")
     model = build_classifier("timm:resnet18", num_classes=3, in_channels=1).eval()
     loaded = load_classifier(stored(model, spec_of("timm:resnet18", chw=(1, 64, 64)), tmp_path)).model
     images = torch.rand(2, 1, 64, 64)

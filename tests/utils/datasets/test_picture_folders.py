@@ -208,10 +208,20 @@ def test_names_of_detectors_data_are_no_folders_of_classes(tmp_path: Path) -> No
     assert not are_pictures(str(tmp_path / "absent"))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may open every folder")
-def test_closed_folder_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_closed_folder_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = write_folder(tmp_path / "pets")
-    (root / "train/cat/closed").mkdir(mode=0)
+    closed = root / "train/cat/closed"
+    closed.mkdir()
+    scan = os.scandir
+
+    def refuse(folder: os.PathLike[str]) -> object:  # root may open every folder, so no mode closes it
+        if Path(folder) == closed:
+            raise PermissionError(13, "Permission denied")
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
     assert len(load(root).train) == 6
     assert "1 folders that may not be opened" in caplog.text
 
