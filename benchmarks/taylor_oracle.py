@@ -23,7 +23,8 @@ from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import FloatArray
 from pruning.importance.criteria import kernel_l1
 from pruning.importance.masking import oracle_importance
-from pruning.importance.taylor import measured_layers, taylor_importance
+from pruning.importance.products import measured_layers
+from pruning.importance.taylor import taylor_importance
 from utils.config.cli import run_script
 from utils.datasets.classes.loader import Normalisation, PictureLoader
 from utils.datasets.classes.pictures import PictureSet, read_picture_file

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,6 @@ from commands.prune_latency import LATENCY_NAME, predicted_ms, table_for
 from commands.prune_rounds import ROUND_NAME, SavedRound, prune_in_rounds
 from engine.evaluation.evaluator import Evaluation, Evaluator, change
 from pruning.channels.graph import ChannelGraph
-from pruning.channels.ids import FloatArray
-from pruning.importance.taylor import taylor_importance
 from pruning.selection.allocation import Allocation
 from pruning.selection.latency import LatencyTable
 from pruning.selection.planner import Planner
@@ -27,7 +24,7 @@ from pruning.surgery.report import NetworkSize, SurgeryReport
 from pruning.zeros.masks import UnstructuredSettings, apply_masks_, l1_masks, sparsity_table
 from tasks.choose import task_of
 from tasks.measuring import open_evaluator
-from tasks.short_training import short_training
+from tasks.short_training import importance_on_training_batches
 from tasks.task import Network, Task
 from utils.config.hyp import load_hyp
 from utils.config.values import warn_of_ignored
@@ -179,7 +176,16 @@ class _Run:
         """Return the planner, the channels it drops, and the scan that led to it."""
         config, evaluator, found = self.config, self.evaluator, None
         settings = config.plan_settings(self.image_chw, self.dense.trace_chw, self.table)
-        planner = Planner.of(self.dense.model, settings, measure=self._taylor)
+        measure = importance_on_training_batches(
+            config.criterion,
+            self.task,
+            config.training(),
+            self.dense,
+            hyp=load_hyp(config.hyp or self.task.recipe.hyp),
+            device=select_device(config.device),
+            num_batches=config.taylor_batches,
+        )
+        planner = Planner.of(self.dense.model, settings, measure=measure)
         if config.scan:
             assert evaluator is not None
             found = scan(
@@ -194,18 +200,6 @@ class _Run:
         allocation = planner.allocate()
         LOGGER.info("%s", planner.describe(allocation))
         return planner, allocation, found
-
-    def _taylor(self, model: nn.Module, graph: ChannelGraph) -> FloatArray:
-        """Measure importance by Taylor expansion on training batches; the network lies on the CPU afterwards."""
-        config, device = self.config, select_device(self.config.device)
-        hyp = load_hyp(config.hyp or self.task.recipe.hyp)
-        network = self.dense.with_model(model.to(device))
-        try:
-            training = short_training(self.task, config.training(), network, hyp=hyp, device=device)
-            batches = islice(training.batches(0), config.taylor_batches)
-            return taylor_importance(model, graph, batches, loss_fn=training.loss_of)
-        finally:
-            model.cpu()
 
     def write(self, result: PruneResult) -> PruneResult:
         """Write the run folder: checkpoint, plan, description, channel groups, plots, result.json."""
@@ -247,6 +241,6 @@ def _warn_of_ignored(config: PruneConfig) -> None:
         "--bn-percent and --conv-percent rank by scales and by kernels": ("criterion",) if config.is_mixed else (),
         "without --target ms=... or speedup=...": () if config.is_timed else _TIMING,
         "without --scan": () if config.scan else ("tolerance",),
-        "without --criterion taylor": () if config.criterion == "taylor" else ("taylor_batches",),
+        "without --criterion taylor or fisher": () if config.is_measured else ("taylor_batches",),
     }
     warn_of_ignored(config, reasons)

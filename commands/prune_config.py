@@ -9,7 +9,7 @@ from typing import Annotated
 
 from deploy.choices import LatencyPrecision
 from deploy.formats import check_format, check_precision
-from pruning.choices import CriterionName, Scope, Shortcuts
+from pruning.choices import MEASURED_CRITERIA, CriterionName, Scope, Shortcuts
 from pruning.selection.latency import LatencyTable
 from pruning.selection.rounding import Direction, Rounding
 from pruning.selection.settings import PlanSettings
@@ -44,8 +44,11 @@ class PruneConfig:
     precision: LatencyPrecision = "fp32"  # in which the network is served there: fp32, fp16 or int8
     threads: int = 1  # of the processor there
     latency_table: str = ""  # times of the layers there, by default measured once on this machine and cached
-    # with a target: divide importance by what a channel costs, to this power; by default 1 for ms and speedup, else 0
+    # with a target: divide importance by what a channel costs, to this power; by default 1 for ms, speedup and the
+    # criterion fisher, else 0
     cost_power: float | None = None
+    # with a target: least width of a layer, as a share of the one it would have if all layers were cut alike, 0 to 1
+    balance: float = 0.0
     protect: tuple[str, ...] = ()  # patterns of layer paths that are kept whole, such as "model.2*"
     unstructured: float | None = None  # also set this share of all single weights to zero; alone, no channel is cut
     unstructured_scope: Scope = (
@@ -57,12 +60,12 @@ class PruneConfig:
     dry_run: bool = False  # show what would be cut and write nothing
     scan: bool = False  # measure mAP or accuracy over percents, find the cliff and recommend a percent; needs --data
     tolerance: float = 0.01  # mAP or accuracy that the recommended percent may lose before fine-tuning
-    # data set YAML, or a classifier's images as of train.py: measure before and after; needed by scan and taylor
+    # data set YAML, or a classifier's images as of train.py: measure before and after; needed by scan, taylor, fisher
     data: str = ""
     # longer side in pixels, for MACs and mAP; a classifier has its own size
     img_size: Annotated[int, spelled("--img", "--imgsz")] = DEFAULT_IMG_SIZE
     batch_size: Annotated[int, spelled("--batch")] = 32  # images per step
-    taylor_batches: int = 16  # training batches that Taylor importance is averaged over
+    taylor_batches: int = 16  # training batches over which taylor and fisher average
     hyp: str = ""  # hyper-parameter YAML: augmentation and loss of these batches; by default that of train.py
     iterative: bool = False  # with taylor: rank, cut and train by turns; --percent or --target says how far
     step: int = 512  # channels that each round of --iterative cuts
@@ -72,7 +75,7 @@ class PruneConfig:
     device: str = ""  # cpu, or the number of a GPU; empty takes a GPU if there is one
     workers: int = 8  # data loading processes, at most one per core
     cache_dir: str = ""  # where the label index is cached, by default beside the data; or fetched images
-    seed: int = 0  # of the random criterion, and of the images and augmentation that taylor sees
+    seed: int = 0  # of the random criterion, and of the images and augmentation that taylor and fisher see
     noplots: bool = False  # draw nothing
     project: str = "runs/prune"  # where run folders are made
     name: str = "exp"  # name of the run folder
@@ -98,8 +101,13 @@ class PruneConfig:
             )
         if self.cost_power and not self.target:
             raise ConfigError("--cost-power weighs what --target counts; give --target or leave --cost-power out")
-        if not self.data and (self.scan or self.criterion == "taylor"):
-            raise ConfigError("--scan and --criterion taylor measure on images; give --data")
+        if not 0 <= self.balance <= 1:
+            raise ConfigError(f"--balance {self.balance}: expected a share from 0 to 1, such as 0.6")
+        if self.balance and not self.target:
+            raise ConfigError("--balance limits what --target takes; give --target or leave --balance out")
+        if not self.data and (self.scan or self.is_measured):
+            measuring = "--scan" if self.scan else f"--criterion {self.criterion}"
+            raise ConfigError(f"{measuring} measures on images; give --data")
         assert self.rounding
         check_format(self.runtime, flag="--runtime")
         check_precision(self.runtime, self.precision)
@@ -140,6 +148,7 @@ class PruneConfig:
             "--drop-bottlenecks": bool(self.drop_bottlenecks),
             "--dry-run": self.dry_run,
             "--strict": self.strict,
+            "--balance": self.balance > 0,
         }
         for name, is_given in others.items():
             if is_given:
@@ -172,9 +181,16 @@ class PruneConfig:
         return self.is_timed and not self.round
 
     @property
+    def is_measured(self) -> bool:
+        """Whether importance is measured on training batches."""
+        return self.criterion in MEASURED_CRITERIA
+
+    @property
     def power(self) -> float:
         """Power of a channel's cost by which its importance is divided."""
-        return float(self.is_timed) if self.cost_power is None else self.cost_power
+        if self.cost_power is not None:
+            return self.cost_power
+        return float(self.is_timed or (bool(self.target) and self.criterion == "fisher"))
 
     def plan_settings(
         self,
@@ -200,6 +216,7 @@ class PruneConfig:
             min_channels=self.min_channels,
             target=parse_target(self.target) if self.target else None,
             cost_power=self.power,
+            balance=self.balance,
             latency=latency,
             has_fast_widths=self.has_fast_widths,
             protect=self.protect,

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 
 import torch
+from torch import nn
 
 from engine.training.distributed import Process
 from engine.training.task import TrainingTask
+from pruning.channels.graph import ChannelGraph
+from pruning.channels.ids import FloatArray
+from pruning.choices import CriterionName
+from pruning.importance.fisher import fisher_importance
+from pruning.importance.taylor import taylor_importance
 from tasks.settings import TaskSettings
 from tasks.task import Network, Task
 from utils.config.choices import Amp
@@ -44,3 +52,32 @@ def short_training(
         device=device,
         autocast=dtype if dtype is torch.bfloat16 else None,
     )
+
+
+def importance_on_training_batches(
+    criterion: CriterionName,
+    task: Task,
+    settings: TaskSettings,
+    network: Network,
+    *,
+    hyp: Hyp,
+    device: torch.device,
+    num_batches: int,
+) -> Callable[[nn.Module, ChannelGraph], FloatArray]:
+    """Return a function that measures importance (num_ids,) by one of `MEASURED_CRITERIA` on augmented batches.
+
+    It measures `network`, or one without some of its bottlenecks, on `device` and puts it back where it was.
+    """
+
+    def measure(model: nn.Module, graph: ChannelGraph) -> FloatArray:
+        before = next(model.parameters()).device
+        placed = network.with_model(model.to(device))
+        try:
+            training = short_training(task, settings, placed, hyp=hyp, device=device)
+            batches = islice(training.batches(0), num_batches)
+            importance = fisher_importance if criterion == "fisher" else taylor_importance
+            return importance(model, graph, batches, loss_fn=training.loss_of)
+        finally:
+            model.to(before)
+
+    return measure

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -12,6 +13,9 @@ from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import FloatArray, IntArray
 from pruning.selection.rounding import Rounding
 from utils.errors import ConfigError, PruningError
+
+# Precision of a share that is searched for; finer than one channel of the widest usual layer.
+_SHARE_STEP = 1 / 4096
 
 
 def ranked_ids(candidates: IntArray, importance: FloatArray) -> IntArray:
@@ -61,6 +65,7 @@ class Allocator:
         candidates: Ids that may be dropped (n,), all of known importance; see `ranked_ids`.
         rounding: Rounding of the number of channels that layers share, protected ones counted.
         min_channels: Fewest of these channels to keep.
+        min_share: Least share of these channels to keep, 0 to 1.
         widths: Allowed widths of channels that layers share, ascending, by the smallest of their ids; where they are
             given, only the direction of `rounding` counts.
     """
@@ -70,6 +75,7 @@ class Allocator:
     candidates: IntArray
     rounding: Rounding = field(default_factory=Rounding)
     min_channels: int = 1
+    min_share: float = 0.0
     widths: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -141,15 +147,37 @@ class Allocator:
         dropped, raised = [], []
         for ids, places, total in self._groups:
             below = int(np.searchsorted(places, count, side="left"))
-            least = min(self.min_channels, total)
+            share = math.ceil(self.min_share * total)
+            least = max(min(self.min_channels, total), share)
             allowed = self.widths.get(self._first_ids[int(ids[0])])
             width = self.rounding.apply(total - below, total=total, least=least, widths=allowed)
-            if total - below < least:
+            if total - below < least and share < least:
                 raised.append(self.graph.owners(int(ids[0]))[0][0])
             # Rounding down may ask for more than there are candidates; protected channels are kept.
             dropped.append(ids[: min(total - width, len(ids))])
         gone = np.sort(np.concatenate(dropped))
         return Allocation(dropped=self._leave_inputs(gone), threshold=threshold, raised=tuple(raised))
+
+    @property
+    def smallest(self) -> Allocation:
+        """The smallest network that the least widths allow."""
+        return self._without(len(self._values), threshold=float("inf"))
+
+    def uniform_share(self, cost: Callable[[IntArray], float], target: float) -> float:
+        """Return the share of its channels that every layer may keep for the network to cost no more than `target`.
+
+        Args:
+            cost: Function that returns the cost of the network without the given ids.
+            target: Highest cost, in the unit of `cost`; if it cannot be reached, the share is 0.
+        """
+        low, high = 0.0, 1.0
+        while high - low > _SHARE_STEP:
+            middle = (low + high) / 2
+            if cost(replace(self, min_share=middle).smallest.dropped) <= target:
+                low = middle
+            else:
+                high = middle
+        return low
 
     def at_cost(self, cost: Callable[[IntArray], float], target: float, *, what: str) -> Allocation:
         """Drop the fewest channels with which the network costs no more than `target`.
@@ -163,7 +191,7 @@ class Allocator:
             PruningError: Not even the smallest possible network reaches the target.
         """
         values = self._values
-        smallest = cost(self._without(len(values), threshold=float("inf")).dropped)
+        smallest = cost(self.smallest.dropped)
         if smallest > target:
             raise PruningError(
                 f"target of {target:.4g} {what} cannot be reached with these roundings, least widths and protected "

@@ -95,3 +95,10 @@ def at_target(allocator: Allocator, costs: Costs, target: Target) -> Allocation:
     quantity = target.quantity
     goal = target.absolute(costs.amount(quantity))
     return allocator.at_cost(lambda dropped: costs.amount(quantity, dropped), goal, what=_WORDS[quantity])
+
+
+def uniform_share(allocator: Allocator, costs: Costs, target: Target) -> float:
+    """Return the share of its channels that every layer may keep under the target; 0 if that cannot be reached."""
+    quantity = target.quantity
+    goal = target.absolute(costs.amount(quantity))
+    return allocator.uniform_share(lambda dropped: costs.amount(quantity, dropped), goal)

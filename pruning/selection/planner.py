@@ -15,10 +15,10 @@ from models.fingerprint import network_fingerprint
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import FloatArray, IntArray
 from pruning.channels.shortcuts import candidate_ids, shortcut_bottleneck_names
-from pruning.choices import Shortcuts
+from pruning.choices import MEASURED_CRITERIA, Shortcuts
 from pruning.importance.criteria import CRITERIA, random_order
 from pruning.selection.allocation import Allocation, Allocator, ranked_ids, ranks_among
-from pruning.selection.costs import Costs, at_target
+from pruning.selection.costs import Costs, at_target, uniform_share
 from pruning.selection.scales import DENSE_SHARE, NEAR_ZERO, ScaleStats
 from pruning.selection.settings import ALL, DEFAULT_PERCENT, PlanSettings
 from pruning.surgery.bottlenecks import drop_bottlenecks
@@ -36,7 +36,7 @@ _DRAWN = {
 }
 
 
-# Measures importance (num_ids,) on data, for instance by Taylor expansion.
+# Measures importance (num_ids,) on data, by one of `MEASURED_CRITERIA`.
 MeasureImportance: TypeAlias = Callable[[nn.Module, ChannelGraph], FloatArray]
 
 
@@ -93,20 +93,24 @@ class Planner:
                 settings.criterion,
                 first,
             )
+        allocator = Allocator(
+            graph=graph,
+            importance=importance,
+            candidates=ranked,
+            rounding=settings.rounding,
+            min_channels=settings.min_channels,
+            widths=_fast_widths(model, graph, settings),
+        )
+        if settings.balance and settings.target:
+            uniform = uniform_share(allocator, _costs(model, graph, settings), settings.target)
+            allocator = replace(allocator, min_share=settings.balance * uniform)
         return cls(
             model=model,
             graph=graph,
             bottlenecks=bottlenecks,
             fingerprint=fingerprint,
             settings=settings,
-            allocator=Allocator(
-                graph=graph,
-                importance=importance,
-                candidates=ranked,
-                rounding=settings.rounding,
-                min_channels=settings.min_channels,
-                widths=_fast_widths(model, graph, settings),
-            ),
+            allocator=allocator,
         )
 
     @property
@@ -273,7 +277,7 @@ def _importance(
     if settings.is_mixed:
         shares = {"bn_gamma": settings.bn_percent or 0.0, "kernel_l1": settings.conv_percent or 0.0}
         return _least_margin([(CRITERIA[name](model, graph), share) for name, share in shares.items()], candidates)
-    if settings.criterion == "taylor":
+    if settings.criterion in MEASURED_CRITERIA:
         assert measure is not None, "this criterion needs data"
         return measure(model, graph)
     if settings.criterion == "random":

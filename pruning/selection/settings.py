@@ -27,6 +27,8 @@ class PlanSettings:
         shortcuts: Whether channels that shortcuts join are kept ("skip") or pruned together ("tied").
         rounding: Rounding of the widths to keep.
         min_channels: Fewest channels of a layer to keep.
+        balance: Least width of a layer, as a share of that which it would have if all layers kept the same share of
+            their channels: 0 leaves widths to importance, 1 cuts every layer alike. Only with `target`.
         target: Highest cost of the pruned network, in place of a share.
         cost_power: Power of a channel's cost by which its importance is divided.
         latency: Times of the layers on a runtime, for a target in milliseconds.
@@ -46,6 +48,7 @@ class PlanSettings:
     shortcuts: Shortcuts = "skip"
     rounding: Rounding
     min_channels: int = 1
+    balance: float = 0.0
     target: Target | None = None
     cost_power: float = 0.0
     latency: LatencyTable | None = None

@@ -235,8 +235,11 @@ def test_every_way_of_pruning_gives_a_smaller_network_that_loads(place: Place, s
     assert all(head.isfinite().all() for head in outputs(loaded))
 
 
-def test_importance_by_taylor_expansion_takes_training_pictures(place: Place) -> None:
-    settings = {"criterion": "taylor", "data": str(place.data), "batch_size": 2, "taylor_batches": 1}
+@pytest.mark.parametrize(
+    "how", [{"criterion": "taylor"}, {"criterion": "fisher", "target": "macs=50%", "balance": 0.6}]
+)
+def test_importance_of_data_is_measured_on_training_pictures(place: Place, how: dict[str, Any]) -> None:
+    settings = {**how, "data": str(place.data), "batch_size": 2, "taylor_batches": 1}
     result = run_pruning(config_of(place, dry_run=True, **settings))
     assert result.report.after.parameters < result.report.before.parameters
 
@@ -248,7 +251,7 @@ def test_taylor_takes_the_hyper_parameters_that_are_named(place: Place, monkeypa
         found.append(hyp.mosaic)
         return short_training(*given, hyp=hyp, **settings)
 
-    monkeypatch.setattr("commands.prune.short_training", note)
+    monkeypatch.setattr("tasks.short_training.short_training", note)
     hyp = place.root / "hyp.yaml"
     hyp.write_text("mosaic: 0.25\n")
     settings = {"criterion": "taylor", "data": str(place.data), "batch_size": 2, "taylor_batches": 1, "dry_run": True}
@@ -370,7 +373,7 @@ def test_existing_results_survive_a_refusal(place: Place, capsys: pytest.Capture
     [
         ({"bn_percent": 0.3, "criterion": "fpgm"}, "rank by scales and by kernels; without effect: --criterion"),
         ({"tolerance": 0.1, "taylor_batches": 2}, "without --scan; without effect: --tolerance"),
-        ({"taylor_batches": 2}, "without --criterion taylor; without effect: --taylor-batches"),
+        ({"taylor_batches": 2}, "without --criterion taylor or fisher; without effect: --taylor-batches"),
     ],
 )
 def test_settings_that_change_nothing_are_told_of(

@@ -235,3 +235,22 @@ def test_both_halves_of_a_split_keep_a_channel() -> None:
     importance[ids] = [1.0, 2.0, 8.0, 9.0]
     allocation = Allocator(graph=graph, importance=importance, candidates=ids).at(8.5)
     assert sorted(allocation.dropped.tolist()) == sorted([ids[0], ids[2]])
+
+
+def test_least_share_of_a_layer_stays() -> None:
+    allocator = allocator_of(chain(4, 4), TWO, min_share=0.6)
+    assert kept(allocator, allocator.smallest.dropped) == [[1, 2, 3], [0, 2, 3]]
+    assert allocator.at(0.35).raised == ()
+
+
+def test_uniform_share_is_the_widest_at_which_all_layers_cut_alike_meet_the_target() -> None:
+    model = chain(8, 8)
+    graph = ChannelGraph.of(model, image_chw=IMAGE)
+    cost = ChannelCost.of(model, graph, IMAGE)
+    allocator = allocator_of(model, [np.arange(8), np.arange(8)])
+    # With n of 8 channels in each layer there are n + n x n + n weights.
+    share = allocator.uniform_share(cost.parameters, 24.0)
+    assert share == pytest.approx(4 / 8, abs=1e-3)
+    assert cost.parameters(allocator_of(model, [np.arange(8)] * 2, min_share=share).smallest.dropped) == 24
+    assert allocator.uniform_share(cost.parameters, 80.0) == pytest.approx(1.0, abs=1e-3)
+    assert allocator.uniform_share(cost.parameters, 2.0) == 0.0

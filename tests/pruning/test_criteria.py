@@ -11,6 +11,7 @@ from models.classifiers import DenseNetCifar, LeNet5
 from models.detector import build_model
 from models.spec import ModelSpec
 from pruning.channels.graph import ChannelGraph
+from pruning.choices import MEASURED_CRITERIA
 from pruning.importance.criteria import (
     CRITERIA,
     CRITERION_NAMES,
@@ -162,8 +163,8 @@ def test_channel_of_a_dense_network_has_the_mean_of_all_norms_it_passes() -> Non
     assert of_layer(bn_gamma(model, graph), graph, "features.0") == [1.5] * 16
 
 
-def test_names_for_the_command_line_are_the_criteria_and_taylor() -> None:
-    assert {*CRITERIA, "taylor"} == set(CRITERION_NAMES)
+def test_names_for_the_command_line_are_the_criteria_of_weights_and_of_data() -> None:
+    assert {*CRITERIA, *MEASURED_CRITERIA} == set(CRITERION_NAMES)
 
 
 def test_gamma_of_a_network_without_batch_norm_is_refused() -> None:

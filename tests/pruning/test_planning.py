@@ -115,6 +115,24 @@ def test_target_is_reached(model: Detector, quantity: str, count: str) -> None:
     assert 0.3 < cost(planner.allocate().dropped) / cost() <= 0.5
 
 
+def test_balance_keeps_layers_near_the_width_that_cutting_all_alike_would_leave(model: Detector) -> None:
+    def least_share(balance: float) -> float:
+        settings: dict[str, Any] = {"target": "macs=50%", "criterion": "kernel_l1", "cost_power": 2.0}
+        planner = planner_of(model, shortcuts="tied", balance=balance, **settings)
+        allocation = planner.allocate()
+        cost = ChannelCost.of(model, planner.graph, (3, 64, 64))
+        assert cost.macs(allocation.dropped) <= 0.5 * cost.macs()
+        keep = planner.plan(allocation).keep
+        return min(len(kept) / len(planner.graph.layers[name].output_ids) for name, kept in keep.items())
+
+    free, half, whole = least_share(0.0), least_share(0.6), least_share(1.0)
+    assert free < 0.25
+    assert free < half < whole
+    # Widths of which a share w stays make about w squared of the multiply-adds; the least layer has 8 channels.
+    assert 0.5**0.5 - 1 / 8 < whole < 0.5**0.5
+    assert half > 0.6 * 0.5**0.5 - 1 / 8
+
+
 @pytest.mark.parametrize("quantity", ["macs", "params"])
 def test_importance_per_cost_reaches_the_target_with_fewer_channels(model: Detector, quantity: str) -> None:
     plain, weighed = (

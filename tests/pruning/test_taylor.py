@@ -20,7 +20,8 @@ from models.spec import ModelSpec
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import FloatArray
 from pruning.importance.masking import masked, oracle_importance
-from pruning.importance.taylor import TaylorRecorder, measured_layers, taylor_importance
+from pruning.importance.products import ProductRecorder, measured_layers
+from pruning.importance.taylor import taylor_importance
 from tasks.choose import DETECTION
 from tasks.short_training import short_training
 from tasks.task import Network
@@ -166,7 +167,8 @@ def test_an_error_within_leaves_no_trace_either() -> None:
         assert not model[1].weight.any()
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), TaylorRecorder(model, graph), masked(model, graph, graph.prunable_ids):
+    recorder = ProductRecorder(model, graph, lambda layer, products: None)
+    with pytest.raises(ZeroDivisionError), recorder, masked(model, graph, graph.prunable_ids):
         fail()
     assert model.training
     assert model[0].weight.requires_grad
