@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from commands.prune_latency import table_for
 from commands.train import run_training
 from commands.train_config import TrainConfig
+from commands.train_hyp import read_hyp
 from commands.train_result import TrainResult
 from commands.train_sparsity_config import SparsityConfig
 from engine.training.hooks import Hook
+from pruning.channels.graph import ChannelGraph
 from pruning.choices import Sparsity
-from pruning.sparsity.monitor import SparsityMonitor, watched
+from pruning.selection.planner import Planner
+from pruning.sparsity.fading import FadingHook, layers_without_norm
+from pruning.sparsity.monitor import FADING, SparsityMonitor, Watched, watched
 from pruning.sparsity.penalties import SparsityHook, make_penalties
 from pruning.sparsity.scale_rate import ScaleRateHook
+from pruning.surgery.plan import PruningPlan
+from tasks.choose import task_of
+from tasks.short_training import importance_on_training_batches
 from tasks.task import Network
 from utils.config.values import warn_of_ignored
+from utils.storage.run_folder import plain
 
 LOGGER = logging.getLogger(__name__)
 
@@ -27,12 +38,21 @@ _UNUSED: Mapping[Sparsity, tuple[str, ...]] = {
     "kernel": ("srb", "src", "beta_ratio"),
     "mixed": ("sr",),
 }
+# Settings of penalties, and those of the choice of channels under --sr auto.
+_OF_STRENGTHS = ("srb", "src", "beta_ratio", "scale_rate", "decay", "aim")
+_OF_CHOICE = ("percent", "target", "runtime", "precision", "threads", "latency_table", "round", "min_channels")
 
 
 def sparsity_hooks(network: Network, config: TrainConfig, folder: Path) -> Sequence[Hook]:
     """Return the hooks of a sparsity training."""
     assert isinstance(config, SparsityConfig)
-    warn_of_ignored(config, {f"--sparsity {config.sparsity}": _UNUSED[config.sparsity]})
+    if config.is_auto:
+        warn_of_ignored(config, {"--sr auto chooses channels itself": _OF_STRENGTHS})
+        return FadingHook(
+            network.model, partial(_choose, network, config), folder=folder, image_chw=network.trace_chw
+        ), _monitor(network, FADING, config, folder)
+    unused = (*_UNUSED[config.sparsity], *_OF_CHOICE)
+    warn_of_ignored(config, {f"--sparsity {config.sparsity}": unused})
     penalties = make_penalties(
         network.model,
         sparsity=config.sparsity,
@@ -44,9 +64,15 @@ def sparsity_hooks(network: Network, config: TrainConfig, folder: Path) -> Seque
     if not penalties:
         LOGGER.warning("no sparsity: --no-st or a strength of 0, this is plain training")
         return ()
-    monitor = SparsityMonitor(
+    kinds = watched(config.sparsity, config.strengths, scale_rate=config.scale_rate)
+    monitor = _monitor(network, kinds, config, folder)
+    return ScaleRateHook(config.scale_rate), SparsityHook(penalties), monitor
+
+
+def _monitor(network: Network, kinds: Mapping[str, Watched], config: SparsityConfig, folder: Path) -> SparsityMonitor:
+    return SparsityMonitor(
         network.model,
-        watched(config.sparsity, config.strengths, scale_rate=config.scale_rate),
+        kinds,
         shortcuts=config.shortcuts,
         aim=config.aim,
         is_decayed=config.decay,
@@ -54,7 +80,29 @@ def sparsity_hooks(network: Network, config: TrainConfig, folder: Path) -> Seque
         is_plotting=not config.noplots,
         image_chw=network.trace_chw,
     )
-    return ScaleRateHook(config.scale_rate), SparsityHook(penalties), monitor
+
+
+def _choose(network: Network, config: SparsityConfig) -> PruningPlan:
+    """Choose the channels to prune by Fisher information, against what they cost, and say what will be left."""
+    graph = ChannelGraph.of(network.model, image_chw=network.trace_chw)
+    choice = replace(config.choice(config.weights), protect=layers_without_norm(graph))
+    task = task_of(data=config.data, weights=config.weights, cfg=config.cfg)
+    image_chw = task.image_chw(network, config.test_size)
+    table = table_for(choice, task, network, image_chw=image_chw, weights="")
+    measure = importance_on_training_batches(
+        choice.criterion,
+        task,
+        replace(config, cache_images=False),
+        network,
+        hyp=read_hyp(config, task.recipe),
+        device=next(network.model.parameters()).device,
+        num_batches=choice.taylor_batches,
+    )
+    settings = choice.plan_settings(image_chw, network.trace_chw, table)
+    planner = Planner.of(network.model, settings, measure=measure)
+    allocation = planner.allocate()
+    LOGGER.info("chosen before training:\n%s", planner.describe(allocation))
+    return planner.plan(allocation, settings=plain(choice))
 
 
 def run_sparsity_training(config: SparsityConfig) -> TrainResult | None:

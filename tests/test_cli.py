@@ -38,6 +38,9 @@ SPARSITY_FLAGS = " ".join(
             *TRAIN_FLAGS.split(),
             *("--aim", "--beta-ratio", "--no-decay", "--no-st", "--scale-rate", "--shortcuts", "--sparsity"),
             *("--sr", "--srb", "--src"),
+            # Of --sr auto, which chooses what the cut will take.
+            *("--latency-table", "--min-channels", "--percent", "--precision", "--round", "--round-direction"),
+            *("--runtime", "--target", "--threads"),
         ]
     )
 )
@@ -45,8 +48,7 @@ SLIM_FLAGS = " ".join(
     sorted(
         [
             *SPARSITY_FLAGS.split(),
-            *("--distill", "--finetune-epochs", "--latency-table", "--min-channels", "--percent", "--precision"),
-            *("--round", "--round-direction", "--rounds", "--runtime", "--target", "--teacher", "--threads"),
+            *("--distill", "--finetune-epochs", "--rounds", "--teacher"),
         ]
     )
 )

@@ -42,17 +42,18 @@ class Watched:
     Attributes:
         criterion: Criterion that measures the scale.
         flag: Name of the command-line flag for its strength.
-        strength: Strength that is set.
+        strength: Strength that is set; None if none is, and there is nothing to judge.
         rate: Factor of its learning rate, or None if that cannot be set.
     """
 
     criterion: Criterion
     flag: str
-    strength: float
+    strength: float | None
     rate: float | None = None
 
     def advised(self, factor: float) -> dict[str, float]:
         """Return the settings, by flag, that make the force `factor` times as large."""
+        assert self.strength is not None
         if self.rate is None or factor <= 1:
             return {self.flag: self.strength * factor}
         rate = min(max(self.rate, _GOOD_RATE), self.rate * factor)
@@ -74,6 +75,10 @@ def watched(sparsity: Sparsity, strengths: Strengths, *, scale_rate: float) -> d
         ),
     }
     return {name: kind for name, kind in kinds.items() if kind.strength}
+
+
+# Scales of channels that fade, see `pruning.sparsity.fading`.
+FADING = {"gamma": Watched(criterion=CRITERIA["bn_gamma"], flag="sr", strength=None)}
 
 
 class SparsityMonitor(Hook):
@@ -119,8 +124,8 @@ class SparsityMonitor(Hook):
             numbers = {"below_0.01": stats.below_hundredth, "below_0.001": stats.below_thousandth}
             numbers |= {"prunable": stats.prunable, "at_aim": stats.at_aim}
             trainer.state.extra |= {f"sparsity/{name}_{key}": value for key, value in numbers.items()}
-            verdict = self._verdict(name, trainer)
-            LOGGER.info("%s: %s; %s", name, stats.as_text(), verdict_line(verdict, kind))
+            judged = "" if kind.strength is None else f"; {verdict_line(self._verdict(name, trainer), kind)}"
+            LOGGER.info("%s: %s%s", name, stats.as_text(), judged)
 
     def end(self, trainer: Trainer) -> None:
         """Write sparsity.json and the ridge plots."""
@@ -128,14 +133,14 @@ class SparsityMonitor(Hook):
             return
         result: dict[str, Any] = {"aim": self.aim, "force": self.force}
         for name, kind in self.kinds.items():
-            verdict = self._verdict(name, trainer)
-            result[name] = {
-                "strength": kind.strength,
-                "verdict": verdict.speed,
-                "reason": verdict.reason,
-                "next": kind.advised(verdict.factor),
-                "epochs": self.stats[name],
-            }
+            result[name] = {"strength": kind.strength, "epochs": self.stats[name]}
+            if kind.strength is not None:
+                verdict = self._verdict(name, trainer)
+                result[name] |= {
+                    "verdict": verdict.speed,
+                    "reason": verdict.reason,
+                    "next": kind.advised(verdict.factor),
+                }
             if self.is_plotting:
                 self._plot(name)
         write_json(self.folder / "sparsity.json", result)

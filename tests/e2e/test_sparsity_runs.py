@@ -20,6 +20,8 @@ from refusal import make_place, refusal
 from tiny import tiny_config
 from torch import nn
 
+from commands.prune import run_pruning
+from commands.prune_config import PruneConfig
 from commands.train import run_training
 from commands.train_config import TrainConfig
 from commands.train_result import TrainResult
@@ -30,6 +32,7 @@ from engine.training.trainer import Trainer
 from models.detector import build_model
 from models.load import load_model
 from models.spec import ModelSpec
+from pruning.sparsity.fading import PLAN_NAME
 from pruning.sparsity.monitor import SparsityMonitor
 from tasks.task import Network
 from utils.errors import ConfigError
@@ -134,6 +137,68 @@ def test_resumed_run_ends_with_the_same_weights_and_the_whole_report(
     assert not (resumed.folder / "gamma_ridge.png").exists(), "--noplots"
 
 
+def auto_config(folder: Path, weights: Path, **settings: Any) -> SparsityConfig:
+    """Four epochs in which channels fade that were chosen before."""
+    own = {
+        "weights": str(weights),
+        "cfg": "",
+        "sr": "auto",
+        "target": "macs=60%",
+        "shortcuts": "tied",
+        "round": "none",
+        "epochs": 4,
+    }
+    return sparse_config(folder, **{**own, **settings})
+
+
+def test_chosen_channels_reach_zero_and_their_cut_costs_nothing(tmp_path: Path, run: TrainResult) -> None:
+    config = auto_config(tmp_path, run.last, noplots=False)
+    result = trained(config)
+    plan = result.folder / PLAN_NAME
+    report = json.loads((result.folder / "sparsity.json").read_text())["gamma"]
+    assert report["strength"] is None
+    assert "verdict" not in report
+    assert report["epochs"][0]["below_thousandth"] < 0.1
+    pruned = run_pruning(
+        PruneConfig(
+            weights=str(result.last),
+            plan=str(plan),
+            data=config.data,
+            img_size=64,
+            project=str(tmp_path / "prune"),
+            workers=0,
+        )
+    )
+    before, after = pruned.report.before, pruned.report.after
+    assert after.macs <= 0.6 * before.macs
+    norms = [module for module in load_model(result.last).model.modules() if isinstance(module, nn.BatchNorm2d)]
+    kept = [module for module in pruned.model.modules() if isinstance(module, nn.BatchNorm2d)]
+    scales, own = (torch.cat([norm.weight.detach().abs() for norm in some]) for some in (norms, kept))
+    assert int((scales == 0).sum()) == len(scales) - len(own), "all that is cut is at zero, and nothing else"
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        heads, left = load_model(result.last).model(images), pruned.model(images)
+    for head, other in zip(heads, left, strict=True):
+        torch.testing.assert_close(head, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_resumed_choice_is_the_same_choice(
+    tmp_path: Path, run: TrainResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = auto_config(tmp_path, run.last)
+    whole = trained(replace(config, name="whole"))
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "commands.train_sparsity.sparsity_hooks", lambda *given: [*sparsity_hooks(*given), KillAfter(2)]
+        )
+        with pytest.raises(Killed):
+            run_sparsity_training(replace(config, name="killed"))
+    resumed = trained(SparsityConfig(resume="latest", project=config.project))
+    assert_same_weights(whole.last, resumed.last)
+    for name in (PLAN_NAME, "sparsity.json", "results.csv"):
+        assert (whole.folder / name).read_text() == (resumed.folder / name).read_text()
+
+
 @pytest.mark.parametrize("settings", [{"sparsity": "kernel"}, {"amp": "bf16", "shortcuts": "tied", "adam": True}])
 def test_every_way_of_sparsity_training_gives_finite_weights(tmp_path: Path, settings: dict[str, Any]) -> None:
     result = trained(sparse_config(tmp_path, epochs=1, **{"sr": 1e-3, **settings}))
@@ -196,6 +261,9 @@ def test_strength_that_a_variant_does_not_use_is_a_warning(tmp_path: Path, caplo
         ({"srb": float("nan")}, r"--srb nan: expected 0 or a positive number"),
         ({"beta_ratio": float("inf")}, r"--beta-ratio inf: expected 0 or a positive number"),
         ({"scale_rate": -1.0}, r"--scale-rate -1.0: expected 0 or a positive number"),
+        ({"sr": "auto"}, r"--sr auto chooses among channels that have learnt something; give trained --weights"),
+        ({"sr": "auto", "sparsity": "kernel"}, r"--sr auto fades scales of batch norms, not kernel"),
+        ({"sr": "auto", "weights": "a.pt", "target": "speed=3"}, r"--target speed=3: expected a form such as"),
         ({"aim": 1.0}, r"--aim 1.0: expected a share between 0 and 1"),
         ({"evolve": 3}, r"--evolve is not for sparsity training; search hyper-parameters with train.py"),
     ],
