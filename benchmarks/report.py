@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from utils.device import machine_name
 from utils.storage.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -21,16 +22,7 @@ def device_name() -> str:
     """Return the GPU's name, or the processor's with the number of cores used."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{_processor()}, {torch.get_num_threads()} threads"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return f"{machine_name()}, {torch.get_num_threads()} threads"
 
 
 def _command() -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -95,3 +97,11 @@ def memory_advice(advice: str) -> Iterator[None]:
             raise
         reason = f" ({text.splitlines()[0][:200]})" if text else ""
         raise ConfigError(f"out of memory{reason}; {advice}") from error
+
+
+def machine_name() -> str:
+    """Return the name of the CPU."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.lower().startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()

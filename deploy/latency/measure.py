@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +32,7 @@ from pruning.selection.planner import Planner
 from pruning.selection.rounding import Rounding
 from pruning.selection.settings import PlanSettings
 from pruning.surgery.cut import cut
+from utils.device import machine_name
 from utils.progress import progress
 
 LOGGER = logging.getLogger(__name__)
@@ -119,14 +119,6 @@ def time_reference(conditions: Conditions) -> float:
     fastest = _Fastest(calls=_reference_calls(conditions), threads=conditions.threads)
     fastest.run(_REFERENCE_RUNS)
     return sum(fastest.ms)
-
-
-def machine_name() -> str:
-    """Return the name of the CPU."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.lower().startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
 
 
 def runtime_version(runtime: str) -> str:

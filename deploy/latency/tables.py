@@ -8,11 +8,12 @@ from pathlib import Path
 
 from deploy.formats import FORMATS
 from deploy.latency.entries import grids
-from deploy.latency.measure import Subject, machine_name, measure_table, runtime_version, time_reference
+from deploy.latency.measure import Subject, measure_table, runtime_version, time_reference
 from pruning.channels.graph import ChannelGraph
 from pruning.selection.latency import FORMAT_VERSION, Conditions, LatencyTable
 from pruning.selection.latency_layers import timed_layers
 from utils.datasets.classes.known import default_cache
+from utils.device import machine_name
 from utils.errors import ConfigError
 
 LOGGER = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from utils.errors import ConfigError
@@ -63,9 +64,14 @@ def test_settings_and_result_are_kept(tmp_path: Path) -> None:
     assert read_yaml(folder.path / "opt.yaml", what="settings") == {"sizes": [320, 640], "path": "a/b"}
     result = json.loads((folder.path / "result.json").read_text())
     assert result["AP"] == 0.5
-    assert {"command", "python", "torch", "threads"} == set(result["environment"])
+    environment = result["environment"]
+    assert {"command", "python", "torch", "threads", "machine", "packages"} == set(environment)
+    assert environment["machine"]
+    assert environment["packages"]["numpy"] == np.__version__
 
 
 def test_plain_values_know_no_dataclasses_tuples_or_paths() -> None:
     assert plain({"a": (1, Path("x"))}) == {"a": [1, "x"]}
-    assert plain(Settings()) == {"sizes": [320, 640], "path": "a/b"}
+    settings = {"sizes": [320, 640], "path": "a/b"}
+    assert plain(Settings()) == settings
+    assert plain({"two": (Settings(), 1)}) == {"two": [settings, 1]}

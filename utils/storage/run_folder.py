@@ -6,14 +6,21 @@ import json
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from utils.device import machine_name
 from utils.errors import ConfigError
 from utils.storage.files import write_json, write_yaml
+
+# Packages that decide results and times, beside torch.
+_PACKAGES = ("torchvision", "numpy", "opencv-python-headless", "ncnn", "onnxruntime", "openvino")
 
 
 class RunSettings(Protocol):
@@ -79,12 +86,26 @@ class RunFolder:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
+            "machine": machine_name(),
+            "packages": _versions(_PACKAGES),
         }
         write_json(self.path / "result.json", {**result, "environment": environment})
 
 
 def plain(value: Any) -> Any:
     """Convert dataclasses, tuples and paths to the dicts, lists and strings of YAML and JSON."""
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    return json.loads(json.dumps(value, default=str))
+    return json.loads(json.dumps(value, default=_plain_part))
+
+
+def _plain_part(value: Any) -> Any:
+    """Return the fields of a dataclass, wherever it lies in the value, and any other object as text."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
