@@ -101,7 +101,7 @@ def confidence_curves(
     scores = np.concatenate([np.zeros(0), *(boxes[:, 4] for boxes in predictions)])
     predicted_class = np.concatenate([np.zeros(0), *(boxes[:, 5] for boxes in predictions)])
     true_class = np.concatenate([np.zeros(0), *(labels[:, 0] for labels in truths)])
-    is_right = _right_predictions(predictions, truths, scores=scores, min_iou=min_iou)
+    is_right = right_predictions(predictions, truths, min_iou=min_iou)
     if crowds is not None:
         is_counted = is_right | ~lie_in_crowds(predictions, crowds, min_share=min_iou, same_class=True)
         predicted_class = np.where(is_counted, predicted_class, -1.0)
@@ -133,10 +133,12 @@ def confidence_curves(
     )
 
 
-def _right_predictions(
-    predictions: Sequence[Array], truths: Sequence[Array], *, scores: Array, min_iou: float
-) -> Array:
-    """Return a mask (N,) of the concatenated predictions that found a true box of their class."""
+def right_predictions(predictions: Sequence[Array], truths: Sequence[Array], *, min_iou: float) -> Array:
+    """Return a mask (N,) of the concatenated predictions that find a true box of their class.
+
+    The best score chooses first, and takes the free true box that it overlaps most.
+    """
+    scores = np.concatenate([np.zeros(0), *(boxes[:, 4] for boxes in predictions)])
     pairs = overlaps(predictions, truths, min_iou=min_iou, same_class=True)
     rank = np.empty(len(scores), np.int64)
     rank[np.argsort(-scores, kind="stable")] = np.arange(len(scores))
