@@ -18,7 +18,7 @@ setup: .venv/installed
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-# Tests that need compilers, an emulator, ncnn for C++ and TensorRT: installs these, and builds ncnn once into ~/.cache.
+# Tests that need compilers, an emulator, ncnn for C++, TensorRT and a browser: installs these, and builds ncnn once into ~/.cache.
 test-system: setup
 	tests/system/run.sh
 

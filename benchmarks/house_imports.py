@@ -22,6 +22,7 @@ LEVELS = {
     "quantization": 3,
     "deploy": 4,
     "tasks": 5,
+    "reports": 5,
     "commands": 6,
 }
 SCRIPT_LEVEL = 7

@@ -24,6 +24,7 @@ from pruning.selection.costs import Costs
 from pruning.selection.latency import LatencyTable
 from pruning.selection.planner import Planner
 from pruning.selection.targets import parse_target
+from reports import write_report
 from tasks.choose import task_of
 from tasks.task import Task
 from utils.config.cli import RESUME_LATEST, config_from_values
@@ -45,11 +46,14 @@ def run_slimming(config: SlimConfig) -> list[StageResult]:
             again.
 
     Returns:
-        A row per stage; empty on all but the first process.
+        A row per stage; empty on all but the first process, and where only a report is written.
 
     Raises:
         UserError: Anything about settings, weights or data that does not allow it; most is found before any training.
     """
+    if config.report:
+        write_report(config.report)
+        return []
     process = this_process()
     if not process.is_main:
         logging.disable(logging.INFO)
@@ -190,4 +194,5 @@ def _finish(config: SlimConfig, folder: Path, *, weights: str) -> list[StageResu
     rows = [row for number in range(1, config.rounds + 1) for row in rows_of(folder / f"round{number}", names)]
     RunFolder(path=folder).write_result({"stages": [row.to_dict() for row in rows], "weights": weights})
     LOGGER.info("%s\nthe small network: %s\nresults in %s", slim_table(rows), weights, folder)
+    write_report(folder)
     return rows

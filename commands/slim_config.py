@@ -34,6 +34,7 @@ class SlimConfig(SparsityConfig):
     distill: float = 0.0  # weight of a teacher's answers in fine-tuning; the teacher is the first sparse network
     teacher: str = ""  # another teacher for it
     resume: str = ""  # continue the latest run, or the run in this folder
+    report: str = ""  # train nothing; write report.html and report.json of the run in this folder
     project: str = "runs/slim"  # where run folders are made
 
     def __post_init__(self) -> None:

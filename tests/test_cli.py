@@ -48,7 +48,7 @@ SLIM_FLAGS = " ".join(
     sorted(
         [
             *SPARSITY_FLAGS.split(),
-            *("--distill", "--finetune-epochs", "--rounds", "--teacher"),
+            *("--distill", "--finetune-epochs", "--report", "--rounds", "--teacher"),
         ]
     )
 )

@@ -134,6 +134,7 @@ class SparsityMonitor(Hook):
         result: dict[str, Any] = {"aim": self.aim, "force": self.force}
         for name, kind in self.kinds.items():
             result[name] = {"strength": kind.strength, "epochs": self.stats[name]}
+            result[name] |= {"edges": self.edges[name], "ridges": self.ridges[name]}
             if kind.strength is not None:
                 verdict = self._verdict(name, trainer)
                 result[name] |= {

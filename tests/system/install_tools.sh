@@ -11,6 +11,7 @@ need make make
 need c++ g++
 need aarch64-linux-gnu-g++ g++-aarch64-linux-gnu
 command -v qemu-aarch64-static >/dev/null || need qemu-aarch64 qemu-user
+need chromium chromium
 [ -n "$(find /usr/include /usr/local/include -maxdepth 2 -name jpeglib.h 2>/dev/null)" ] || missing+=(libjpeg-dev)
 [ ${#missing[@]} -gt 0 ] || exit 0
 

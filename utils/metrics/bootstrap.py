@@ -31,7 +31,7 @@ _RECALLS = np.linspace(0, 1, NUM_RECALLS)
 
 @dataclass(frozen=True, kw_only=True)
 class Boxes:
-    """What a detector found, and what there is, in each of the same images.
+    """The boxes that a detector found in each image, and the true ones.
 
     Attributes:
         found: Boxes of each image (n, 6): xyxy, score, class.
