@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <fstream>
 
+#include "arithmetic.h"
 #include "decode.h"
 #include "error.h"
 #include "letterbox.h"
@@ -40,17 +41,6 @@ void check_options(const DetectorOptions& options, const Metadata& metadata) {
                     std::to_string(metadata.width) + "x" + std::to_string(metadata.height) +
                     " only; leave the option out");
     }
-}
-
-void set_arithmetic(ncnn::Option& option, const DetectorOptions& options) {
-    if (options.threads > 0) {
-        option.num_threads = options.threads;
-    }
-    option.use_vulkan_compute = false;
-    // ncnn turns 16-bit arithmetic on by itself where the CPU has it, so it is turned off unless requested.
-    const bool has_fp16 = ncnn::cpu_support_arm_asimdhp() != 0;
-    option.use_fp16_packed = option.use_fp16_storage = option.use_fp16_arithmetic = options.half && has_fp16;
-    option.use_bf16_packed = option.use_bf16_storage = options.half && !has_fp16;
 }
 
 // ncnn's own messages about a missing file name neither the folder nor a remedy.
@@ -127,7 +117,7 @@ Detector::Detector(const std::string& folder, const DetectorOptions& options)
     if (options_.powersave > 0) {
         ncnn::set_cpu_powersave(options_.powersave);  // applies to the whole process
     }
-    set_arithmetic(net_->opt, options_);
+    set_arithmetic(net_->opt, options_.threads, options_.half);
     load(*net_, folder_);
     check_ends(*net_, metadata_.heads.size(), folder_);
 }

@@ -2,7 +2,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <limits>
 #include <locale>
 #include <sstream>
@@ -257,23 +256,6 @@ int JsonValue::as_int() const {
 
 JsonValue parse_json(const std::string& text) {
     return Parser(text).document();
-}
-
-std::string json_quoted(const std::string& text) {
-    std::string quoted = "\"";
-    for (const char character : text) {
-        if (character == '"' || character == '\\') {
-            quoted.push_back('\\');
-            quoted.push_back(character);
-        } else if (static_cast<unsigned char>(character) < 0x20U) {
-            char escape[7];
-            std::snprintf(escape, sizeof(escape), "\\u%04x", static_cast<unsigned>(character));
-            quoted += escape;
-        } else {
-            quoted.push_back(character);
-        }
-    }
-    return quoted + "\"";
 }
 
 }  // namespace small_detector

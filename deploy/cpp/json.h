@@ -1,4 +1,4 @@
-// The part of JSON (RFC 8259) that is needed to read metadata.json and to write detections.
+// The part of JSON (RFC 8259) that is needed to read and write our files, and to write detections.
 #pragma once
 
 #include <cstddef>
@@ -25,6 +25,7 @@ class JsonValue {
     bool as_bool() const;
     double as_number() const;
     int as_int() const;
+    const Content& content() const { return content_; }
 
   private:
     Content content_;
@@ -32,6 +33,9 @@ class JsonValue {
 
 // Parses a JSON text; throws Error that names the byte where the text is damaged.
 JsonValue parse_json(const std::string& text);
+
+// Returns a value as text that parses as the same value.
+std::string json_text(const JsonValue& value);
 
 // Returns the text in quotes, escaped as JSON requires; UTF-8 is not escaped.
 std::string json_quoted(const std::string& text);

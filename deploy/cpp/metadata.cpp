@@ -2,47 +2,15 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <fstream>
-#include <iterator>
 
 #include "error.h"
 #include "json.h"
+#include "reading.h"
 
 namespace small_detector {
 namespace {
 
 constexpr char kFormat[] = "_ncnn_model";
-
-std::string read_text(const std::string& path) {
-    std::ifstream file(path, std::ios::binary);
-    if (!file) {
-        throw Error(path + " cannot be opened; check the path, or export the network again");
-    }
-    return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-}
-
-// Reads one member with `read`; an error names the member.
-template <typename Read>
-auto field(const JsonValue& document, const std::string& name, Read read) {
-    try {
-        return read(document.at(name));
-    } catch (const Error& error) {
-        throw Error(name + ": " + error.what());
-    }
-}
-
-template <typename Value, typename Read>
-std::vector<Value> list_of(const JsonValue& value, Read read) {
-    std::vector<Value> values;
-    for (const JsonValue& item : value.as_array()) {
-        values.push_back(read(item));
-    }
-    return values;
-}
-
-std::vector<int> ints_of(const JsonValue& value) {
-    return list_of<int>(value, [](const JsonValue& item) { return item.as_int(); });
-}
 
 std::vector<Head::Anchor> anchors_of(const JsonValue& row) {
     const auto sizes =
@@ -75,17 +43,15 @@ std::vector<Head> heads_of(const JsonValue& document) {
 }
 
 Metadata metadata_of(const JsonValue& document) {
-    const auto text = [](const JsonValue& value) { return value.as_string(); };
-    const auto whole = [](const JsonValue& value) { return value.as_int(); };
-    if (const std::string format = field(document, "format", text); format != kFormat) {
+    if (const std::string format = field(document, "format", text_of); format != kFormat) {
         throw Error("format: got " + format + ", expected " + kFormat);
     }
     Metadata metadata;
     metadata.names =
-        field(document, "names", [&](const JsonValue& value) { return list_of<std::string>(value, text); });
+        field(document, "names", [](const JsonValue& value) { return list_of<std::string>(value, text_of); });
     metadata.heads = heads_of(document);
     metadata.is_dynamic = field(document, "dynamic", [](const JsonValue& value) { return value.as_bool(); });
-    if (metadata.names.empty() || metadata.num_classes() != field(document, "num_classes", whole)) {
+    if (metadata.names.empty() || metadata.num_classes() != field(document, "num_classes", int_of)) {
         throw Error("names: got " + std::to_string(metadata.names.size()) + ", expected num_classes of them");
     }
     const std::vector<int> image_hw = field(document, "image_hw", ints_of);
@@ -107,7 +73,7 @@ int Metadata::max_stride() const {
 }
 
 Metadata read_metadata(const std::string& path) {
-    const std::string text = read_text(path);
+    const std::string text = read_text(path, "check the path, or export the network again");
     try {
         return metadata_of(parse_json(text));
     } catch (const Error& error) {

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cpp_programs import AARCH64, NATIVE, SOURCES, assert_one_line, built, run
 from exporting import cut_off
 from PIL import Image
 
@@ -23,71 +21,15 @@ from utils.detections.detections import Detections
 
 pytestmark = pytest.mark.system
 
-SOURCES = Path(__file__).parents[2] / "deploy" / "cpp"
 CONF = 0.25
 # How far boxes and scores of the two sides may lie apart.
 MAX_PIXELS, MAX_SCORE = 0.5, 0.005
 
 
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """A kind of processor to build for.
-
-    Attributes:
-        library: Environment variable with the folder of ncnnConfig.cmake.
-        tools: Programs that must be there.
-        settings: For CMake.
-        runner: What runs the program, before its name.
-        needs_jpeg: Whether JPEG pixels must be those of OpenCV, which takes libjpeg.
-    """
-
-    library: str
-    tools: tuple[str, ...]
-    settings: tuple[str, ...] = ()
-    runner: tuple[str, ...] = ()
-    needs_jpeg: bool = True
-
-
-# Debian's qemu-user has the first, qemu-user-static the other.
-EMULATOR = "qemu-aarch64" if shutil.which("qemu-aarch64") else "qemu-aarch64-static"
-NATIVE = Target(library="ncnn_DIR", tools=("cmake", "c++"))
-AARCH64 = Target(
-    library="ncnn_aarch64_DIR",
-    tools=("cmake", "aarch64-linux-gnu-g++", EMULATOR),
-    settings=(
-        "-DCMAKE_SYSTEM_NAME=Linux",
-        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
-        "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++",
-    ),
-    runner=(EMULATOR, "-L", "/usr/aarch64-linux-gnu"),
-    needs_jpeg=False,
-)
-
-
-def succeed(*command: object) -> None:
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def built(target: Target, folder: Path) -> list[str]:
-    """The command that starts the program, built without a warning."""
-    for tool in target.tools:
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed")
-    if target.library not in os.environ:
-        pytest.skip(f"no ncnn library: {target.library} is not set; make test-system builds one and sets it")
-    settings = (f"-Dncnn_DIR={os.environ[target.library]}", "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON", *target.settings)
-    succeed("cmake", "-S", SOURCES, "-B", folder, *settings)
-    if target.needs_jpeg and "JPEG_INCLUDE_DIR-NOTFOUND" in (folder / "CMakeCache.txt").read_text():
-        pytest.skip("libjpeg is not installed (Debian: libjpeg-dev)")
-    succeed("cmake", "--build", folder, "-j", 2)
-    return [*target.runner, str(folder / "detect")]
-
-
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The program for this machine."""
-    return built(NATIVE, tmp_path_factory.mktemp("build"))
+    return built(NATIVE, "detect", tmp_path_factory.mktemp("build"))
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +56,6 @@ def copied(yolov5n: Path, tmp_path: Path) -> Path:
 def pictures(shared: Path) -> list[Path]:
     """Twenty photographs."""
     return sorted((shared / "data" / "coco128_val" / "images").glob("*.jpg"))[:20]
-
-
-def run(program: Sequence[str], *arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    command = [*program, *(str(argument) for argument in arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 def detected(program: Sequence[str], *arguments: object) -> list[list[dict[str, Any]]]:
@@ -308,16 +244,9 @@ def test_help_names_every_option_and_nothing_to_do_is_an_error(program: list[str
     assert_one_line(run(program, yolov5n), "expected a folder and at least one image; see detect --help")
 
 
-def assert_one_line(done: subprocess.CompletedProcess[str], finding: str) -> None:
-    assert done.returncode == 2
-    assert finding in done.stderr
-    assert done.stderr.startswith("detect: ")
-    assert done.stderr.count("\n") == 1
-
-
 @pytest.mark.slow
 def test_boxes_on_aarch64_are_those_of_python(yolov5n: Path, pictures: list[Path], tmp_path: Path) -> None:
     """Under emulation: right, not fast."""
-    program = built(AARCH64, tmp_path / "build")
+    program = built(AARCH64, "detect", tmp_path / "build")
     expected = load(yolov5n, device="cpu", img_size=320, threads=1)(pictures[:4])
     assert_same(detected(program, yolov5n, *pictures[:4], "--threads", 1), expected)
