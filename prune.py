@@ -6,4 +6,4 @@ from commands.prune_config import PruneConfig
 from utils.config.cli import run_script
 
 if __name__ == "__main__":
-    run_script("commands.prune:run_pruning", PruneConfig)
+    run_script("commands.prune:prune", PruneConfig)

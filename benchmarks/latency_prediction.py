@@ -13,7 +13,8 @@ import torch
 
 from benchmarks.report import table, write_report
 from deploy.choices import LatencyPrecision
-from deploy.latency.measure import Subject, times_of
+from deploy.latency.measure import times_of
+from deploy.latency.networks import Subject
 from deploy.latency.tables import latency_table
 from deploy.outputs.detector import DetectorSource
 from models.detector import Detector, build_model

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from commands.prune_config import PruneConfig
-from commands.prune_latency import LATENCY_NAME, predicted_ms, table_for
+from commands.prune_latency import LATENCY_NAME, predicted_ms, table_for, write_layers
 from commands.prune_rounds import ROUND_NAME, SavedRound, prune_in_rounds
 from engine.evaluation.evaluator import Evaluation, Evaluator, change
 from pruning.channels.graph import ChannelGraph
@@ -77,6 +77,21 @@ class PruneResult:
             "after": self.after and self.after.to_dict(),
             "threshold": self.plan.settings.get("threshold"),
         }
+
+
+def prune(config: PruneConfig) -> PruneResult | None:
+    """Prune a checkpoint; with `--latency-layers` only write the layers that another device is to time.
+
+    Raises:
+        UserError: Anything about weights, settings or data that does not allow it; nothing is written then.
+    """
+    if not config.latency_layers:
+        return run_pruning(config)
+    task = task_of(data=config.data, weights=config.weights, cfg=config.cfg)
+    network = task.load(config.weights)
+    image_chw = task.image_chw(network, config.img_size)
+    write_layers(config, task, network, image_chw=image_chw, weights=config.weights)
+    return None
 
 
 def run_pruning(config: PruneConfig) -> PruneResult:

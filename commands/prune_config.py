@@ -44,6 +44,7 @@ class PruneConfig:
     precision: LatencyPrecision = "fp32"  # in which the network is served there: fp32, fp16 or int8
     threads: int = 1  # of the processor there
     latency_table: str = ""  # times of the layers there, by default measured once on this machine and cached
+    latency_layers: str = ""  # only write a folder of layers for another device to time, which gives such a table
     # with a target: divide importance by what a channel costs, to this power; by default 1 for ms, speedup and the
     # criterion fisher, else 0
     cost_power: float | None = None
@@ -111,8 +112,21 @@ class PruneConfig:
         assert self.rounding
         check_format(self.runtime, flag="--runtime")
         check_precision(self.runtime, self.precision)
+        self._check_latency()
+
+    def _check_latency(self) -> None:
+        """Refuse a table that does not exist, and a list of layers beside what it excludes."""
         if self.is_timed and self.latency_table and not Path(self.latency_table).is_file():
             raise ConfigError(f"--latency-table {self.latency_table}: no such file; check the path")
+        if not self.latency_layers:
+            return
+        if self.latency_table or self.resume:
+            other = "--latency-table" if self.latency_table else "--resume"
+            raise ConfigError(f"--latency-layers only writes what a device needs to measure; leave {other} out")
+        if self.runtime != "ncnn":
+            raise ConfigError(
+                f"--latency-layers: the program for devices has ncnn alone; leave --runtime {self.runtime} out"
+            )
 
     def _check_ways(self) -> None:
         """There is one answer to how much is cut."""

@@ -1,17 +1,23 @@
-"""`--target ms=8` and `speedup=3`: the latency table that prune.py and slim.py plan by."""
+"""`--target ms=8` and `speedup=3`: the latency table that prune.py and slim.py plan by, or its list of layers."""
 
 from __future__ import annotations
+
+import logging
+from pathlib import Path
 
 from torch import nn
 
 from commands.prune_config import PruneConfig
-from deploy.latency.measure import Subject
+from deploy.latency.layer_list import write_layer_list
+from deploy.latency.networks import Subject
 from deploy.latency.tables import latency_table
 from deploy.outputs.outputs import Source
 from pruning.channels.graph import ChannelGraph
 from pruning.selection.latency import Conditions, LatencyTable
 from pruning.selection.latency_cost import LatencyCost
 from tasks.task import Network, Task
+
+LOGGER = logging.getLogger(__name__)
 
 # The table of a run, in its folder.
 LATENCY_NAME = "latency.json"
@@ -34,15 +40,37 @@ def table_for(
     """
     if not config.is_timed:
         return None
+    subject = _subject(task, network, image_chw=image_chw, weights=weights)
+    return latency_table(subject, _conditions(config, image_chw), path=config.latency_table)
 
+
+def write_layers(
+    config: PruneConfig, task: Task, network: Network, *, image_chw: tuple[int, int, int], weights: str
+) -> None:
+    """Write the folder `--latency-layers`, with which another device measures the table; see `table_for`.
+
+    Raises:
+        ConfigError: The network cannot be exported, or the folder contains something else.
+    """
+    subject = _subject(task, network, image_chw=image_chw, weights=weights)
+    folder = Path(config.latency_layers)
+    write_layer_list(subject, _conditions(config, image_chw), folder)
+    LOGGER.info(
+        "layers to time in %s, and nothing else done; run time_layers with it on the device (deploy/cpp/README.md) "
+        "and give the table that it writes as --latency-table",
+        folder,
+    )
+
+
+def _subject(task: Task, network: Network, *, image_chw: tuple[int, int, int], weights: str) -> Subject:
     def source_of(model: nn.Module) -> Source:
         return task.source(network.with_model(model), path=weights)
 
-    subject = Subject(model=network.model, image_chw=image_chw, trace_chw=network.trace_chw, source_of=source_of)
-    conditions = Conditions(
-        runtime=config.runtime, precision=config.precision, threads=config.threads, image_chw=image_chw
-    )
-    return latency_table(subject, conditions, path=config.latency_table)
+    return Subject(model=network.model, image_chw=image_chw, trace_chw=network.trace_chw, source_of=source_of)
+
+
+def _conditions(config: PruneConfig, image_chw: tuple[int, int, int]) -> Conditions:
+    return Conditions(runtime=config.runtime, precision=config.precision, threads=config.threads, image_chw=image_chw)
 
 
 def predicted_ms(network: Network, table: LatencyTable | None, *, image_chw: tuple[int, int, int]) -> float | None:

@@ -11,7 +11,7 @@ from typing import TypeVar
 from commands.finetune import run_finetuning
 from commands.prune import CHECKPOINT_NAME, run_pruning
 from commands.prune_config import PruneConfig
-from commands.prune_latency import LATENCY_NAME, table_for
+from commands.prune_latency import LATENCY_NAME, table_for, write_layers
 from commands.slim_config import SlimConfig
 from commands.slim_report import FINETUNE, PRUNE, SPARSE, StageResult, rows_of, slim_table
 from commands.train_config import TrainConfig
@@ -26,7 +26,7 @@ from pruning.selection.planner import Planner
 from pruning.selection.targets import parse_target
 from reports import write_report
 from tasks.choose import task_of
-from tasks.task import Task
+from tasks.task import Network, Task
 from utils.config.cli import RESUME_LATEST, config_from_values
 from utils.device import select_device
 from utils.errors import ConfigError
@@ -46,7 +46,7 @@ def run_slimming(config: SlimConfig) -> list[StageResult]:
             again.
 
     Returns:
-        A row per stage; empty on all but the first process, and where only a report is written.
+        A row per stage; empty on all but the first process, and where only a report or a list of layers is written.
 
     Raises:
         UserError: Anything about settings, weights or data that does not allow it; most is found before any training.
@@ -59,6 +59,9 @@ def run_slimming(config: SlimConfig) -> list[StageResult]:
         logging.disable(logging.INFO)
     device = select_device(config.device, local_rank=process.local_rank)
     with process_group(process, device):
+        if config.latency_layers:
+            _write_layers(config)
+            return []
         if config.resume:
             folder = _resumed_folder(config)
             config = _settings_of(folder, device=config.device)
@@ -89,6 +92,21 @@ def train_stage(config: _Training, run: Callable[[_Training], TrainResult | None
     return folder
 
 
+def _write_layers(config: SlimConfig) -> None:
+    """Write the layers of what the first stage trains for another device, see `--latency-layers`."""
+    if this_process().is_main:
+        task, network, pruning = _begin(config, Path(config.project))
+        image_chw = task.image_chw(network, pruning.img_size)
+        write_layers(pruning, task, network, image_chw=image_chw, weights="")
+
+
+def _begin(config: SlimConfig, folder: Path) -> tuple[Task, Network, PruneConfig]:
+    """Build what the first stage trains, and the settings of a cut of it."""
+    task = _task(config)
+    network = task.make_network(config, task.read_data(config), hyp=read_hyp(config, task.recipe))
+    return task, network, config.pruning(str(folder), folder, target=config.target)  # the network is in no file
+
+
 def _check(config: SlimConfig) -> LatencyTable | None:
     """Build what the first stage trains and refuse what a later one would, before any training.
 
@@ -105,9 +123,7 @@ def _check(config: SlimConfig) -> LatencyTable | None:
         )
     if config.teacher and not config.distill:
         LOGGER.warning("--teacher %s is not used without --distill, such as --distill 1", config.teacher)
-    task = _task(config)
-    network = task.make_network(config, task.read_data(config), hyp=read_hyp(config, task.recipe))
-    pruning = config.pruning(str(folder), folder, target=config.target)  # the network is here, not in a file
+    task, network, pruning = _begin(config, folder)
     image_chw = task.image_chw(network, pruning.img_size)
     is_main = this_process().is_main
     table = table_for(pruning, task, network, image_chw=image_chw, weights="") if is_main else None

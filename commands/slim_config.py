@@ -27,6 +27,7 @@ class SlimConfig(SparsityConfig):
     precision: LatencyPrecision = "fp32"  # in which the network is served there: fp32, fp16 or int8
     threads: int = 1  # of the processor there
     latency_table: str = ""  # times of the layers there, by default measured once on this machine and cached
+    latency_layers: str = ""  # only write a folder of layers for another device to time, which gives such a table
     # widths to keep: pow2 (the default), a number to be a multiple of, or none; for ms and speedup the fast ones
     round: str = ""
     round_direction: Direction = "nearest"  # up, down or nearest
@@ -45,6 +46,8 @@ class SlimConfig(SparsityConfig):
                 raise ConfigError(f"--{flag} {getattr(self, name)}: expected at least 1")
         if self.single_cls:
             raise ConfigError("--single-cls is not for several stages; give data of one class")
+        if self.latency_layers and self.resume:
+            raise ConfigError("--latency-layers only writes what a device needs to measure; leave --resume out")
         # Each stage checks its own settings; when its turn comes, hours of training may be lost.
         self.pruning("weights.pt", Path("prune"), target=self.target)
         self.finetuning("weights.pt", Path("finetune"), teacher=self.teacher)
@@ -67,6 +70,7 @@ class SlimConfig(SparsityConfig):
             precision=self.precision,
             threads=self.threads,
             latency_table=self.latency_table,
+            latency_layers=self.latency_layers,
             # Channels are ranked by what was drawn to zero.
             criterion="kernel_l1" if self.sparsity == "kernel" else "bn_gamma",
             shortcuts=self.shortcuts,

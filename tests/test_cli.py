@@ -48,16 +48,17 @@ SLIM_FLAGS = " ".join(
     sorted(
         [
             *SPARSITY_FLAGS.split(),
-            *("--distill", "--finetune-epochs", "--report", "--rounds", "--teacher"),
+            *("--distill", "--finetune-epochs", "--latency-layers", "--report", "--rounds", "--teacher"),
         ]
     )
 )
 PRUNE_FLAGS = """
     --balance --batch --batch-size --bn-percent --cache-dir --cfg --conv-percent --cost-power --criterion --data
-    --device --drop-bottlenecks --dry-run --exist-ok --hyp --img --img-size --imgsz --iterative --latency-table
-    --lr --min-channels --name --no-constants --noplots --percent --plan --precision --project --protect --resume
-    --round --round-direction --runtime --scan --seed --shortcuts --step --strict --target --taylor-batches
-    --threads --tolerance --unstructured --unstructured-scope --updates --weights --workers
+    --device --drop-bottlenecks --dry-run --exist-ok --hyp --img --img-size --imgsz --iterative
+    --latency-layers --latency-table --lr --min-channels --name --no-constants --noplots --percent --plan
+    --precision --project --protect --resume --round --round-direction --runtime --scan --seed --shortcuts --step
+    --strict --target --taylor-batches --threads --tolerance --unstructured --unstructured-scope --updates --weights
+    --workers
 """
 VAL_FLAGS = """
     --augment --batch --batch-size --cache-dir --conf --conf-thres --data --device --engine --exist-ok --half --img

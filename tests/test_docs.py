@@ -6,6 +6,7 @@ import re
 import shlex
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,7 +43,7 @@ BARE = {"--resume": RESUME_LATEST, "--evolve": str(DEFAULT_TRIALS)}
 # Flags of other programs, and of examples and benchmarks, that pages mention.
 FOREIGN_FLAGS = {
     *("--extra-index-url", "--find-links", "--help", "--ipc", "--logdir", "--memory", "--nproc-per-node"),
-    *("--config", "--method", "--model", "--shm-size", "--st", "--variants"),
+    *("--config", "--method", "--model", "--rescale", "--shm-size", "--st", "--variants"),
 }
 # Most characters of a line of a README table, bytes of a picture, words and numbers of the README.
 MAX_ROW, MAX_PLOT, MAX_PHOTOGRAPH, MAX_WORDS = 118, 120_000, 200_000, 1500
@@ -137,7 +138,9 @@ def test_every_symbol_beside_its_file_exists_there(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_line_is_accepted(page: str) -> None:
+def test_every_command_line_is_accepted(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("phone.json").touch()  # a table of times must exist
     lines = [line for line in commands_in(text_of(page)) if "..." not in line]
     for line in lines:
         script, *arguments = shlex.split(line)

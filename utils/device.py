@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from utils.errors import ConfigError
 
 # Texts of torch's CPU allocator and of OpenCV.
 _EXHAUSTED = ("allocate memory", "Insufficient memory")
+# What /proc/cpuinfo calls a machine: PCs, phones, boards.
+_NAMES = ("model name", "Hardware", "Model")
 
 
 def select_device(text: str = "", *, local_rank: int = 0) -> torch.device:
@@ -100,8 +103,9 @@ def memory_advice(advice: str) -> Iterator[None]:
 
 
 def machine_name() -> str:
-    """Return the name of the CPU."""
+    """Return the name of the CPU, or of the board."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.lower().startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
+    text = info.read_text(encoding="utf-8", errors="replace") if info.is_file() else ""
+    found = (re.search(rf"^{name}\s*:\s*(\S.*)$", text, re.MULTILINE) for name in _NAMES)
+    named = next((match[1].strip() for match in found if match), "")
+    return named or platform.processor() or platform.machine()

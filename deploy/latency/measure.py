@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,62 +18,52 @@ from torch import nn
 from deploy.artefact.packages import optional_package
 from deploy.choices import Precision
 from deploy.formats import FORMATS, load_runtime, resolve
-from deploy.job import ExportJob
 from deploy.latency.entries import Entry, EntrySettings, OpenEntry, RunEntry, entries_of, grids
-from deploy.outputs.outputs import Source
-from deploy.settings import ExportSettings, RuntimeOptions
+from deploy.latency.networks import Subject, cut_networks, export_network
+from deploy.settings import RuntimeOptions
 from deploy.verification.latency import clock_for, time_in_turns
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import IntArray
 from pruning.selection.latency import Conditions, LatencyTable, LayerKind, LayerTimes
 from pruning.selection.latency_cost import LatencyCost
 from pruning.selection.latency_layers import TimedLayer, timed_layers
-from pruning.selection.planner import Planner
-from pruning.selection.rounding import Rounding
-from pruning.selection.settings import PlanSettings
-from pruning.surgery.cut import cut
 from utils.device import machine_name
 from utils.progress import progress
 
 LOGGER = logging.getLogger(__name__)
 
-# Entries opened at a time, and turns in which they are called.
-_AT_ONCE, _RUNS = 48, 12
-# Networks whose time decides what layers leave over: shares of their channels that are cut.
-_CUT_SHARES = (0.0, 0.25, 0.5, 0.7)
-_ALIGNED = 8
-_NETWORK_RUNS = 150
-_NUM_CALIBRATION = 2
 # Layers whose times together are the reference.
-_REFERENCE = (
+REFERENCE = (
     Entry(kind=LayerKind(kind="conv", kernel=(3, 3), padding=(1, 1), input_hw=(40, 40)), inputs=64, outputs=64),
     Entry(kind=LayerKind(kind="conv", input_hw=(40, 40)), inputs=128, outputs=128),
 )
-_REFERENCE_RUNS = 40
-# Weight of the penalty on the fitted rest, against one network.
-_RIDGE = 0.3
 # A layer that computes next to nothing: what a call costs that a layer inside a network does not.
-_CALL = Entry(kind=LayerKind(kind="conv"), inputs=1, outputs=1)
+CALL = Entry(kind=LayerKind(kind="conv"), inputs=1, outputs=1)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Subject:
-    """A network whose layers are timed.
+@dataclass(frozen=True, kw_only=True)
+class MeasureSettings:
+    """How a table is measured, here and by the C++ program.
 
     Attributes:
-        model: The network.
-        image_chw: Channels, height and width of the image.
-        trace_chw: Image size to trace it with, as in `ChannelGraph.of`.
-        source_of: Function that makes a source of artefacts of it, and of it when cut.
+        at_once: Layers opened at a time, and called in turns.
+        runs: Timed calls of each layer.
+        network_runs: Timed calls of each whole network.
+        reference_runs: Timed calls of the reference layers, where they are timed alone.
+        ridge: Weight of the penalty on the fitted rest, against one network.
     """
 
-    model: nn.Module
-    image_chw: tuple[int, int, int]
-    trace_chw: tuple[int, int, int] | None
-    source_of: Callable[[nn.Module], Source]
+    at_once: int = 48
+    runs: int = 12
+    network_runs: int = 150
+    reference_runs: int = 40
+    ridge: float = 0.3
 
 
-def measure_table(subject: Subject, conditions: Conditions) -> LatencyTable:
+SETTINGS = MeasureSettings()
+
+
+def measure_table(subject: Subject, conditions: Conditions, settings: MeasureSettings = SETTINGS) -> LatencyTable:
     """Measure every kind of layer of a network, and what is left over.
 
     Whole networks and the reference layers are called between the layers, all the time: a call that other programs
@@ -85,12 +75,12 @@ def measure_table(subject: Subject, conditions: Conditions) -> LatencyTable:
     start = time.monotonic()
     graph = ChannelGraph.of(subject.model, image_chw=subject.trace_chw)
     layers = timed_layers(subject.model, graph, subject.image_chw)
-    networks = list(_networks(subject, graph))
+    networks = list(cut_networks(subject, graph))
     with tempfile.TemporaryDirectory() as scratch:
         calls = _opened_networks([model for model, _ in networks], subject, conditions, Path(scratch))
         beside = _Fastest(calls=[*calls, *_reference_calls(conditions)], threads=conditions.threads)
-        times = _timed(layers, conditions, beside)
-        beside.run(_NETWORK_RUNS // 3)
+        times = _timed(layers, conditions, beside, settings)
+        beside.run(settings.network_runs // 3)
     table = LatencyTable(
         conditions=conditions,
         version=runtime_version(conditions.runtime),
@@ -99,9 +89,31 @@ def measure_table(subject: Subject, conditions: Conditions) -> LatencyTable:
         reference_ms=sum(beside.ms[len(calls) :]),
     )
     cost = LatencyCost.of(subject.model, graph, subject.image_chw, table)
-    table = _with_rest(cost, [dropped for _, dropped in networks], beside.ms[: len(calls)])
+    table = with_rest(cost, [dropped for _, dropped in networks], beside.ms[: len(calls)], ridge=settings.ridge)
     LOGGER.info("latency table: %d kinds of layers in %.0f s", len(times), time.monotonic() - start)
     return table
+
+
+def with_layers(
+    table: LatencyTable, layers: Sequence[TimedLayer], settings: MeasureSettings = SETTINGS
+) -> LatencyTable:
+    """Measure further layers, and return a table that contains them too, at the speed that it is of.
+
+    What whole networks left over remains as it is.
+
+    Args:
+        table: Table of this machine.
+        layers: Layers whose kinds it lacks, or does not reach the widths of.
+        settings: How they are measured.
+
+    Raises:
+        ConfigError: A package is missing.
+    """
+    beside = _Fastest(calls=_reference_calls(table.conditions), threads=table.conditions.threads)
+    times = _timed(layers, table.conditions, beside, settings)
+    beside.run(settings.reference_runs)
+    factor = table.reference_ms / sum(beside.ms)
+    return replace(table, layers={**table.layers, **{kind: own.scaled(factor) for kind, own in times.items()}})
 
 
 def times_of(models: Sequence[nn.Module], subject: Subject, conditions: Conditions) -> list[float]:
@@ -110,14 +122,14 @@ def times_of(models: Sequence[nn.Module], subject: Subject, conditions: Conditio
         fastest = _Fastest(
             calls=_opened_networks(models, subject, conditions, Path(scratch)), threads=conditions.threads
         )
-        fastest.run(_NETWORK_RUNS)
+        fastest.run(SETTINGS.network_runs)
     return fastest.ms
 
 
-def time_reference(conditions: Conditions) -> float:
+def time_reference(conditions: Conditions, settings: MeasureSettings = SETTINGS) -> float:
     """Return the milliseconds of the layers that show whether the machine has become faster or slower."""
     fastest = _Fastest(calls=_reference_calls(conditions), threads=conditions.threads)
-    fastest.run(_REFERENCE_RUNS)
+    fastest.run(settings.reference_runs)
     return sum(fastest.ms)
 
 
@@ -129,6 +141,30 @@ def runtime_version(runtime: str) -> str:
     """
     package = FORMATS[runtime].engine
     return str(optional_package(package, purpose=f"a latency table of {runtime}").__version__)
+
+
+def with_rest(
+    cost: LatencyCost, cuts: Sequence[IntArray], measured_ms: Sequence[float], *, ridge: float = SETTINGS.ridge
+) -> LatencyTable:
+    """Fit `fixed_ms` and `ms_per_value` to whole networks of several widths, by least squares of relative errors.
+
+    Wider networks also write more values, so one disturbed measurement would turn one part large and the other
+    negative; a small penalty on both (ridge regression) prevents that.
+
+    Args:
+        cost: Prediction by layers alone.
+        cuts: Channels that each network lacks.
+        measured_ms: Time of each network.
+        ridge: Weight of the penalty, against one network.
+    """
+    measured = np.array(measured_ms)
+    layers = np.array([cost.milliseconds(dropped) for dropped in cuts])
+    values = np.array([cost.values(dropped) for dropped in cuts])
+    factors = np.stack([np.ones(len(values)), values], axis=1) / measured[:, None]
+    penalties = ridge**0.5 * np.diag(factors.mean(axis=0))
+    left = np.concatenate([(measured - layers) / measured, np.zeros(2)])
+    (fixed, per_value), *_ = np.linalg.lstsq(np.concatenate([factors, penalties]), left, rcond=None)
+    return replace(cost.table, fixed_ms=float(fixed), ms_per_value=float(per_value))
 
 
 class _Fastest:
@@ -156,23 +192,25 @@ def _opener(conditions: Conditions) -> tuple[OpenEntry, EntrySettings]:
 
 def _reference_calls(conditions: Conditions) -> list[RunEntry]:
     open_entry, settings = _opener(conditions)
-    return [open_entry(entry, settings) for entry in _REFERENCE]
+    return [open_entry(entry, settings) for entry in REFERENCE]
 
 
-def _timed(layers: Sequence[TimedLayer], conditions: Conditions, beside: _Fastest) -> dict[LayerKind, LayerTimes]:
+def _timed(
+    layers: Sequence[TimedLayer], conditions: Conditions, beside: _Fastest, settings: MeasureSettings
+) -> dict[LayerKind, LayerTimes]:
     """Time each kind of layer at its grid of widths, and run what is to be timed beside them."""
-    open_entry, settings = _opener(conditions)
+    open_entry, own = _opener(conditions)
     wanted = grids(layers)
     entries = [entry for kind, (rows, columns) in wanted.items() for entry in entries_of(kind, rows, columns)]
-    chunks = [entries[start : start + _AT_ONCE] for start in range(0, len(entries), _AT_ONCE)]
-    call = _Fastest(calls=[open_entry(_CALL, settings)], threads=settings.threads)
-    call.run(_REFERENCE_RUNS)
+    chunks = [entries[start : start + settings.at_once] for start in range(0, len(entries), settings.at_once)]
+    call = _Fastest(calls=[open_entry(CALL, own)], threads=own.threads)
+    call.run(settings.reference_runs)
     times: list[float] = []
     for chunk in progress(chunks, description="timing layers"):
-        fastest = _Fastest(calls=[open_entry(entry, settings) for entry in chunk], threads=settings.threads)
-        fastest.run(_RUNS)
+        fastest = _Fastest(calls=[open_entry(entry, own) for entry in chunk], threads=own.threads)
+        fastest.run(settings.runs)
         times += [max(ms - call.ms[0], 0.0) for ms in fastest.ms]
-        beside.run(-(-_NETWORK_RUNS // len(chunks)))
+        beside.run(-(-settings.network_runs // len(chunks)))
     found, position = {}, iter(times)
     for kind, (rows, columns) in wanted.items():
         ms = tuple(tuple(next(position) for _ in columns) for _ in rows)
@@ -180,59 +218,14 @@ def _timed(layers: Sequence[TimedLayer], conditions: Conditions, beside: _Fastes
     return found
 
 
-def _with_rest(cost: LatencyCost, cuts: Sequence[IntArray], measured_ms: Sequence[float]) -> LatencyTable:
-    """Fit `fixed_ms` and `ms_per_value` to whole networks of several widths, by least squares of relative errors.
-
-    Wider networks also write more values, so one disturbed measurement would turn one part large and the other
-    negative; a small penalty on both (ridge regression) prevents that.
-
-    Args:
-        cost: Prediction by layers alone.
-        cuts: Channels that each network lacks.
-        measured_ms: Time of each network.
-    """
-    measured = np.array(measured_ms)
-    layers = np.array([cost.milliseconds(dropped) for dropped in cuts])
-    values = np.array([cost.values(dropped) for dropped in cuts])
-    factors = np.stack([np.ones(len(values)), values], axis=1) / measured[:, None]
-    penalties = _RIDGE**0.5 * np.diag(factors.mean(axis=0))
-    left = np.concatenate([(measured - layers) / measured, np.zeros(2)])
-    (fixed, per_value), *_ = np.linalg.lstsq(np.concatenate([factors, penalties]), left, rcond=None)
-    return replace(cost.table, fixed_ms=float(fixed), ms_per_value=float(per_value))
-
-
-def _networks(subject: Subject, graph: ChannelGraph) -> Iterator[tuple[nn.Module, IntArray]]:
-    """Yield networks of several widths, with the channels that they lack."""
-    widest = max(len(group.ids) for group in graph.groups)
-    for share in _CUT_SHARES:
-        settings = PlanSettings(
-            criterion="random",
-            percent=share,
-            shortcuts="tied",
-            rounding=Rounding(unit=min(_ALIGNED, widest)),
-            trace_chw=subject.trace_chw,
-        )
-        dropped = Planner.of(subject.model, settings).decide().dropped
-        yield cut(subject.model, graph, dropped, carry=False) if len(dropped) else subject.model, dropped
-
-
 def _opened_networks(
     models: Sequence[nn.Module], subject: Subject, conditions: Conditions, folder: Path
 ) -> list[Callable[[], object]]:
     """Export networks into a folder, and return a function for each that runs it on one image."""
-    form, precision = FORMATS[conditions.runtime], cast(Precision, conditions.precision)
-    _, height, width = subject.image_chw
-    options = RuntimeOptions(threads=conditions.threads, half=precision == "fp16")
+    options = RuntimeOptions(threads=conditions.threads, half=conditions.precision == "fp16")
     calls: list[Callable[[], object]] = []
     for index, model in enumerate(models):
-        source = subject.source_of(model)
-        images = source.noise(_NUM_CALIBRATION, subject.image_chw)
-        job = ExportJob(
-            source=source,
-            settings=ExportSettings(image_hw=(height, width), precision=precision),
-            calibration=[image[None] for image in images] if precision == "int8" else (),
-        )
-        path = folder / f"{index}{form.suffix}"
-        resolve(form.write)(job, path)
+        path = folder / f"{index}{FORMATS[conditions.runtime].suffix}"
+        images = export_network(model, subject, conditions, path)
         calls.append(partial(load_runtime(path, device=torch.device("cpu"), options=options), images[:1]))
     return calls

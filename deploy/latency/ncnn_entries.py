@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deploy.artefact.packages import optional_package
-from deploy.latency.entries import Entry, EntrySettings, RunEntry
+from deploy.latency.entries import Array, Entry, EntrySettings, RunEntry
 from deploy.ncnn.bin import Stored, float_bytes, int8_bytes, write_bin
 from deploy.ncnn.int8 import quantized_weights
-from deploy.ncnn.param import ParamLayer, write_param
+from deploy.ncnn.param import ParamLayer, param_text, write_param
 from deploy.ncnn.runtime import BIN_NAME, INPUT_BLOB, PARAM_NAME, open_network, sixteen_bits_of
 from deploy.settings import RuntimeOptions
+from pruning.selection.latency import LayerKind
 from utils.errors import ConfigError
 
 _OUTPUT_BLOB = "out0"
@@ -54,37 +56,52 @@ def open_ncnn_entry(entry: Entry, settings: EntrySettings) -> RunEntry:
 
 def write_ncnn_entry(entry: Entry, settings: EntrySettings, folder: Path) -> None:
     """Write the `.param` and `.bin` of one layer with its activation into a folder."""
-    layer = _layer(entry)
-    is_int8 = settings.precision == "int8" and entry.kind.end != "last" and not entry.is_linear
-    if is_int8:
-        layer = ParamLayer(**{**vars(layer), "settings": (*layer.settings, _INT8_SETTINGS[layer.kind])})
+    weights = entry.weights()
+    text = entry_param(entry.kind, settings.precision)
+    param = text.format(outputs=entry.outputs, weights=weights.size, groups=entry.groups)
+    (folder / PARAM_NAME).write_text(param, encoding="utf-8")
+    bias = float_bytes(np.zeros(entry.outputs, dtype=np.float32))
+    storage = entry_storage(entry.kind, settings.precision)
+    chunk = _int8_chunk(entry, bias) if storage == "int8" else _float_chunk(weights, storage) + bias
+    (folder / BIN_NAME).write_bytes(chunk)
+
+
+def entry_param(kind: LayerKind, precision: str) -> str:
+    """Return the `.param` of a kind of layer with its activation, for any widths.
+
+    `{outputs}`, `{weights}` and `{groups}` stand for the number of output channels, of weights and of groups.
+    """
+    layer = _layer(kind)
+    if entry_storage(kind, precision) == "int8":
+        layer = replace(layer, settings=(*layer.settings, _INT8_SETTINGS[layer.kind]))
     layers = [
         ParamLayer(kind="Input", name=INPUT_BLOB, inputs=(), outputs=(INPUT_BLOB,)),
         layer,
     ]
     if layer.outputs != (_OUTPUT_BLOB,):
         layers.append(ParamLayer(kind="Swish", name="act", inputs=layer.outputs, outputs=(_OUTPUT_BLOB,)))
-    bias = float_bytes(np.zeros(entry.outputs, dtype=np.float32))
-    chunk = _int8_chunk(entry, bias) if is_int8 else _float_chunk(entry, settings) + bias
-    write_param(folder / PARAM_NAME, tuple(layers))
-    write_bin(folder / BIN_NAME, tuple(layers), {layer.name: chunk})
+    return param_text(tuple(layers))
 
 
-def _layer(entry: Entry) -> ParamLayer:
-    kind = entry.kind
-    count = entry.weights().size
-    if entry.is_linear:
-        settings = [f"0={entry.outputs}", "1=1", f"2={count}"]
+def entry_storage(kind: LayerKind, precision: str) -> str:
+    """Return how the weights of a kind of layer are stored: "fp32", "fp16" or "int8"."""
+    if precision == "int8" and (kind.end == "last" or kind.kind == "linear"):
+        return "fp16"
+    return precision
+
+
+def _layer(kind: LayerKind) -> ParamLayer:
+    if kind.kind == "linear":
+        name, settings = "InnerProduct", ["0={outputs}", "1=1", "2={weights}"]
     else:
+        is_split = kind.group != (0, 0)
+        name = "ConvolutionDepthWise" if is_split else "Convolution"
         (height, width), (top, left) = kind.kernel, kind.padding
-        settings = [f"0={entry.outputs}", f"1={width}", f"11={height}", "5=1", f"6={count}"]
+        settings = ["0={outputs}", f"1={width}", f"11={height}", "5=1", "6={weights}"]
         settings += [f"2={kind.dilation[1]}", f"12={kind.dilation[0]}", f"3={kind.stride[1]}", f"13={kind.stride[0]}"]
-        settings += [f"4={left}", f"14={top}"]
-    if entry.groups > 1:
-        settings.append(f"7={entry.groups}")
-    names = {True: "InnerProduct", False: "ConvolutionDepthWise" if entry.groups > 1 else "Convolution"}
+        settings += [f"4={left}", f"14={top}", *(["7={groups}"] if is_split else [])]
     return ParamLayer(
-        kind=names[entry.is_linear],
+        kind=name,
         name="layer",
         inputs=(INPUT_BLOB,),
         outputs=("made",) if kind.activation == "silu" else (_OUTPUT_BLOB,),
@@ -92,15 +109,14 @@ def _layer(entry: Entry) -> ParamLayer:
     )
 
 
-def _float_chunk(entry: Entry, settings: EntrySettings) -> bytes:
-    stored = Stored(values=entry.weights().reshape(-1), has_tag=True)
-    if settings.precision == "fp32":
-        return bytes(4) + float_bytes(stored.values)
-    return stored.as_bytes
+def _float_chunk(weights: Array, storage: str) -> bytes:
+    if storage == "fp32":
+        return bytes(4) + float_bytes(weights)
+    return Stored(values=weights.reshape(-1), has_tag=True).as_bytes
 
 
 def _int8_chunk(entry: Entry, bias: bytes) -> bytes:
-    num_scales = entry.groups if entry.groups > 1 else entry.outputs
+    num_scales = entry.groups if entry.kind.group != (0, 0) else entry.outputs
     quantized, scales = quantized_weights(entry.weights().reshape(num_scales, -1))
     input_scale = np.array([127.0], dtype=np.float32)
     return int8_bytes(quantized) + bias + float_bytes(scales) + float_bytes(input_scale)

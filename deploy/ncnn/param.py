@@ -69,9 +69,14 @@ def read_param(path: Path) -> tuple[ParamLayer, ...]:
 
 def write_param(path: Path, layers: tuple[ParamLayer, ...]) -> None:
     """Write what `read_param` reads back."""
+    path.write_text(param_text(layers), encoding="utf-8")
+
+
+def param_text(layers: tuple[ParamLayer, ...]) -> str:
+    """Return the content of a `.param`."""
     num_blobs = sum(len(layer.outputs) for layer in layers)
     lines = [MAGIC, f"{len(layers)} {num_blobs}", *(layer.as_line() for layer in layers)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
 
 
 def output_blobs(layers: tuple[ParamLayer, ...]) -> tuple[str, ...]:

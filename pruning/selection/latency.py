@@ -95,6 +95,10 @@ class LayerTimes:
         """Return whether a width is measured that is as large, for both."""
         return inputs <= self.inputs[-1] and outputs <= self.outputs[-1]
 
+    def scaled(self, factor: float) -> LayerTimes:
+        """Return the times of a machine that takes `factor` times as long."""
+        return replace(self, ms=tuple(tuple(factor * ms for ms in row) for row in self.ms))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
@@ -135,7 +139,7 @@ class LatencyTable:
     Attributes:
         conditions: Conditions of the measurement.
         version: Version of the runtime.
-        machine: Name of the CPU.
+        machine: Name of the CPU, phone or board.
         layers: Times by kind of layer.
         fixed_ms: Milliseconds of the rest of the network, whatever the widths.
         ms_per_value: Milliseconds of the rest of the network per value that its layers write.
@@ -156,26 +160,27 @@ class LatencyTable:
         Raises:
             ConfigError: The table lacks the layer, or does not reach its widths.
         """
+        if finding := self.lack_of(kind, name=name, inputs=inputs, outputs=outputs):
+            raise ConfigError(f"latency table: {finding}; measure the table for this network")
+        return self.layers[kind]
+
+    def lack_of(self, kind: LayerKind, *, name: str, inputs: int, outputs: int) -> str:
+        """Return why the table has no times of a layer, for messages; "" if it has them."""
         times = self.layers.get(kind)
         if times is None:
-            raise ConfigError(
-                f"latency table: layer {name} is missing ({kind.as_text()}); measure the table for this network"
-            )
+            return f"layer {name} is missing ({kind.as_text()})"
         if not times.covers(inputs, outputs):
-            raise ConfigError(
-                f"latency table: layer {name} has {inputs} inputs and {outputs} outputs, measured are up to "
-                f"{times.inputs[-1]} and {times.outputs[-1]}; measure the table for this network"
+            return (
+                f"layer {name} has {inputs} inputs and {outputs} outputs, measured are up to "
+                f"{times.inputs[-1]} and {times.outputs[-1]}"
             )
-        return times
+        return ""
 
     def scaled(self, factor: float) -> LatencyTable:
         """Return the table of a machine that takes `factor` times as long."""
         return replace(
             self,
-            layers={
-                kind: replace(times, ms=tuple(tuple(factor * ms for ms in row) for row in times.ms))
-                for kind, times in self.layers.items()
-            },
+            layers={kind: times.scaled(factor) for kind, times in self.layers.items()},
             fixed_ms=factor * self.fixed_ms,
             ms_per_value=factor * self.ms_per_value,
             reference_ms=factor * self.reference_ms,
@@ -195,12 +200,14 @@ class LatencyTable:
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
+            if "networks" in values:
+                raise ValueError("a list of layers to time: run time_layers with it on the device")
             if values.pop("format_version") != FORMAT_VERSION:
                 raise ValueError("another format version")
             return cls._from_dict(values)
         except OSError as error:
             raise ConfigError(f"--latency-table {path} cannot be read: {error.strerror}; check the path") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ConfigError(f"--latency-table {path} is no latency table ({reason}); measure it again") from error
 
@@ -215,6 +222,8 @@ class LatencyTable:
         numbers = (table.fixed_ms, table.ms_per_value, table.reference_ms)
         if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
             raise ValueError("a time of the rest is no number")
+        if not layers or table.reference_ms <= 0:
+            raise ValueError("the layers or the reference lack their times")
         return table
 
 

@@ -59,13 +59,22 @@ class LatencyCost:
 
     def milliseconds(self, dropped: IntArray | None = None) -> float:
         """Return the predicted time of one image without these channel ids (n,)."""
-        inputs, outputs = self._widths(dropped)
+        inputs, outputs = self.widths(dropped)
         layers = sum(self._time(index, inputs[index], outputs[index]) for index in range(len(self.layers)))
         return layers + self.table.fixed_ms + self.table.ms_per_value * float(outputs @ self._positions)
 
     def values(self, dropped: IntArray | None = None) -> float:
         """Return how many values all layers write for one image without these channel ids (n,)."""
-        return float(self._widths(dropped)[1] @ self._positions)
+        return float(self.widths(dropped)[1] @ self._positions)
+
+    def widths(self, dropped: IntArray | None) -> tuple[IntArray, IntArray]:
+        """Return the input and output widths of each layer without these channel ids (n,): (L,) each."""
+        keeps = np.ones(self._num_ids, dtype=np.int64)
+        if dropped is not None:
+            keeps[dropped] = 0
+        inputs = [layer.inputs(int(keeps[layer.input_ids].sum())) for layer in self.layers]
+        outputs = [int(keeps[layer.output_ids].sum()) for layer in self.layers]
+        return np.array(inputs), np.array(outputs)
 
     def of_channels(self) -> FloatArray:
         """Return what dropping a channel saves, by id (num_ids,).
@@ -74,7 +83,7 @@ class LatencyCost:
         saving per channel over half of the layer's channels.
         """
         saved = np.zeros(self._num_ids)
-        inputs, outputs = self._widths(None)
+        inputs, outputs = self.widths(None)
         for index, layer in enumerate(self.layers):
             now = self._time(index, inputs[index], outputs[index])
             half = outputs[index] // 2
@@ -119,20 +128,11 @@ class LatencyCost:
         return {width for width in found if 0 < width < len(ids)}
 
     def _time_of(self, indices: list[int], dropped: IntArray) -> float:
-        inputs, outputs = self._widths(dropped)
+        inputs, outputs = self.widths(dropped)
         return sum(self._time(index, inputs[index], outputs[index]) for index in indices)
 
     def _time(self, index: int, inputs: int, outputs: int) -> float:
         return self.times[index].at(float(inputs), float(outputs))
-
-    def _widths(self, dropped: IntArray | None) -> tuple[IntArray, IntArray]:
-        """Return the input and output widths of each layer, (L,) each."""
-        keeps = np.ones(self._num_ids, dtype=np.int64)
-        if dropped is not None:
-            keeps[dropped] = 0
-        inputs = [layer.inputs(int(keeps[layer.input_ids].sum())) for layer in self.layers]
-        outputs = [int(keeps[layer.output_ids].sum()) for layer in self.layers]
-        return np.array(inputs), np.array(outputs)
 
     @cached_property
     def _positions(self) -> IntArray:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from timed_layers import ENTRIES
 from tiny import TINY_CFG
 
 from deploy.artefact.packages import optional_package
@@ -22,20 +22,7 @@ from models.detector import build_model
 from models.spec import ModelSpec
 from pruning.channels.graph import ChannelGraph
 from pruning.selection.latency import LayerKind
-from pruning.selection.latency_layers import ACTIVATIONS, timed_layers
-
-CONV = LayerKind(kind="conv", kernel=(3, 3), padding=(1, 1), activation="silu", input_hw=(6, 5))
-ENTRIES = {
-    "3x3": Entry(kind=CONV, inputs=5, outputs=16),
-    "stride": Entry(kind=replace(CONV, kernel=(5, 3), padding=(2, 1), stride=(2, 1)), inputs=4, outputs=3),
-    "dilated": Entry(kind=replace(CONV, dilation=(2, 2), padding=(2, 2)), inputs=4, outputs=4),
-    "pointwise": Entry(kind=replace(CONV, kernel=(1, 1), padding=(0, 0), activation="none"), inputs=8, outputs=8),
-    "depthwise": Entry(kind=replace(CONV, kind="depthwise", group=(1, 1)), inputs=1, outputs=8),
-    "grouped": Entry(kind=replace(CONV, kind="grouped", group=(2, 4)), inputs=2, outputs=12),
-    "linear": Entry(kind=LayerKind(kind="linear", activation="relu"), inputs=9, outputs=7),
-    "head": Entry(kind=replace(CONV, end="last", activation="none"), inputs=8, outputs=24),
-    **{name: Entry(kind=replace(CONV, activation=name), inputs=4, outputs=8) for name in ACTIVATIONS},
-}
+from pruning.selection.latency_layers import timed_layers
 
 
 @pytest.fixture(params=ENTRIES)
@@ -51,12 +38,13 @@ def run_ncnn(entry: Entry, folder: Path, settings: EntrySettings) -> np.ndarray[
     write_ncnn_entry(entry, settings, folder)
     ncnn = optional_package("ncnn", purpose="test")
     net = open_network(ncnn, folder, options=RuntimeOptions(threads=1))
-    array = entry.image()[0]
+    image = entry.image()
+    is_one = len(image) == 1  # a batch of one image, or of one row
     with net.create_extractor() as extractor:
-        extractor.input(INPUT_BLOB, ncnn.Mat(array))
+        extractor.input(INPUT_BLOB, ncnn.Mat(image[0] if is_one else image))
         code, blob = extractor.extract("out0")
         assert code == 0
-        return np.array(blob)[None]
+        return np.array(blob)[None] if is_one else np.array(blob)
 
 
 def test_ncnn_entry_computes_what_torch_does(entry: Entry, tmp_path: Path) -> None:

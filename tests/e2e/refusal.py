@@ -19,7 +19,7 @@ from commands.detect import detect
 from commands.detect_config import DetectConfig
 from commands.export import run_export
 from commands.export_config import ExportConfig
-from commands.prune import run_pruning
+from commands.prune import prune
 from commands.prune_config import PruneConfig
 from commands.quantize import run_quantization
 from commands.quantize_config import QuantizeConfig
@@ -42,7 +42,7 @@ SCRIPTS: dict[str, tuple[Callable[[Any], object], type[Any]]] = {
     "val": (val, ValConfig),
     "detect": (detect, DetectConfig),
     "train_sparsity": (run_sparsity_training, SparsityConfig),
-    "prune": (run_pruning, PruneConfig),
+    "prune": (prune, PruneConfig),
     "slim": (run_slimming, SlimConfig),
     "export": (run_export, ExportConfig),
     "quantize": (run_quantization, QuantizeConfig),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from latency_tables import invented_table
-from refusal import Place, make_place, refusal
+from refusal import Place, make_place, refusal, run
 from tiny import TINY_CFG
 from torch import nn
 
@@ -26,6 +26,7 @@ from models.spec import ModelSpec
 from pruning.channels.graph import ChannelGraph
 from pruning.selection.latency import LatencyTable
 from pruning.selection.latency_cost import LatencyCost
+from utils.errors import ConfigError
 from utils.storage.checkpoint import Checkpoint, save_checkpoint
 
 IMAGE = (3, 64, 64)
@@ -176,23 +177,66 @@ def test_slim_refuses_a_time_out_of_reach_before_any_training(
         (["--target", "ms=1", "--latency-table", "none.json"], "--latency-table none.json: no such file"),
         (["--target", "ms=1", "--latency-table", "{bad}"], "bad.json is no latency table"),
         (["--target", "ms=1", "--latency-table", "{lacking}"], "layer model.9.m.1 is missing (conv 1x1"),
+        (["--target", "ms=1", "--latency-table", "{listed}"], "a list of layers to time: run time_layers"),
         (["--target", "ms=0.001"], "target of 0.001 ms cannot be reached"),
+        (["--target", "ms=0.001"], "the nearest is "),
+        (["--latency-layers", "{phone}"], "leave --latency-table out"),
+        (["--latency-layers", "{phone}", "--resume", "x"], "leave --latency-table out"),
+        (["--latency-layers", "{phone}", "--latency-table", "", "--resume", "x"], "leave --resume out"),
+        (["--latency-layers", "{phone}", "--latency-table", "", "--runtime", "onnx"], "leave --runtime onnx out"),
+        (["--latency-layers", "{occupied}", "--latency-table", ""], "occupied exists and contains no layers.json"),
     ],
 )
 def test_refusals_are_one_line_and_write_nothing(
     place: Place, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
 ) -> None:
-    bad, lacking = place.root / "bad.json", place.root / "lacking.json"
+    bad, lacking, listed = (place.root / f"{name}.json" for name in ("bad", "lacking", "listed"))
+    phone, occupied = place.root / "phone", place.root / "occupied"
+    occupied.mkdir(exist_ok=True)
+    (occupied / "notes.txt").write_text("mine")
     bad.write_text('{"format_version": 1, "layers": 3}')
+    listed.write_text('{"format_version": 1, "networks": []}')
     table = table_of(place)
     last = next(reversed(table.layers))
     replace(table, layers={kind: times for kind, times in table.layers.items() if kind != last}).save(lacking)
-    given = [argument.format(bad=bad, lacking=lacking) for argument in arguments]
+    paths = {"bad": bad, "lacking": lacking, "listed": listed, "phone": phone, "occupied": occupied}
+    given = [argument.format(**paths) for argument in arguments]
     first = ["--weights", str(place.weights), "--img-size", "64", "--project", str(place.root / "refused")]
     table_given = [] if "--latency-table" in given else ["--latency-table", str(place.root / "table.json")]
     told = refusal("prune", [*first, *table_given, *given], capsys)
     assert expected in told
     assert not (place.root / "refused").exists()
+    assert not phone.exists()
+
+
+def test_layers_for_another_device_are_written_and_nothing_else(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place.root)
+    before = place.snapshot()
+    folder = place.root / "phone_of_prune"
+    given = ["--weights", str(place.weights), "--img-size", "64", "--threads", "4"]
+    run("prune", [*given, "--latency-layers", str(folder)])
+    written = json.loads((folder / "layers.json").read_text())
+    assert written["conditions"] == {"runtime": "ncnn", "precision": "fp32", "threads": 4, "image_chw": [3, 64, 64]}
+    outside = {path for path in place.snapshot() if not path.startswith(str(folder))}
+    assert outside == before.keys()
+
+
+def test_slim_writes_the_layers_of_what_it_would_train(place: Place) -> None:
+    folder = place.root / "phone_of_slim"
+    given = slim_config(place, latency_table="", latency_layers=str(folder), project=str(place.root / "not_slim"))
+    assert run_slimming(given) == []
+    heads = [
+        row for row in json.loads((folder / "layers.json").read_text())["layers"] if row["kind"]["end"] == "last"
+    ]
+    assert [row["outputs"] for row in heads] == [[24], [24]]  # three anchors of three classes
+    assert not (place.root / "not_slim").exists()
+
+
+def test_slim_does_not_resume_and_list_layers_in_one(place: Place) -> None:
+    with pytest.raises(ConfigError, match="--latency-layers only writes .*; leave --resume out"):
+        slim_config(place, latency_table="", latency_layers="phone", resume="slim")
 
 
 def test_tensorrt_without_a_table_is_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

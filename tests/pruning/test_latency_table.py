@@ -88,6 +88,8 @@ def test_layer_wider_than_the_table_is_named() -> None:
         ("[]", "no latency table"),
         ('{"format_version": 1}', "conditions"),
         ('{"format_version": 7}', "another format version"),
+        ('{"format_version": 1, "conditions": {}, "networks": []}', "a list of layers to time: run time_layers"),
+        ("[" * 100_000, "is no latency table"),
     ],
 )
 def test_file_that_is_no_table_is_refused_in_one_line(tmp_path: Path, content: str, reason: str) -> None:
@@ -98,7 +100,7 @@ def test_file_that_is_no_table_is_refused_in_one_line(tmp_path: Path, content: s
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("broken", ["negative", "unsorted", "short", "null"])
+@pytest.mark.parametrize("broken", ["negative", "unsorted", "short", "null", "reference", "empty", "unknown"])
 def test_damaged_times_are_refused(tmp_path: Path, broken: str) -> None:
     table().save(tmp_path / "table.json")
     values = json.loads((tmp_path / "table.json").read_text())
@@ -108,6 +110,12 @@ def test_damaged_times_are_refused(tmp_path: Path, broken: str) -> None:
         layer["outputs"] = [24, 8]
     if broken == "short":
         layer["ms"].pop()
+    if broken == "reference":
+        values["reference_ms"] = 0
+    if broken == "empty":
+        values["layers"] = []
+    if broken == "unknown":
+        layer["colour"] = "red"
     (tmp_path / "table.json").write_text(json.dumps(values))
     with pytest.raises(ConfigError, match="is no latency table"):
         LatencyTable.load(tmp_path / "table.json")
