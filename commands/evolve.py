@@ -12,6 +12,7 @@ import optuna
 
 from commands.train_config import TrainConfig
 from commands.train_hyp import read_hyp
+from commands.train_recipe import settled
 from commands.train_result import TrainResult
 from tasks.choose import task_of
 from utils.config.hyp import Hyp
@@ -71,8 +72,10 @@ def run_evolution(config: TrainConfig, *, run: RunTraining) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot make {folder}: {error.strerror}; choose another --project") from error
-    recipe = task_of(data=config.data, weights=config.weights, cfg=config.cfg).recipe
-    start, spaces = read_hyp(config, recipe), {name: SEARCH_SPACE[name] for name in recipe.searched}
+    task = task_of(data=config.data, weights=config.weights, cfg=config.cfg)
+    recipe, images = task.recipe, len(task.read_data(config).train)
+    _, start = settled(config, read_hyp(config, recipe), recipe, images=images)
+    spaces = {name: SEARCH_SPACE[name] for name in recipe.searched}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         study_name="evolve",

@@ -14,6 +14,7 @@ import torch
 from commands.train_assembly import make_hooks, make_trainer
 from commands.train_config import TrainConfig
 from commands.train_hyp import read_hyp
+from commands.train_recipe import settled, tell
 from commands.train_result import TrainResult, best_checkpoint, finish_run
 from engine.evaluation.evaluator import Evaluator
 from engine.training.checkpointing import EmaHook, resumed_path
@@ -126,7 +127,8 @@ class _Run:
     """Builds the parts of one run and joins them."""
 
     def __init__(self, config: TrainConfig, *, task: Task, process: Process, device: torch.device) -> None:
-        self.config, self.task, self.process, self.device = config, task, process, device
+        self.given, self.config = config, config  # what is left open is chosen once the data is known
+        self.task, self.process, self.device = task, process, device
         amp_dtype(device, config.amp_name)  # refuses what the device lacks before anything is read or written
         seed_everything(config.seed)
 
@@ -139,6 +141,7 @@ class _Run:
             )
         self.data = task.read_data(config)
         hyp = read_hyp(config, task.recipe)
+        self.config, hyp = settled(config, hyp, task.recipe, images=len(self.data.train))
         network = task.make_network(config, self.data, hyp=hyp)
         # Only now, so that a mistake in what was given leaves no folder behind and overwrites nothing.
         folder = share(_new_folder(config, hyp) if self.process.is_main else "")
@@ -201,12 +204,14 @@ class _Run:
         if config.sync_bn and self.process.world_size > 1:
             synchronise_batch_norms_(model, self.device)
         trainer = make_trainer(task, config, network, self.data, hyp=hyp, device=self.device, process=self.process)
-        evaluator = self._evaluator(network)
+        evaluator, folder = self._evaluator(network), self.folder.path
         if self.process.is_main:
             evaluator.data.start(model, self.device)
-        is_averaged = task.recipe.is_averaged
-        ema = EmaHook(model, total_updates=trainer.schedule.total_updates) if is_averaged else None
-        folder = self.folder.path
+            if restore_ is None:
+                tell(config, trainer.schedule, task.recipe, given=self.given, folder=folder)
+        ema = None
+        if task.recipe.is_averaged:
+            ema = EmaHook(model, total_updates=trainer.schedule.total_updates, window=config.ema_steps)
         trainer.hooks = [
             *repr_hooks(network, config, folder),
             *hooks(network, config, folder),

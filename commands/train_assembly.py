@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from commands.train_config import TrainConfig
+from commands.train_recipe import is_settled
 from engine.evaluation.evaluator import Evaluator
 from engine.training.checkpointing import CheckpointHook, EmaHook, SavePolicy
 from engine.training.distributed import Process
@@ -51,6 +52,7 @@ def make_trainer(
             batches=len(loader),
             accumulate=accumulate,
             least_warmup=task.recipe.least_warmup,
+            is_warmup_exact=config.warmup_epochs is not None and is_settled(config),
             milestones=config.milestones,
         ),
         loader=loader,

@@ -22,14 +22,17 @@ class TrainConfig(TaskSettings):
 
     hyp: str = ""  # hyper-parameter YAML; by default data/hyp/scratch.yaml, for classifiers data/hyp/classes.yaml
     lr0: float | None = None  # overrides the YAML's learning rate; by default Adam and kin take a small share of it
-    lrf: float | None = None  # overrides the YAML's: last learning rate, as a share of the first
+    # last learning rate, as a share of the first; by default the YAML's, which short runs without --hyp lower
+    lrf: float | None = None
     momentum: float | None = None  # overrides the YAML's; Adam's beta1
     weight_decay: float | None = None  # overrides the YAML's
-    warmup_epochs: float | None = None  # overrides the YAML's
+    warmup_epochs: float | None = None  # overrides the YAML's and its limits: 1000 batches, a tenth of the run
     label_smoothing: float | None = None  # overrides the YAML's
-    # batches are accumulated until an optimiser step has seen this many images; by default 64, for classifiers 128
+    # batches are accumulated until an optimiser step has seen this many images; by default 64, in short runs down to
+    # 16, for classifiers 128
     nominal_batch: int | None = None
-    optimizer: OptimizerName = "sgd"
+    ema_steps: int | None = None  # last steps over which weights are averaged; by default 2 % of them, at most 10000
+    optimizer: OptimizerName = "sgd"  # sgd, adam, adamw or ranger
     adam: bool = False  # short for --optimizer adam
     schedule: ScheduleName = "cosine"  # decay of the learning rate; flat keeps it for 70 % of the run, for Ranger
     linear_lr: bool = False  # short for --schedule linear
@@ -56,7 +59,7 @@ class TrainConfig(TaskSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, nominal_batch=1, evolve=0, weight_decay=0, warmup_epochs=0)
+        check_least(self, nominal_batch=1, ema_steps=1, evolve=0, weight_decay=0, warmup_epochs=0)
         if self.label_smoothing is not None and not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"--label-smoothing {self.label_smoothing}: expected 0 or more and less than 1")
         if list(self.milestones) != sorted(self.milestones) or not all(0 < place < 1 for place in self.milestones):

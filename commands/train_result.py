@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.train_config import TrainConfig
+from commands.train_recipe import told
 from engine.evaluation.evaluator import Evaluation, Evaluator
 from engine.training.trainer import TrainState
 from tasks.task import Task
@@ -30,6 +31,7 @@ class TrainResult:
             better than it is, so compare methods by these.
         seconds: Seconds of the whole run in this process's life.
         images_per_second: While training steps ran.
+        recipe: What the run trained with, by name, as `RunRecipe`.
     """
 
     folder: Path
@@ -41,6 +43,7 @@ class TrainResult:
     final: dict[str, float]
     seconds: float
     images_per_second: float
+    recipe: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of result.json."""
@@ -51,6 +54,7 @@ class TrainResult:
             "final": self.final,
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,
+            "recipe": self.recipe,
             "checkpoints": {"best": str(self.best), "last": str(self.last)},
         }
 
@@ -85,6 +89,7 @@ def finish_run(
         final=state.metrics,
         seconds=seconds,
         images_per_second=state.images / max(state.seconds, 1e-9),
+        recipe=told(folder.path),
     )
     folder.write_result(result.to_dict())  # before the plots, which are worth less
     if not config.noplots:

@@ -75,6 +75,7 @@ class Classification:
         momenta={"ranger": 0.95},
         least_warmup=1,
         nominal_batch=128,
+        short_runs=None,  # its rate ends at a hundredth, and it has no mosaics
         has_mean_loss=True,
         has_mixed_validation=False,  # methods are compared by the last epoch
         is_averaged=False,
@@ -88,7 +89,7 @@ class Classification:
     )
     ignored = (
         *("rect", "quad", "multi_scale", "close_mosaic", "image_weights", "single_cls", "noautoanchor", "freeze"),
-        *("cache_images", "workers"),
+        *("cache_images", "workers", "ema_steps"),
     )
     ignored_later = (
         *("img_size", "study_sizes", "conf_thres", "iou_thres", "max_det", "single_cls", "augment", "rect"),

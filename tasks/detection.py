@@ -24,6 +24,7 @@ from engine.losses.autoanchor import check_anchors
 from engine.losses.detection import DetectionLoss, LossGains
 from engine.training.distributed import Process, mean_over_ranks
 from engine.training.hooks import Hook
+from engine.training.recipe import ShortRuns
 from engine.training.resuming import load_weights_
 from engine.training.validation import ImageWeightsHook, ValidationHook
 from models.detector import Detector, build_model, freeze_
@@ -66,6 +67,7 @@ class Detection:
         momenta={},
         least_warmup=1000,
         nominal_batch=64,
+        short_runs=ShortRuns(),
         has_mean_loss=False,
         has_mixed_validation=True,
         is_averaged=True,
@@ -197,7 +199,7 @@ class Detection:
             stride=stride,
             cache_images=settings.cache_images,
             seed=settings.seed,
-            no_mosaic_from=settings.epochs - settings.close_mosaic,
+            no_mosaic_from=settings.epochs - (settings.close_mosaic or 0),
         )
         cores = os.cpu_count() or 1  # where the network computes on the CPU, it needs half of them
         loader = build_loader(

@@ -35,7 +35,8 @@ class TaskSettings:
     rect: bool = False  # batches of one aspect ratio, without mosaic
     quad: bool = False  # four images to one of twice the size
     multi_scale: bool = False  # vary the image size by half
-    close_mosaic: int = 0  # this many epochs at the end see no mosaics, only whole images
+    # this many epochs at the end see no mosaics, only whole images; by default up to 20 in short runs, else none
+    close_mosaic: int | None = None
     image_weights: bool = False  # draw images with badly learnt classes more often
     single_cls: bool = False  # all classes are one
     noautoanchor: bool = False  # keep the anchors even where they fit the data badly

@@ -20,6 +20,7 @@ from engine.choices import OptimizerName
 from engine.evaluation.evaluator import EvaluationSet, OnBatch
 from engine.training.distributed import Process
 from engine.training.hooks import Hook
+from engine.training.recipe import ShortRuns
 from engine.training.trainer import TrainingLoader, TrainingLoss
 from engine.training.validation import ValidationHook
 from models.classifiers import ClassifierSpec
@@ -87,6 +88,7 @@ class Recipe:
         momenta: Momentum of the optimisers for which that of the YAML is not meant, by their name.
         least_warmup: Minimum length of a warm-up in batches, except in short runs.
         nominal_batch: Images to which batches are accumulated where the settings give no number.
+        short_runs: What runs of few steps do otherwise; None if nothing.
         has_mean_loss: Whether the loss is a mean over the images of a batch, not a sum, to which decay is scaled.
         has_mixed_validation: Whether epochs are validated in mixed precision, not in float32.
         is_averaged: Whether averaged weights are measured and shipped, in 16 bits, instead of the trained ones.
@@ -98,6 +100,7 @@ class Recipe:
     momenta: Mapping[OptimizerName, float]
     least_warmup: int
     nominal_batch: int
+    short_runs: ShortRuns | None
     has_mean_loss: bool
     has_mixed_validation: bool
     is_averaged: bool

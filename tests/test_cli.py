@@ -25,10 +25,10 @@ BARE = {"--resume": RESUME_LATEST, "--evolve": str(DEFAULT_TRIALS)}
 
 TRAIN_FLAGS = """
     --adam --amp --augment --batch --batch-size --cache --cache-dir --cache-images --cfg --close-mosaic --data
-    --device --epochs --evolve --exist-ok --freeze --hyp --image-weights --img --img-size --imgsz --label-smoothing
-    --linear-lr --lr0 --lrf --milestones --momentum --multi-scale --name --no-amp --noautoanchor --nominal-batch
-    --noplots --nosave --notest --noval --optimizer --patience --project --quad --rect --repr --repr-cycles
-    --repr-ratio --repr-s1 --repr-s2 --resume --save-period --schedule --seed --single-cls --sync-bn
+    --device --ema-steps --epochs --evolve --exist-ok --freeze --hyp --image-weights --img --img-size --imgsz
+    --label-smoothing --linear-lr --lr0 --lrf --milestones --momentum --multi-scale --name --no-amp --noautoanchor
+    --nominal-batch --noplots --nosave --notest --noval --optimizer --patience --project --quad --rect --repr
+    --repr-cycles --repr-ratio --repr-s1 --repr-s2 --resume --save-period --schedule --seed --single-cls --sync-bn
     --warmup-epochs --weight-decay --weights --workers
 """
 FINETUNE_FLAGS = " ".join(sorted([*TRAIN_FLAGS.split(), "--distill", "--freeze-zeros", "--scale-rate", "--teacher"]))

@@ -36,8 +36,8 @@ def resumed_path(resume: str, project: str) -> Path:
 class EmaHook(Hook):
     """Updates the moving average of the weights after every optimiser step."""
 
-    def __init__(self, model: nn.Module, *, total_updates: int) -> None:
-        self.ema = Ema(model, total_updates=total_updates)
+    def __init__(self, model: nn.Module, *, total_updates: int, window: float | None = None) -> None:
+        self.ema = Ema(model, total_updates=total_updates, window=window)
 
     def weights_updated(self, trainer: Trainer) -> None:
         """Move the average towards the current weights."""

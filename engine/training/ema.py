@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-# v5.0's decay, chosen for runs of half a million updates, where it averages over the last 2 %.
-_DECAY = 0.9999
+from engine.training.recipe import averaged_steps
+
 _RAMP = 2000  # updates
-_WINDOW = 0.02  # fraction of a shorter run to average over (ours)
 
 
-def ema_decay(updates: int, total: int) -> float:
+def ema_decay(updates: int, total: int, *, window: float | None = None) -> float:
     """Return the share of the old average that an update keeps.
 
     v5.0 keeps 0.9999 * (1 - exp(-n / 2000)). A run of a thousand updates would end before that averages anything, so
@@ -24,8 +23,9 @@ def ema_decay(updates: int, total: int) -> float:
     Args:
         updates: Optimiser steps so far.
         total: Optimiser steps of the whole run.
+        window: Number of last steps to average over; by default that of `averaged_steps`.
     """
-    ceiling = min(_DECAY, 1 - 1 / max(1.0, _WINDOW * total))
+    ceiling = 1 - 1 / (averaged_steps(total) if window is None else window)
     ramp = min(_RAMP, max(1.0, total / 10))
     return ceiling * (1 - math.exp(-updates / ramp))
 
@@ -33,17 +33,18 @@ def ema_decay(updates: int, total: int) -> float:
 class Ema:
     """A moving average of a model's parameters and buffers, which generalises better than the model itself."""
 
-    def __init__(self, model: nn.Module, *, total_updates: int) -> None:
+    def __init__(self, model: nn.Module, *, total_updates: int, window: float | None = None) -> None:
         """Copy `model`.
 
         Args:
             model: Network to average.
             total_updates: Approximate number of optimiser steps of the whole run.
+            window: Number of last steps to average over, at least 1; by default 2 % of them, at most 10,000.
         """
 
         @torch.no_grad()
         def blend(averages: Any, values: Any, updates: Tensor | int) -> None:
-            weight = 1 - ema_decay(int(updates), total_updates)
+            weight = 1 - ema_decay(int(updates), total_updates, window=window)
             pairs = list(zip(averages, values, strict=True))
             floats = [pair for pair in pairs if pair[0].is_floating_point()]
             if floats:

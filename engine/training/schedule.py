@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from engine.choices import ScheduleName
 from engine.training.optim import set_momentum_
+from engine.training.recipe import warmup_batches
 from utils.config.hyp import Hyp
 
 # "multistep": the rate falls to a tenth at 60 % of the run and again at 85 %, unless a run sets other milestones.
@@ -46,16 +47,14 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
 class Schedule:
     """Learning rates and momenta of the optimiser at each batch.
 
-    v5.0 warms up over max(warmup_epochs, 1000 batches). With a few hundred images 1000 batches are most of the run,
-    so ours limits the warm-up to a tenth of the run.
-
     Attributes:
         name: Shape of the decay from 1 to `hyp.lrf`.
         hyp: Rates, momenta and length of the warm-up.
         epochs: Epochs of the run.
         batches: Batches per epoch.
         accumulate: Batches per optimiser step after the warm-up.
-        least_warmup: Minimum length of a warm-up in batches, except in short runs.
+        least_warmup: Minimum length of a warm-up in batches, except in short runs, see `warmup_batches`.
+        is_warmup_exact: Whether `hyp.warmup_epochs` were asked for, and no minimum or maximum counts.
         milestones: Shares of the run, 0 to 1, at which "multistep" divides the rate by ten.
     """
 
@@ -65,6 +64,7 @@ class Schedule:
     batches: int
     accumulate: int
     least_warmup: int = 1000
+    is_warmup_exact: bool = False
     milestones: tuple[float, ...] = MILESTONES
 
     @classmethod
@@ -76,10 +76,13 @@ class Schedule:
     @property
     def warmup_batches(self) -> int:
         """Number of batches over which rates and momentum rise."""
-        if self.hyp.warmup_epochs <= 0:
-            return 0
-        wanted = max(round(self.hyp.warmup_epochs * self.batches), self.least_warmup)
-        return min(wanted, max(1, self.epochs * self.batches // 10))
+        return warmup_batches(
+            self.hyp.warmup_epochs,
+            epochs=self.epochs,
+            batches=self.batches,
+            least=self.least_warmup,
+            is_exact=self.is_warmup_exact,
+        )
 
     @property
     def total_updates(self) -> int:

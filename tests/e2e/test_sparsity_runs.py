@@ -61,7 +61,7 @@ def rows_of(result: TrainResult) -> list[dict[str, str]]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     """A finished run."""
     # Large shifts would be clipped together with the scales.
-    force = {"sr": 0.3, "beta_ratio": 0.0, "scale_rate": 10.0}
+    force = {"sr": 0.3, "beta_ratio": 0.0, "scale_rate": 10.0, "lrf": 0.2}
     return trained(sparse_config(tmp_path_factory.mktemp("sparse"), epochs=3, noplots=False, **force))
 
 
