@@ -1,4 +1,4 @@
-"""What a training does where its settings leave it open: chosen by the length of the run, shown, and kept."""
+"""The choices of a training where its settings leave them open: by the length of the run, shown, and kept."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def settled(config: TrainConfig, hyp: Hyp, recipe: Recipe, *, images: int) -> tu
     Args:
         config: Settings as given; those that are not None stay, and so does the rate of a YAML that is given.
         hyp: Hyper-parameters, with those that the settings override.
-        recipe: What the task does otherwise.
+        recipe: Recipe of long runs of the task, with the rules for short ones.
         images: Training images.
     """
     rules, usual = recipe.short_runs, recipe.nominal_batch
@@ -65,7 +65,7 @@ def _gives_rate(config: TrainConfig) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecipe:
-    """What a run trains with, in the terms of its length.
+    """The choices of a run, in terms of its length.
 
     Attributes:
         steps: Optimiser steps of the run.
@@ -126,7 +126,7 @@ class RunRecipe:
         line, long = f"nominal batch {self.nominal_batch}: {self.steps:,} steps", usual.nominal_batch
         if given.nominal_batch is None and usual.short_runs and self.nominal_batch < long:
             fewer = replace(schedule, accumulate=max(round(long / given.batch_size), 1)).total_updates
-            line += f", where {long} would make {fewer:,} and needs {usual.short_runs.long_steps:,}"
+            line += f"; {long} would make {fewer:,}, too few below {usual.short_runs.long_steps:,}"
         return line + _origin(given.nominal_batch is not None, "nominal_batch")
 
 
@@ -141,7 +141,7 @@ def tell(config: TrainConfig, schedule: Schedule, recipe: Recipe, *, given: Trai
     Args:
         config: Settled settings.
         schedule: Schedule of the run.
-        recipe: What long runs of the task do.
+        recipe: Recipe of long runs of the task.
         given: Settings as given.
         folder: Run folder.
     """

@@ -31,7 +31,7 @@ class TrainResult:
             better than it is, so compare methods by these.
         seconds: Seconds of the whole run in this process's life.
         images_per_second: While training steps ran.
-        recipe: What the run trained with, by name, as `RunRecipe`.
+        recipe: Choices that depend on the length of the run, by name, as in `RunRecipe`.
     """
 
     folder: Path

@@ -88,7 +88,7 @@ class Recipe:
         momenta: Momentum of the optimisers for which that of the YAML is not meant, by their name.
         least_warmup: Minimum length of a warm-up in batches, except in short runs.
         nominal_batch: Images to which batches are accumulated where the settings give no number.
-        short_runs: What runs of few steps do otherwise; None if nothing.
+        short_runs: Rules by which runs of few steps differ; None if they do not.
         has_mean_loss: Whether the loss is a mean over the images of a batch, not a sum, to which decay is scaled.
         has_mixed_validation: Whether epochs are validated in mixed precision, not in float32.
         is_averaged: Whether averaged weights are measured and shipped, in 16 bits, instead of the trained ones.

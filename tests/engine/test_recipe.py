@@ -166,7 +166,7 @@ def test_every_choice_is_shown_in_a_line_and_kept(tmp_path: Path, caplog: pytest
         result = run_training(config)
     assert result is not None
     assert lines_of(caplog, CHOICES) == [
-        "nominal batch 16: 3 steps, where 64 would make 3 and needs 10,000 (--nominal-batch)",
+        "nominal batch 16: 3 steps; 64 would make 3, too few below 10,000 (--nominal-batch)",
         "last 1 of 3 epochs without mosaics, on whole images (--close-mosaic)",
         "learning rate falls to 0.05 of its start (--lrf)",
         "warm-up over 1 of 6 batches (--warmup-epochs)",
