@@ -61,18 +61,10 @@ class DetectionSet:
 
     def few(self, count: int) -> DetectionSet:
         """Return so many of the images, evenly spread; all where there are fewer, and for a count of 0."""
-        index = self.index
         if not count:
             return self
-        chosen = spread(range(len(index)), count)
-        few = replace(
-            index,
-            paths=tuple(index.paths[position] for position in chosen),
-            labels=tuple(index.labels[position] for position in chosen),
-            shapes_hw=index.shapes_hw[chosen],
-            image_ids=tuple(index.image_ids[position] for position in chosen),
-        )
-        return replace(self, index=few, _loaders={})
+        index = self.index.select(spread(range(len(self.index)), count))
+        return replace(self, index=index, _loaders={})
 
     def framed(self, frame_hw: tuple[int, int] | None) -> DetectionSet:
         """Return the same images letterboxed to one height and width; None leaves the size to the network."""

@@ -169,6 +169,15 @@ def test_few_images_are_spread_evenly_and_a_count_of_zero_is_all():
     assert data.is_labelled
 
 
+def test_few_images_are_scored_by_their_own_boxes():
+    index, (_, batch) = _index(), _batches()
+    few = DetectionSet(index=index, img_size=64).few(1)
+    alone = replace(batch, infos=(replace(batch.infos[0], index=0),))
+    evaluation = _evaluate(_perfect, index=few.index, batches=[alone])
+    assert (evaluation.images, evaluation.boxes, evaluation.detections[0]["file_name"]) == (1, 1, "b.jpg")
+    assert pytest.approx(1) == evaluation.metrics.AP
+
+
 def test_module_is_left_in_the_mode_it_was_in():
     class Network(torch.nn.Module):
         def forward(self, images):

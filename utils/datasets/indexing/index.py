@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 _MAX_EXAMPLES = 5
 _NAME_OF_ONE = "item"
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,23 @@ class LabelIndex:
     def num_boxes(self) -> int:
         """Number of boxes, without crowd regions."""
         return sum(len(labels) for labels in self.labels)
+
+    def select(self, positions: Sequence[int]) -> LabelIndex:
+        """Return the index of the images at these positions, in their order; `summary` stays that of all."""
+
+        def chosen(items: tuple[_Item, ...]) -> tuple[_Item, ...]:
+            return tuple(items[position] for position in positions)
+
+        return replace(
+            self,
+            paths=chosen(self.paths),
+            file_names=chosen(self.file_names),
+            labels=chosen(self.labels),
+            truth=chosen(self.truth),
+            shapes_hw=self.shapes_hw[list(positions)],
+            image_ids=chosen(self.image_ids),
+            digests=chosen(self.digests),
+        )
 
 
 def build_label_index(
