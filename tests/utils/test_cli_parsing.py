@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 import pytest
 
-from utils.config.cli import config_from_values, parse, run_script
+from utils.config.cli import command_line, config_from_values, parse, run_script
 from utils.errors import ConfigError, DataError
 
 
@@ -32,6 +33,13 @@ class Config:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ConfigError(f"--epochs {self.epochs}: expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithPreset(Config):
+    """Settings with recipes."""
+
+    preset: str = ""
 
 
 def parsed(*argv: str) -> Config:
@@ -130,6 +138,53 @@ def test_lines_with_names_that_are_not_text_of_the_terminal_are_shown(monkeypatc
     assert exit_code(main, "--weights", "a") == 2
     sys.stderr.flush()
     assert written.getvalue() == b"error: caf\\udce9.jpg is no image\n"
+
+
+def test_flags_override_the_file_and_the_file_the_preset(tmp_path: Path) -> None:
+    recipe, file = tmp_path / "recipe.yaml", tmp_path / "file.yaml"
+    recipe.write_text("epochs: 5\nrate: 0.1\nfast: true\nweights: a.pt\nsizes: [64]\n")
+    file.write_text(f"rate: 0.2\nsizes: [96]\npreset: {recipe}\n")
+    for argv in (["--preset", str(recipe), "--config", str(file)], [f"--preset={recipe}", f"--config={file}"]):
+        config = parse(WithPreset, [*argv, "--sizes", "128"], bare={})
+        assert (config.epochs, config.rate, config.sizes, config.fast) == (5, 0.2, (128,), True)
+        assert config.preset == str(recipe)
+    assert parse(WithPreset, ["--config", str(file)], bare={}).epochs == 5  # a file may name a preset
+    assert not parse(WithPreset, ["--preset", str(recipe), "--no-fast"], bare={}).fast
+
+
+def test_unknown_preset_and_its_unknown_keys_are_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="--preset fast: no such recipe; choose from full, quick, or give a YAML file"
+    ):
+        parse(WithPreset, ["--preset", "fast"], bare={})
+    (tmp_path / "own.yaml").write_text("epoch: 5\n")
+    with pytest.raises(ConfigError, match=r"own.yaml: unknown key 'epoch'; known: weights, epochs, rate"):
+        parse(WithPreset, ["--preset", str(tmp_path / "own.yaml")], bare={})
+    (tmp_path / "own.yaml").write_text("preset: full\nepochs: 5\n")
+    with pytest.raises(ConfigError, match=r"own.yaml: a recipe cannot name another one as its 'preset'"):
+        parse(WithPreset, ["--preset", str(tmp_path / "own.yaml")], bare={})
+    with pytest.raises(ConfigError, match=r"--preset has no value; give the name of a recipe in data/recipes"):
+        parse(WithPreset, ["--preset"], bare={})
+    with pytest.raises(ConfigError, match="--preset"):
+        parsed("--weights", "a.pt", "--preset", "quick")  # these settings have no recipes
+
+
+def test_command_line_is_read_back_as_the_settings_it_was_made_of() -> None:
+    config = Config(weights=("a b.pt", "c.pt"), epochs=9, rate=0.5, sizes=(1, 2), fast=True, mode="b", device="0")
+    line = command_line("some.py", config)
+    assert (
+        line == "python some.py --weights 'a b.pt' c.pt --epochs 9 --rate 0.5 --sizes 1 2 --fast --mode b --device 0"
+    )
+    assert parsed(*shlex.split(line)[2:]) == config
+    assert command_line("some.py", Config(weights=("a.pt",)), without=["weights"]) == "python some.py"
+
+
+def test_interrupt_with_a_message_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(config: Config) -> None:
+        raise KeyboardInterrupt("python some.py --resume x continues this run")
+
+    assert exit_code(interrupted, "--weights", "a.pt") == 130
+    assert capsys.readouterr().err == "interrupted; python some.py --resume x continues this run\n"
 
 
 def test_failed_check_exits_with_1_and_an_interrupt_with_130() -> None:

@@ -1,18 +1,21 @@
-"""Command lines built from dataclasses: flags, `--config` files, one-line errors, exit codes."""
+"""Command lines built from dataclasses: flags, `--config` files, presets, one-line errors, exit codes."""
 
 from __future__ import annotations
 
 import io
 import logging
+import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import MISSING, fields
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
+from utils.config.shipped import find_shipped, shipped_names
 from utils.config.values import checked_values, required_fields
 from utils.errors import ConfigError, UserError
 from utils.storage.files import read_yaml
@@ -24,9 +27,16 @@ RESUME_LATEST = "latest"
 
 USAGE_EXIT = 2
 INTERRUPT_EXIT = 130
+# Folder of the settings that `--preset` names, for configurations with a field `preset`.
+RECIPES = "data/recipes"
 # Most characters of a file name in a message.
 _MAX_NAME = 200
 
+# Values of the options that are files.
+_EXPECTED = {
+    "--config": "a YAML file, such as a run folder's opt.yaml",
+    "--preset": f"the name of a recipe in {RECIPES}, or a YAML file",
+}
 _CONFIG_HELP = "--config FILE reads settings from a YAML, such as a run folder's opt.yaml; flags override them."
 
 
@@ -45,7 +55,7 @@ def run_script(
     """Parse the command line into `config_type`, call `main`, and end the process.
 
     Exit codes: 0 done, 1 a check of the script failed (`main` returned False), 2 a user's mistake, reported in one
-    line, 130 interrupted.
+    line, 130 interrupted; a `KeyboardInterrupt` with a message says how to go on.
 
     Args:
         main: Function to call, or `module:function`, which is imported only after the command line is parsed, so that
@@ -70,8 +80,8 @@ def run_script(
             raise
         sys.stderr.write(f"error: {_system_message(error)}\n")
         sys.exit(USAGE_EXIT)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+    except KeyboardInterrupt as interrupt:
+        sys.stderr.write(f"interrupted; {interrupt}\n" if interrupt.args else "interrupted\n")
         sys.exit(INTERRUPT_EXIT)
     if outcome is False:
         sys.exit(1)
@@ -91,15 +101,20 @@ def _system_message(error: OSError) -> str:
 
 
 def parse(config_type: type[Config], argv: Sequence[str], *, bare: Mapping[str, str]) -> Config:
-    """Merge flags over the `--config` YAML over defaults.
+    """Merge flags over the `--config` YAML over the `--preset` over defaults.
 
     Raises:
-        ConfigError: The YAML cannot be read, has an unknown key or a value of the wrong type; a flag is unknown,
+        ConfigError: A YAML cannot be read, has an unknown key or a value of the wrong type; a flag is unknown,
             missing, or has a value of the wrong type.
     """
-    arguments, config_file = _split_config(_fill_bare(argv, bare))
+    arguments, config_file = _split_option(_fill_bare(argv, bare), "--config")
     unchecked = _without_checks(config_type)
-    default = _read_config(unchecked, config_file) if config_file else None
+    values = _values_in(unchecked, config_file) if config_file else {}
+    if any(field.name == "preset" for field in fields(config_type)):  # type: ignore[arg-type]
+        arguments, given = _split_option(arguments, "--preset")
+        if preset := given or values.get("preset"):
+            values = {**_recipe(unchecked, preset), **values, "preset": preset}
+    default = _with_defaults(unchecked, values) if values else None
     try:
         with redirect_stderr(io.StringIO()) as told:
             parsed = tyro.cli(
@@ -155,9 +170,46 @@ def config_from_values(config_type: type[Config], values: Mapping[str, Any], *, 
     return config_type(**checked)
 
 
-def _read_config(config_type: type[Config], path: str) -> Config:
-    """Read defaults from a YAML; fields that it omits and that have no default remain for flags to set."""
-    checked = checked_values(config_type, read_yaml(path, what="configuration"), where=path)
+def command_line(script: str, config: Any, *, without: Collection[str] = ()) -> str:
+    """Return the command that runs a script with these settings; those that have their defaults are left out.
+
+    Args:
+        script: Name of the script, such as "train.py".
+        config: Dataclass instance with its settings.
+        without: Names of settings to leave out.
+    """
+    words = ["python", script]
+    for field in fields(config):
+        value, flag = getattr(config, field.name), f"--{field.name.replace('_', '-')}"
+        if value == field.default or field.name in without:
+            continue
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            words += [flag, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return shlex.join(words)
+
+
+def _values_in(config_type: type[Any], path: str | Path) -> dict[str, Any]:
+    """Read settings by field name from a YAML."""
+    return checked_values(config_type, read_yaml(path, what="configuration"), where=str(path))
+
+
+def _recipe(config_type: type[Any], preset: str) -> dict[str, Any]:
+    """Read the settings of a preset: of a shipped recipe by its name, or of a YAML of the user's."""
+    path = find_shipped(preset, RECIPES)
+    if not path.is_file():
+        raise ConfigError(
+            f"--preset {preset}: no such recipe; choose from {', '.join(shipped_names(RECIPES))}, or give a YAML file"
+        )
+    values = _values_in(config_type, path)
+    if "preset" in values:
+        raise ConfigError(f"{path}: a recipe cannot name another one as its 'preset'; copy its settings")
+    return values
+
+
+def _with_defaults(config_type: type[Config], values: Mapping[str, Any]) -> Config:
+    """Build settings from values that were read; omitted fields without a default remain for flags to set."""
     defaults: dict[str, Any] = dict.fromkeys(required_fields(config_type), tyro.MISSING)
     for field in fields(config_type):  # type: ignore[arg-type]
         if field.default is not MISSING:
@@ -166,26 +218,26 @@ def _read_config(config_type: type[Config], path: str) -> Config:
             defaults[field.name] = field.default_factory()
     # Built without __init__, because settings are validated together after the flags are applied.
     unchecked = object.__new__(config_type)
-    for name, value in {**defaults, **checked}.items():
+    for name, value in {**defaults, **values}.items():
         object.__setattr__(unchecked, name, value)
     return unchecked
 
 
-def _split_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
-    """Separate `--config FILE` or `--config=FILE` from the other arguments."""
+def _split_option(argv: Sequence[str], option: str) -> tuple[list[str], str | None]:
+    """Separate `--config FILE` or `--config=FILE`, say, from the other arguments."""
     rest: list[str] = []
-    config_file: str | None = None
+    value: str | None = None
     items = iter(argv)
     for item in items:
-        if item == "--config":
-            config_file = next(items, None)
-            if config_file is None:
-                raise ConfigError("--config has no value; give a YAML file, such as a run folder's opt.yaml")
-        elif item.startswith("--config="):
-            config_file = item.removeprefix("--config=")
+        if item == option:
+            value = next(items, None)
+            if value is None:
+                raise ConfigError(f"{option} has no value; give {_EXPECTED[option]}")
+        elif item.startswith(f"{option}="):
+            value = item.removeprefix(f"{option}=")
         else:
             rest.append(item)
-    return rest, config_file
+    return rest, value
 
 
 def _fill_bare(argv: Sequence[str], bare: Mapping[str, str]) -> list[str]:

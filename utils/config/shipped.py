@@ -24,3 +24,8 @@ def find_shipped(path: str | Path, folder: str) -> Path:
     names = (path.name, f"{path.name}.yaml") if path.name == str(path) else ()
     places = [_PROJECT / folder / name for name in names]
     return next((place for place in places if place.is_file()), path)
+
+
+def shipped_names(folder: str) -> list[str]:
+    """Return the names, without suffix, of the YAML files in a folder of the project."""
+    return sorted(path.stem for path in (_PROJECT / folder).glob("*.yaml"))
