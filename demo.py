@@ -64,8 +64,9 @@ def demo(config: DemoConfig) -> bool:
     )
     assert trained is not None, "one process returns its result"
     dense = _dense_row(trained)
-    rows = run_slimming(
+    slimmed = run_slimming(
         SlimConfig(
+            stages=("sparse", "prune", "finetune"),
             weights=str(dense.weights),
             epochs=config.sparse_epochs,
             finetune_epochs=config.finetune_epochs,
@@ -80,7 +81,8 @@ def demo(config: DemoConfig) -> bool:
             **shared,
         )
     )
-    return _ship([dense, *rows], config, folder)
+    assert slimmed is not None, "one process returns its result"
+    return _ship([dense, *slimmed.stages], config, folder)
 
 
 def _dense_row(trained: TrainResult) -> StageResult:

@@ -1,4 +1,4 @@
-"""Make a detector small in one command: train sparse, prune and fine-tune, once or in rounds."""
+"""From a data set to a small network in one command: train, train sparse, prune, fine-tune, export and verify."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from commands.slim_config import SlimConfig
 from utils.config.cli import RESUME_LATEST, run_script
 
 if __name__ == "__main__":
-    run_script("commands.slim:run_slimming", SlimConfig, bare={"--resume": RESUME_LATEST})
+    run_script("commands.slim:slim", SlimConfig, bare={"--resume": RESUME_LATEST})

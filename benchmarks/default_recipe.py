@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.report import table, write_report
 from benchmarks.scores import load, scores_on
-from commands.slim import train_stage
+from commands.slim_stages import train_stage
 from commands.train import run_training
 from commands.train_config import TrainConfig
 from utils.config.cli import run_script

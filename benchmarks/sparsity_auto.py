@@ -18,7 +18,7 @@ from benchmarks.report import table, write_report
 from benchmarks.scores import load
 from commands.prune import run_pruning
 from commands.prune_config import PruneConfig
-from commands.slim import train_stage
+from commands.slim_stages import train_stage
 from commands.train import run_training
 from commands.train_config import TrainConfig
 from commands.train_sparsity import run_sparsity_training

@@ -36,7 +36,7 @@ def run_export(config: ExportConfig) -> bool:
     """
     check_writable(config.project)
     task, config = for_its_task(config)
-    _check_formats(config)
+    check_export(config)
     warn_of_ignored(config, _ignored_settings(config))
     prepared = prepare(task, config)
     reference = prepared.reference(config)
@@ -103,7 +103,7 @@ def _nms_path(config: ExportConfig) -> Path:
     return config.folder / f"{Path(config.weights).stem}_nms{FORMATS['onnx'].suffix}"
 
 
-def _check_formats(config: ExportConfig) -> None:
+def check_export(config: ExportConfig) -> None:
     """Refuse unsupported settings before anything is written.
 
     Raises:

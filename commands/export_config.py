@@ -40,6 +40,7 @@ class ExportConfig:
     verify_images: int = 16  # images that heads and boxes are compared on
     threads: int | None = None  # of the processor, for times; all cores by default
     workers: int = 8  # data loading processes, at most one per core
+    cache_dir: str = ""  # where the label index is cached, by default beside the data; or fetched images
     output: str = ""  # folder of the files; beside the weights by default
     project: str = "runs/export"  # where run folders, with the report, are made
     name: str = "exp"  # name of the run folder

@@ -66,6 +66,7 @@ def prepare(task: Task, config: ExportConfig) -> Prepared:
         img_size=(max(config.image_hw),),
         batch_size=_VAL_BATCH,
         workers=config.workers,
+        cache_dir=config.cache_dir,
     )
     evaluator = open_evaluator(task, settings, network, device=device) if config.data else None
     calibration: tuple[Tensor, ...] = ()

@@ -4,34 +4,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
+from commands.export_config import ExportConfig
 from commands.finetune_config import FinetuneConfig
 from commands.prune_config import PruneConfig
 from commands.train_config import TrainConfig
-from commands.train_sparsity_config import SparsityConfig
-from deploy.choices import LatencyPrecision
-from pruning.selection.rounding import Direction
+from commands.train_sparsity_config import CHOICE, SparsityConfig
+from pruning.selection.targets import parse_target
 from utils.errors import ConfigError
+
+# Names of the stages, in the order in which they run; sparse, prune and finetune run in every round.
+StageName: TypeAlias = Literal["dense", "sparse", "prune", "finetune", "export"]
+STAGES: tuple[StageName, ...] = get_args(StageName)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlimConfig(SparsityConfig):
-    """Train sparse, prune and fine-tune, once or in rounds; --epochs is for each sparse training."""
+    """Train, train sparse, prune, fine-tune and export in one run; --epochs is for each sparse training."""
 
-    rounds: int = 1  # times the three stages are run; each cuts a part of what is to go
+    preset: str = ""  # settings of data/recipes: quick, full, or a YAML of yours; --config and flags override them
+    # which stages run: dense sparse prune finetune export; by default all, dense only where weights lack the classes
+    stages: tuple[StageName, ...] = ()
+    dry_run: bool = False  # show stages, estimated minutes and what the cut would leave; write nothing
+    rounds: int = 1  # times that sparse, prune and finetune are run; each cuts a part of what is to go
+    dense_epochs: int = 100  # passes over the training images in the training of the dense network
     finetune_epochs: int = 100  # passes over the training images in each fine-tuning
     percent: float | None = None  # share of channels that each round cuts; 0.5 by default
     target: str = ""  # what the last round must reach: macs=50%, params=700K, ms=8, speedup=3; by equal factors
-    runtime: str = "ncnn"  # where ms and speedup count: ncnn, onnx, openvino, torchscript or tensorrt
-    precision: LatencyPrecision = "fp32"  # in which the network is served there: fp32, fp16 or int8
-    threads: int = 1  # of the processor there
-    latency_table: str = ""  # times of the layers there, by default measured once on this machine and cached
-    latency_layers: str = ""  # only write a folder of layers for another device to time, which gives such a table
-    # widths to keep: pow2 (the default), a number to be a multiple of, or none; for ms and speedup the fast ones
-    round: str = ""
-    round_direction: Direction = "nearest"  # up, down or nearest
-    min_channels: int = 1  # fewest channels of a layer
+    # what the network is exported to, and where ms and speedup count: ncnn, onnx, openvino, torchscript or tensorrt
+    runtime: str = "ncnn"
+    latency_layers: str = ""  # only write a folder of layers for another device to time, for --latency-table
     distill: float = 0.0  # weight of a teacher's answers in fine-tuning; the teacher is the first sparse network
     teacher: str = ""  # another teacher for it
     resume: str = ""  # continue the latest run, or the run in this folder
@@ -40,7 +43,7 @@ class SlimConfig(SparsityConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("rounds", "finetune_epochs"):
+        for name in ("rounds", "dense_epochs", "finetune_epochs"):
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} {getattr(self, name)}: expected at least 1")
@@ -48,9 +51,21 @@ class SlimConfig(SparsityConfig):
             raise ConfigError("--single-cls is not for several stages; give data of one class")
         if self.latency_layers and self.resume:
             raise ConfigError("--latency-layers only writes what a device needs to measure; leave --resume out")
+        if self.dry_run and self.resume:
+            raise ConfigError("--dry-run shows the plan of a new run; leave --resume out")
         # Each stage checks its own settings; when its turn comes, hours of training may be lost.
+        self.sparse_training("weights.pt", Path("sparse"), is_first=True)
         self.pruning("weights.pt", Path("prune"), target=self.target)
         self.finetuning("weights.pt", Path("finetune"), teacher=self.teacher)
+        if "export" in (self.stages or STAGES):
+            self.exporting("weights.pt", Path("export"))
+
+    def _check_auto(self) -> None:
+        """Leave the check to the sparse stage, whose weights may be those of a dense training."""
+
+    def dense_training(self, weights: str, folder: Path) -> TrainConfig:
+        """Return a plain training from `weights` into `folder`."""
+        return TrainConfig(**{**self._values_of(TrainConfig), **_place(weights, folder), "epochs": self.dense_epochs})
 
     def sparse_training(self, weights: str, folder: Path, *, is_first: bool) -> SparsityConfig:
         """Return a sparsity training from `weights` into `folder`.
@@ -58,25 +73,17 @@ class SlimConfig(SparsityConfig):
         Later than the first one it trains the network as it comes, so that teachers and students have its anchors.
         """
         own = {"cfg": self.cfg if is_first else "", "noautoanchor": self.noautoanchor or not is_first}
-        return SparsityConfig(**{**self._values_of(SparsityConfig), **_place(weights, folder), **own})
+        values = {**self._values_of(SparsityConfig), **_place(weights, folder), **own}
+        if not self.is_auto:  # the cut chooses channels, not the training
+            values = {name: value for name, value in values.items() if name not in CHOICE}
+        return SparsityConfig(**values)
 
-    def pruning(self, weights: str, folder: Path, *, target: str) -> PruneConfig:
-        """Return a cut of `weights`, measured before and after, into `folder`."""
+    def pruning(self, weights: str, folder: Path, *, target: str, plan: str = "") -> PruneConfig:
+        """Return a cut of `weights`, by `plan` if there is one, measured before and after, into `folder`."""
         return PruneConfig(
             weights=weights,
-            percent=self.percent,
-            target=target,
-            runtime=self.runtime,
-            precision=self.precision,
-            threads=self.threads,
-            latency_table=self.latency_table,
+            **({"plan": plan} if plan else self._ranking(target)),
             latency_layers=self.latency_layers,
-            # Channels are ranked by what was drawn to zero.
-            criterion="kernel_l1" if self.sparsity == "kernel" else "bn_gamma",
-            shortcuts=self.shortcuts,
-            round=self.round,
-            round_direction=self.round_direction,
-            min_channels=self.min_channels,
             data=self.data,
             img_size=self.test_size,
             batch_size=self.batch_size,
@@ -89,6 +96,15 @@ class SlimConfig(SparsityConfig):
             exist_ok=True,
         )
 
+    def _ranking(self, target: str) -> dict[str, Any]:
+        """Return the settings by which a cut ranks channels and stops."""
+        is_timed = bool(self.latency_layers) or (bool(target) and parse_target(target).quantity == "ms")
+        timing = ("runtime", "precision", "threads", "latency_table") if is_timed else ()
+        names = ("percent", "shortcuts", "round", "round_direction", "min_channels", *timing)
+        # Channels are ranked by what was drawn to zero.
+        criterion = "kernel_l1" if self.sparsity == "kernel" else "bn_gamma"
+        return {"target": target, "criterion": criterion, **{name: getattr(self, name) for name in names}}
+
     def finetuning(self, weights: str, folder: Path, *, teacher: str) -> FinetuneConfig:
         """Return a fine-tuning of pruned `weights` into `folder`, with `teacher` where there is to be one."""
         own = {
@@ -99,6 +115,24 @@ class SlimConfig(SparsityConfig):
             "scale_rate": self.scale_rate,
         }
         return FinetuneConfig(**{**self._values_of(TrainConfig), **_place(weights, folder), **own})
+
+    def exporting(self, weights: str, folder: Path) -> ExportConfig:
+        """Return an export of `weights` to the runtime, verified there, into `folder`."""
+        return ExportConfig(
+            weights=weights,
+            include=(self.runtime,),
+            img_size=(self.test_size,),
+            half=self.precision == "fp16",
+            int8=self.precision == "int8",
+            data=self.data,
+            threads=self.threads,
+            workers=self.workers,
+            cache_dir=self.cache_dir,
+            output=str(folder),
+            project=str(folder.parent),
+            name=folder.name,
+            exist_ok=True,
+        )
 
     def _values_of(self, kind: type[TrainConfig]) -> dict[str, Any]:
         """Return the settings that a stage of this kind has as well."""

@@ -1,4 +1,4 @@
-"""The table of slim.py: scores and size of the network after each stage."""
+"""The result of slim.py: scores and size of the network after each stage, and the file that is shipped."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from commands.prune import CHECKPOINT_NAME
-from commands.train_result import best_checkpoint
+from commands.prune_latency import LATENCY_NAME, predicted_ms
+from commands.slim_config import SlimConfig
+from commands.slim_stages import Stage
 from engine.evaluation.evaluator import label
+from pruning.selection.latency import LatencyTable
+from pruning.surgery.report import NetworkSize
+from tasks.choose import task_of
+from tasks.task import Task
 from utils.storage.run_folder import plain
-
-SPARSE, PRUNE, FINETUNE = "sparse", "prune", "finetune"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,25 +60,117 @@ def slim_table(rows: Sequence[StageResult]) -> str:
     return "\n".join(lines)
 
 
-def rows_of(place: Path, names: Sequence[str]) -> list[StageResult]:
-    """Return the three networks of a round with the scores of these names, from what its stages have written."""
-    cut = json.loads((place / PRUNE / "result.json").read_text(encoding="utf-8"))
-    tuned = json.loads((place / FINETUNE / "result.json").read_text(encoding="utf-8"))
-    before, after = cut["report"]["before"], cut["report"]["after"]
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """The file or folder that was made for the runtime.
 
-    def row(folder: Path, weights: Path, metrics: dict[str, Any], size: dict[str, Any]) -> StageResult:
-        return StageResult(
-            stage=f"{folder.parent.name}/{folder.name}",
+    Attributes:
+        path: Its path.
+        passed: Whether it agrees with the network; None if it could not run here.
+        milliseconds: Fastest call for one image; None if it could not run here.
+    """
+
+    path: Path
+    passed: bool | None
+    milliseconds: float | None
+
+    @classmethod
+    def of(cls, folder: Path) -> Exported:
+        """Read what export.py wrote into its run folder."""
+        result = _read(folder)
+        if not result["reports"]:
+            return cls(path=Path(result["not_run"][0]), passed=None, milliseconds=None)
+        report = result["reports"][0]
+        return cls(path=Path(report["path"]), passed=report["passed"], milliseconds=report["latency"][1]["fastest"])
+
+    def as_text(self) -> str:
+        """Return a line on the file and its verification."""
+        if self.passed is None:
+            return f"exported: {self.path}, not verified: this machine cannot run it"
+        verdict = "agrees with the network" if self.passed else "DOES NOT AGREE with the network"
+        return f"exported: {self.path}, {self.milliseconds:.2f} ms here, {verdict}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlimResult:
+    """Where a run ended.
+
+    Attributes:
+        folder: The run folder.
+        stages: A row for each complete stage that leaves a network.
+        weights: The small network.
+        exported: The file for the runtime; None if none was made.
+    """
+
+    folder: Path
+    stages: Sequence[StageResult]
+    weights: str
+    exported: Exported | None
+
+    @classmethod
+    def of(cls, config: SlimConfig, folder: Path, stages: Sequence[Stage], *, weights: str) -> SlimResult:
+        """Collect what the complete stages of a run have written."""
+        made = [stage for stage in stages if stage.is_complete and stage.network is not None]
+        exports = [stage.folder for stage in stages if stage.is_complete and stage.network is None]
+        table = folder / LATENCY_NAME
+        latency = LatencyTable.load(table) if table.is_file() else None
+        task = task_of(data=config.data, weights=weights)
+        return cls(
+            folder=folder,
+            stages=[_row(stage, folder, task, img_size=config.test_size, table=latency) for stage in made],
             weights=weights,
-            scores={name: metrics[name] for name in names},
-            parameters=size["parameters"],
-            macs=size["macs"],
-            megabytes=size["megabytes"],
-            milliseconds=size.get("milliseconds"),
+            exported=Exported.of(exports[0]) if exports else None,
         )
 
-    return [
-        row(place / SPARSE, place / SPARSE / "weights/last.pt", cut["before"], before),
-        row(place / PRUNE, place / PRUNE / CHECKPOINT_NAME, cut["after"], after),
-        row(place / FINETUNE, best_checkpoint(place / FINETUNE), tuned["metrics"], after),
-    ]
+    @property
+    def passed(self) -> bool:
+        """Whether the exported network agrees with the network; True if none was exported or could run."""
+        return self.exported is None or self.exported.passed is not False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of result.json."""
+        stages = [row.to_dict() for row in self.stages]
+        return {"stages": stages, "weights": self.weights, "export": self.exported and plain(self.exported)}
+
+    def as_text(self) -> str:
+        """Return the table, and where everything is."""
+        lines = [slim_table(self.stages)] if self.stages else []
+        lines.append(f"the small network: {self.weights}")
+        if self.exported is not None:
+            lines.append(self.exported.as_text())
+        return "\n".join([*lines, f"results in {self.folder}"])
+
+
+def _row(stage: Stage, folder: Path, task: Task, *, img_size: int, table: LatencyTable | None) -> StageResult:
+    """Measure the network that a complete stage left, and read its scores."""
+    assert stage.network is not None
+    weights = stage.network(stage.folder)
+    network, metrics = task.load(weights), _metrics(stage)
+    image_chw = task.image_chw(network, img_size)
+    milliseconds = predicted_ms(network, table, image_chw=image_chw)
+    size = NetworkSize.of(network.model, image_chw, milliseconds=milliseconds)
+    return StageResult(
+        stage=stage.folder.relative_to(folder).as_posix(),
+        weights=weights,
+        scores={name: metrics[name] for name in task.columns.headline},
+        parameters=size.parameters,
+        macs=size.macs,
+        megabytes=size.megabytes,
+        milliseconds=milliseconds,
+    )
+
+
+def _metrics(stage: Stage) -> dict[str, Any]:
+    """Return the numbers of the network that a stage left: those of last.pt for sparse training, else of best.pt."""
+    result = _read(stage.folder)
+    if stage.name == "prune":
+        return dict(result["after"])
+    if stage.name != "sparse":
+        return dict(result["metrics"])
+    cut = stage.folder.with_name("prune")
+    return dict(_read(cut)["before"] if (cut / "result.json").exists() else result["final"])
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return content

@@ -13,7 +13,7 @@ from commands.train import run_training
 from commands.train_config import TrainConfig
 from commands.train_hyp import read_hyp
 from commands.train_result import TrainResult
-from commands.train_sparsity_config import SparsityConfig
+from commands.train_sparsity_config import CHOICE, SparsityConfig
 from engine.training.hooks import Hook
 from pruning.channels.graph import ChannelGraph
 from pruning.choices import Sparsity
@@ -38,9 +38,8 @@ _UNUSED: Mapping[Sparsity, tuple[str, ...]] = {
     "kernel": ("srb", "src", "beta_ratio"),
     "mixed": ("sr",),
 }
-# Settings of penalties, and those of the choice of channels under --sr auto.
+# Settings of penalties.
 _OF_STRENGTHS = ("srb", "src", "beta_ratio", "scale_rate", "decay", "aim")
-_OF_CHOICE = ("percent", "target", "runtime", "precision", "threads", "latency_table", "round", "min_channels")
 
 
 def sparsity_hooks(network: Network, config: TrainConfig, folder: Path) -> Sequence[Hook]:
@@ -51,7 +50,7 @@ def sparsity_hooks(network: Network, config: TrainConfig, folder: Path) -> Seque
         return FadingHook(
             network.model, partial(_choose, network, config), folder=folder, image_chw=network.trace_chw
         ), _monitor(network, FADING, config, folder)
-    unused = (*_UNUSED[config.sparsity], *_OF_CHOICE)
+    unused = (*_UNUSED[config.sparsity], *CHOICE)
     warn_of_ignored(config, {f"--sparsity {config.sparsity}": unused})
     penalties = make_penalties(
         network.model,

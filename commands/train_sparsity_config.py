@@ -15,6 +15,11 @@ from utils.errors import ConfigError
 
 # Value of `--sr` with which channels are chosen before they fade.
 AUTO: Literal["auto"] = "auto"
+# Settings of the choice of channels under --sr auto.
+CHOICE = (
+    *("percent", "target", "runtime", "precision", "threads", "latency_table"),
+    *("round", "round_direction", "min_channels"),
+)
 # Measured best of 0, .4, .6, .8 and 1, see docs/pruning.md.
 _BALANCE = 0.6
 

@@ -25,7 +25,9 @@ _MOST_SIDE = 16384
 _BATCH = 500
 
 
-def calibration_images(data: str, *, count: int, image_hw: tuple[int, int], split: str = "train") -> list[Tensor]:
+def calibration_images(
+    data: str, *, count: int, image_hw: tuple[int, int], split: str = "train", cache_dir: str = ""
+) -> list[Tensor]:
     """Read images spread evenly over a split, in the form of network input; the same ones every time.
 
     Args:
@@ -33,6 +35,7 @@ def calibration_images(data: str, *, count: int, image_hw: tuple[int, int], spli
         count: Number of images.
         image_hw: Height and width of the network input, in pixels.
         split: "train", "val" or "test"; train leaves the others for evaluation.
+        cache_dir: Folder of the cached label index; "" for beside the data.
 
     Returns:
         Letterboxed images, each (1, 3, H, W) float32, RGB in [0, 1].
@@ -43,7 +46,7 @@ def calibration_images(data: str, *, count: int, image_hw: tuple[int, int], spli
     """
     if count < 1:
         raise ConfigError(f"--calib-images {count}: expected at least 1")
-    paths = build_label_index(load_data_config(data), split).paths
+    paths = build_label_index(load_data_config(data), split, cache_dir=cache_dir or None).paths
     if len(paths) < count:
         raise DataError(
             f"{data}: {split} has {len(paths)} usable images, fewer than the {count} asked for calibration; "

@@ -18,7 +18,7 @@ import torch
 from commands.finetune import run_finetuning
 from commands.finetune_config import FinetuneConfig
 from commands.prune_config import PruneConfig
-from commands.slim import train_stage
+from commands.slim_stages import train_stage
 from commands.train import run_training
 from commands.train_config import TrainConfig
 from engine.evaluation.evaluator import Evaluator

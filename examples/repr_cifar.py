@@ -13,7 +13,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from commands.slim import train_stage
+from commands.slim_stages import train_stage
 from commands.train import repr_hooks, run_training
 from commands.train_config import TrainConfig
 from commands.train_hyp import read_hyp

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from commands.finetune import run_finetuning
 from commands.finetune_config import FinetuneConfig
 from commands.prune_config import PruneConfig
-from commands.slim import train_stage
+from commands.slim_stages import train_stage
 from commands.train import run_training
 from commands.train_config import TrainConfig
 from commands.train_hyp import read_hyp

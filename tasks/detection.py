@@ -338,14 +338,16 @@ class Detection:
         self, settings: TaskSettings, network: Network, *, count: int, image_chw: tuple[int, int, int]
     ) -> list[Tensor]:
         """Return letterboxed training images (1, 3, H, W) in [0, 1]."""
-        return calibration_images(settings.data, count=count, image_hw=(image_chw[1], image_chw[2]))
+        image_hw = (image_chw[1], image_chw[2])
+        return calibration_images(settings.data, count=count, image_hw=image_hw, cache_dir=settings.cache_dir)
 
     def examples(
         self, settings: TaskSettings, network: Network, *, count: int, image_chw: tuple[int, int, int]
     ) -> Tensor:
         """Return letterboxed images of the val split, or of the bundled data set."""
         data = load_data_config(settings.data or _BUNDLED)
-        paths = spread(build_label_index(data, "val", workers=settings.workers).paths, count)
+        index = build_label_index(data, "val", workers=settings.workers, cache_dir=settings.cache_dir or None)
+        paths = spread(index.paths, count)
         return torch.cat([as_input(path, (image_chw[1], image_chw[2])) for path in paths])
 
     def distillation(self, teacher: str, network: Network, *, strength: float) -> Hook:

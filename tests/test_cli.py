@@ -48,7 +48,8 @@ SLIM_FLAGS = " ".join(
     sorted(
         [
             *SPARSITY_FLAGS.split(),
-            *("--distill", "--finetune-epochs", "--latency-layers", "--report", "--rounds", "--teacher"),
+            *("--dense-epochs", "--distill", "--dry-run", "--finetune-epochs", "--latency-layers", "--preset"),
+            *("--report", "--rounds", "--stages", "--teacher"),
         ]
     )
 )
@@ -71,9 +72,9 @@ DETECT_FLAGS = """
     --save-crop --save-json --save-txt --source --threads --view-img --weights
 """
 EXPORT_FLAGS = """
-    --batch --batch-size --calib-images --calib-method --compute-capability --conf --conf-thres --data --dynamic
-    --exist-ok --half --img --img-size --imgsz --include --int8 --int8-search --int8-skip --iou --iou-thres --max-det
-    --name --nms --opset --output --project --threads --verify-images --verify-only --weights --workers
+    --batch --batch-size --cache-dir --calib-images --calib-method --compute-capability --conf --conf-thres --data
+    --dynamic --exist-ok --half --img --img-size --imgsz --include --int8 --int8-search --int8-skip --iou --iou-thres
+    --max-det --name --nms --opset --output --project --threads --verify-images --verify-only --weights --workers
 """
 QUANTIZE_FLAGS = """
     --activation-bits --activation-symmetric --budget --budget-bits --cache-dir --calib-images --data --exist-ok

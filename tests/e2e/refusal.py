@@ -23,7 +23,7 @@ from commands.prune import prune
 from commands.prune_config import PruneConfig
 from commands.quantize import run_quantization
 from commands.quantize_config import QuantizeConfig
-from commands.slim import run_slimming
+from commands.slim import slim
 from commands.slim_config import SlimConfig
 from commands.train import train
 from commands.train_config import TrainConfig
@@ -43,7 +43,7 @@ SCRIPTS: dict[str, tuple[Callable[[Any], object], type[Any]]] = {
     "detect": (detect, DetectConfig),
     "train_sparsity": (run_sparsity_training, SparsityConfig),
     "prune": (prune, PruneConfig),
-    "slim": (run_slimming, SlimConfig),
+    "slim": (slim, SlimConfig),
     "export": (run_export, ExportConfig),
     "quantize": (run_quantization, QuantizeConfig),
 }

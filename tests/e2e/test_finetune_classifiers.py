@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,17 @@ from classifier_place import NAMES, SPEC, lenet, save
 from interruption import KillAfter, Killed, assert_same_weights
 from labelled_classifier import ClassifierPlace, make_classifier_place
 from refusal import refusal
+from tiny_slim import slimmed
 from torch import nn
 
 from commands.finetune import finetuning_hooks, run_finetuning
 from commands.finetune_config import FinetuneConfig
 from commands.prune import run_pruning
 from commands.prune_config import PruneConfig
-from commands.slim import run_slimming
+from commands.slim import run_slimming, slim
 from commands.slim_config import SlimConfig
 from commands.slim_report import StageResult, slim_table
+from commands.slim_start import start_of
 from commands.train_result import TrainResult
 from commands.train_sparsity import run_sparsity_training
 from commands.train_sparsity_config import SparsityConfig
@@ -219,16 +222,17 @@ def test_every_way_of_sparsity_training_gives_finite_weights(tmp_path: Path, spa
 
 def slim_config(place: ClassifierPlace, **settings: Any) -> SlimConfig:
     own = {"finetune_epochs": 2, "target": "macs=50%", "round": "none", "distill": 1.0, "weights": "", "epochs": 1}
+    own["stages"] = ("sparse", "prune", "finetune")
     return SlimConfig(**place.training(**{**own, "cfg": "vanilla", "sr": 0.1, "name": "slim", **settings}))
 
 
 @pytest.fixture(scope="module")
-def rows(place: ClassifierPlace) -> list[StageResult]:
+def rows(place: ClassifierPlace) -> Sequence[StageResult]:
     """A finished run of slim.py."""
-    return run_slimming(slim_config(place))
+    return slimmed(slim_config(place)).stages
 
 
-def test_slim_makes_a_classifier_of_half_the_macs(rows: list[StageResult], place: ClassifierPlace) -> None:
+def test_slim_makes_a_classifier_of_half_the_macs(rows: Sequence[StageResult], place: ClassifierPlace) -> None:
     assert [row.stage for row in rows] == ["round1/sparse", "round1/prune", "round1/finetune"]
     assert rows[2].macs == rows[1].macs <= 0.5 * rows[0].macs
     for row in rows:
@@ -240,21 +244,49 @@ def test_slim_makes_a_classifier_of_half_the_macs(rows: list[StageResult], place
     assert result["weights"] == str(rows[-1].weights)
 
 
-def test_sparse_classifier_teaches_the_fine_tuning(rows: list[StageResult], place: ClassifierPlace) -> None:
+def test_sparse_classifier_teaches_the_fine_tuning(rows: Sequence[StageResult], place: ClassifierPlace) -> None:
     folder = place.project / "slim/round1/finetune"
     config = load_checkpoint(folder / "weights/last.pt").config
     assert (config["teacher"], config["distill"]) == (str(rows[0].weights), 1.0)
     assert len(column(folder, "distill/class_loss")) == 2
 
 
-def test_table_of_slim_lists_accuracy(rows: list[StageResult]) -> None:
+def test_table_of_slim_lists_accuracy(rows: Sequence[StageResult]) -> None:
     head, *lines = slim_table(rows).splitlines()
     assert head.split() == ["stage", "accuracy", "parameters", "MACs", "G", "MB"]
     assert [line.split()[1] for line in lines] == [f"{row.scores['accuracy']:.3f}" for row in rows]
 
 
+def test_line_of_a_classifier_begins_with_a_dense_network_and_ends_with_a_verified_file(
+    place: ClassifierPlace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed; see requirements-export.txt")
+    settings = {"project": str(tmp_path), "finetune_epochs": 1, "dense_epochs": 2, "stages": ()}
+    config = slim_config(place, **settings, runtime="onnx", precision="int8")
+    with caplog.at_level(logging.INFO):
+        assert slim(replace(config, dry_run=True))
+    assert list(tmp_path.iterdir()) == []
+    plan = caplog.messages[-1].splitlines()
+    assert [line.split()[0] for line in plan[1:-2] if not line.startswith(" ")] == [
+        *("dense", "round1/sparse", "round1/prune", "round1/finetune", "export")
+    ]
+    assert "--include onnx --int8" in plan[-3]
+    caplog.clear()
+    result = slimmed(config)
+    assert [row.stage for row in result.stages] == [*("dense", "round1/sparse", "round1/prune", "round1/finetune")]
+    for row in (result.stages[0], result.stages[-1]):
+        assert row.scores == {"accuracy": place.scores(CLASSIFICATION.load(row.weights)).accuracy}
+    assert result.exported is not None
+    assert result.exported.path == tmp_path / "slim/export/best_int8.onnx"
+    assert result.exported.path.is_file()
+    assert "without effect: --img-size" not in caplog.text
+    known = slim_config(place, **{**settings, "cfg": "", "weights": str(result.stages[0].weights)})
+    assert start_of(known).config.stages == ("sparse", "prune", "finetune", "export")
+
+
 def test_killed_slim_run_of_a_classifier_repeats_no_stage(
-    rows: list[StageResult], place: ClassifierPlace, monkeypatch: pytest.MonkeyPatch
+    rows: Sequence[StageResult], place: ClassifierPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(
@@ -263,7 +295,7 @@ def test_killed_slim_run_of_a_classifier_repeats_no_stage(
         with pytest.raises(Killed):
             run_slimming(slim_config(place, name="killed"))
     written = {path: path.stat().st_mtime_ns for path in (place.project / "killed/round1/prune").iterdir()}
-    resumed = run_slimming(SlimConfig(resume=str(place.project / "killed")))
+    resumed = slimmed(SlimConfig(resume=str(place.project / "killed"))).stages
     assert {path: path.stat().st_mtime_ns for path in (place.project / "killed/round1/prune").iterdir()} == written
     assert [(row.stage, row.scores) for row in resumed] == [(row.stage, row.scores) for row in rows]
     assert_same_weights(rows[-1].weights, resumed[-1].weights)

@@ -16,7 +16,7 @@ from torch import nn
 
 from commands.prune import run_pruning
 from commands.prune_config import PruneConfig
-from commands.slim import run_slimming
+from commands.slim import run_slimming, slim
 from commands.slim_config import SlimConfig
 from models.classifiers import LeNet5
 from models.classifiers.spec import ClassifierSpec
@@ -123,6 +123,7 @@ def slim_config(place: Place, **settings: Any) -> SlimConfig:
         "epochs": 1,
         "finetune_epochs": 1,
         "rounds": 2,
+        "stages": ("sparse", "prune", "finetune"),
         "batch_size": 2,
         "img_size": (64,),
         "workers": 0,
@@ -139,7 +140,9 @@ def slim_config(place: Place, **settings: Any) -> SlimConfig:
 
 @pytest.mark.slow
 def test_rounds_of_slim_cut_by_equal_factors_of_milliseconds(place: Place) -> None:
-    rows = run_slimming(slim_config(place, target="speedup=2.25"))
+    result = run_slimming(slim_config(place, target="speedup=2.25"))
+    assert result is not None
+    rows = result.stages
     dense, first, last = (rows[index].milliseconds for index in (0, 1, 4))
     assert dense is not None
     assert first is not None
@@ -155,7 +158,7 @@ def test_slim_refuses_a_time_out_of_reach_before_any_training(
     def train(config: Any) -> None:
         raise AssertionError("trained")
 
-    monkeypatch.setattr("commands.slim.run_sparsity_training", train)
+    monkeypatch.setattr("commands.slim_stages.run_sparsity_training", train)
     arguments = ["--cfg", TINY_CFG, "--data", str(place.data), "--target", "ms=0.001", "--shortcuts", "tied"]
     arguments += ["--latency-table", str(place.root / "table.json"), "--img-size", "64", "--device", "cpu"]
     told = refusal("slim", [*arguments, "--project", str(place.root / "out")], capsys)
@@ -226,7 +229,7 @@ def test_layers_for_another_device_are_written_and_nothing_else(
 def test_slim_writes_the_layers_of_what_it_would_train(place: Place) -> None:
     folder = place.root / "phone_of_slim"
     given = slim_config(place, latency_table="", latency_layers=str(folder), project=str(place.root / "not_slim"))
-    assert run_slimming(given) == []
+    assert slim(given)
     heads = [
         row for row in json.loads((folder / "layers.json").read_text())["layers"] if row["kind"]["end"] == "last"
     ]

@@ -16,17 +16,17 @@ from commands.export import run_export
 from commands.export_config import ExportConfig
 from commands.slim import run_slimming
 from commands.slim_config import SlimConfig
-from commands.train import run_training
 from commands.train_config import TrainConfig
 
 STAGES = ["dense", "round1/sparse", "round1/prune", "round1/finetune"]
 
 
 def slim_settings(plain: TrainConfig, **settings: Any) -> SlimConfig:
-    """One round of the shortest trainings, in the folder of a dense network that is there already."""
+    """The shortest trainings of a dense network and of one round, without export."""
     values = {field.name: getattr(plain, field.name) for field in fields(plain)}
-    own = {"epochs": 2, "finetune_epochs": 1, "sr": 0.3, "target": "params=50%", "round": "none", "exist_ok": True}
-    return SlimConfig(**{**values, **own, **settings})
+    own = {"epochs": 2, "finetune_epochs": 1, "sr": 0.3, "target": "params=50%", "round": "none"}
+    stages = ("dense", "sparse", "prune", "finetune")
+    return SlimConfig(**{**values, **own, "dense_epochs": plain.epochs, "stages": stages, **settings})
 
 
 def read(path: Path) -> Any:
@@ -38,7 +38,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a dense network, one round, and two exported files."""
     root = tmp_path_factory.mktemp("report")
     folder = root / "runs/exp"
-    run_training(tiny_config(root, noplots=False, project=str(folder), name="dense"))
     run_slimming(slim_settings(tiny_config(root, noplots=False)))
     run_export(
         ExportConfig(
@@ -162,7 +161,8 @@ def test_classifiers_have_a_report_of_their_accuracy(tmp_path: Path) -> None:
     plain = classifier_config(
         tmp_path, data=str(data), cfg="torchvision:resnet18", img_size=(32,), epochs=1, augment="none"
     )
-    run_slimming(slim_settings(plain, epochs=1, target="", percent=0.3, shortcuts="tied", sr=1e-3))
+    own = {"epochs": 1, "target": "", "percent": 0.3, "shortcuts": "tied", "sr": 1e-3}
+    run_slimming(slim_settings(plain, stages=("sparse", "prune", "finetune"), **own))
     folder = tmp_path / "runs/exp"
     content = read(folder / "report.json")
     tuned = read(folder / "round1/finetune/result.json")["metrics"]

@@ -7,7 +7,8 @@ import logging
 import os
 import shutil
 import socket
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 import torch.multiprocessing as mp
 from interruption import KillAfter, Killed, assert_same_weights
 from refusal import make_place, refusal
-from tiny import tiny_config
+from tiny_slim import slim_config, slimmed
 
 from commands.finetune import finetuning_hooks
 from commands.slim import run_slimming
@@ -32,26 +33,18 @@ STAGES = [f"round{number}/{stage}" for number in (1, 2) for stage in ("sparse", 
 DENSE = 15688
 
 
-def slim_config(folder: Path, **settings: Any) -> SlimConfig:
-    """Two rounds of the tiny network to two fifths of its parameters."""
-    plain = tiny_config(folder)
-    values = {field.name: getattr(plain, field.name) for field in fields(plain)}
-    own = {"epochs": 1, "finetune_epochs": 2, "rounds": 2, "target": "params=40%", "round": "none", "distill": 1.0}
-    return SlimConfig(**{**values, **own, "sr": 0.3, **settings})
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("slim")
 
 
 @pytest.fixture(scope="module")
-def rows(place: Path) -> list[StageResult]:
+def rows(place: Path) -> Sequence[StageResult]:
     """A finished run in runs/exp."""
-    return run_slimming(slim_config(place))
+    return slimmed(slim_config(place)).stages
 
 
-def test_every_round_makes_the_network_smaller_by_the_same_factor(rows: list[StageResult]) -> None:
+def test_every_round_makes_the_network_smaller_by_the_same_factor(rows: Sequence[StageResult]) -> None:
     assert [row.stage for row in rows] == STAGES
     parameters = [row.parameters for row in rows]
     assert parameters[0] == DENSE
@@ -64,7 +57,7 @@ def test_every_round_makes_the_network_smaller_by_the_same_factor(rows: list[Sta
     assert rows[4].megabytes < rows[1].megabytes < rows[0].megabytes
 
 
-def test_table_and_result_say_what_the_networks_are(rows: list[StageResult], place: Path) -> None:
+def test_table_and_result_say_what_the_networks_are(rows: Sequence[StageResult], place: Path) -> None:
     for row in rows:
         model = load_model(row.weights).model
         assert (count_parameters(model), count_macs(model, (3, 64, 64))) == (row.parameters, row.macs)
@@ -80,7 +73,7 @@ def test_table_and_result_say_what_the_networks_are(rows: list[StageResult], pla
     assert all(tuple(row.scores) == names for row in rows)
 
 
-def test_first_sparse_network_teaches_every_fine_tuning(rows: list[StageResult], place: Path) -> None:
+def test_first_sparse_network_teaches_every_fine_tuning(rows: Sequence[StageResult], place: Path) -> None:
     folder = place / "runs/exp"
     for number in (1, 2):
         config = load_checkpoint(folder / f"round{number}/finetune/weights/last.pt").config
@@ -89,7 +82,7 @@ def test_first_sparse_network_teaches_every_fine_tuning(rows: list[StageResult],
 
 
 def test_later_rounds_keep_anchors_and_names_and_start_from_the_round_before(
-    rows: list[StageResult], place: Path
+    rows: Sequence[StageResult], place: Path
 ) -> None:
     first, last = (load_model(rows[index].weights) for index in (0, -1))
     assert last.model.spec.anchors == first.model.spec.anchors
@@ -103,7 +96,7 @@ def written_at(folder: Path) -> dict[str, int]:
 
 
 def test_resumed_run_repeats_no_stage_and_ends_with_the_same_weights(
-    rows: list[StageResult], place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    rows: Sequence[StageResult], place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = place / "runs/killed"
     with monkeypatch.context() as patched:
@@ -115,7 +108,7 @@ def test_resumed_run_repeats_no_stage_and_ends_with_the_same_weights(
     assert not (folder / "result.json").exists()
     finished = written_at(folder / "round1/sparse") | written_at(folder / "round1/prune")
     with caplog.at_level(logging.INFO):
-        resumed = run_slimming(SlimConfig(resume=str(folder)))  # all other settings are those of the run
+        resumed = slimmed(SlimConfig(resume=str(folder))).stages  # all other settings are those of the run
     assert f"{folder / 'round1/sparse'} is complete" in caplog.text
     assert f"resuming {folder / 'round1/finetune'} after epoch 1 of 2" in caplog.text
     assert written_at(folder / "round1/sparse") | written_at(folder / "round1/prune") == finished
@@ -127,22 +120,23 @@ def test_resumed_run_repeats_no_stage_and_ends_with_the_same_weights(
 
 
 def test_complete_run_is_only_told_again(
-    rows: list[StageResult], place: Path, monkeypatch: pytest.MonkeyPatch
+    rows: Sequence[StageResult], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(config: Any) -> None:
         raise AssertionError(f"{config.name} is run again")
 
     shutil.copytree(place / "runs/exp", place / "again/runs/exp")
-    monkeypatch.setattr("commands.slim.run_pruning", run)
-    monkeypatch.setattr("commands.slim.run_sparsity_training", run)
-    monkeypatch.setattr("commands.slim.run_finetuning", run)
-    found = run_slimming(SlimConfig(resume=RESUME_LATEST, project=str(place / "again/runs")))
+    monkeypatch.setattr("commands.slim_stages.run_pruning", run)
+    monkeypatch.setattr("commands.slim_stages.run_sparsity_training", run)
+    monkeypatch.setattr("commands.slim_stages.run_finetuning", run)
+    found = slimmed(SlimConfig(resume=RESUME_LATEST, project=str(place / "again/runs"))).stages
     assert [(row.stage, row.scores) for row in found] == [(row.stage, row.scores) for row in rows]
 
 
 def test_round_without_target_cuts_a_share_and_rounds_widths(tmp_path: Path) -> None:
     settings = {"target": "", "percent": 0.5, "round": "pow2", "distill": 0.0, "finetune_epochs": 1, "rounds": 1}
-    dense, cut, tuned = run_slimming(slim_config(tmp_path, sparsity="kernel", sr=1e-4, nosave=True, **settings))
+    config = slim_config(tmp_path, sparsity="kernel", sr=1e-4, nosave=True, **settings)
+    dense, cut, tuned = slimmed(config).stages
     assert cut.parameters < dense.parameters
     assert {width.bit_count() for width in load_model(tuned.weights).model.spec.widths.values()} == {1}
     assert load_checkpoint(tuned.weights).config["teacher"] == ""
@@ -152,21 +146,24 @@ def slim_in_process(rank: int, port: int, config: SlimConfig) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
     os.environ["MASTER_PORT"] = str(port)
     torch.set_num_threads(1)
-    assert len(run_slimming(config)) == (3 if rank == 0 else 0)
+    result = run_slimming(config)
+    assert (0 if result is None else len(result.stages)) == (0 if rank else len(config.stages) - 1)
 
 
 def test_two_processes_share_one_run_folder(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    config = slim_config(tmp_path, rounds=1, finetune_epochs=1, amp="off", distill=0.0)
+    stages = ("dense", "sparse", "prune", "finetune", "export")
+    config = slim_config(tmp_path, rounds=1, finetune_epochs=1, dense_epochs=1, amp="off", distill=0.0, stages=stages)
     mp.spawn(slim_in_process, args=(port, config), nprocs=2)  # type: ignore[no-untyped-call]
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["exp"]
     written = json.loads((tmp_path / "runs/exp/result.json").read_text())
     assert written["stages"][-1]["parameters"] <= 0.4 * DENSE
+    assert Path(written["export"]["path"]).is_dir()
 
 
-def test_run_folder_that_holds_a_run_is_not_used_again(rows: list[StageResult], place: Path) -> None:
+def test_run_folder_that_holds_a_run_is_not_used_again(rows: Sequence[StageResult], place: Path) -> None:
     config = slim_config(place, exist_ok=True)
     before = written_at(place / "runs/exp")
     with pytest.raises(ValueError, match=r"--exist-ok .*exp: it contains a run; --resume .*exp continues with it"):

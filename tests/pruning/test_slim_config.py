@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from commands.slim_config import SlimConfig
+from utils.config.cli import parse
 from utils.errors import ConfigError
 
 FOLDER = Path("runs/slim/exp/round1/stage")
@@ -82,3 +84,35 @@ def test_there_is_a_teacher_only_with_distillation() -> None:
 def test_settings_of_every_stage_are_checked_when_made(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SlimConfig(**settings)
+
+
+@pytest.mark.parametrize("name", ["quick", "full"])
+def test_shipped_presets_are_read_and_flags_override_them(name: str) -> None:
+    config = parse(SlimConfig, ["--preset", name], bare={})
+    assert (config.preset, config.cache_images, config.distill) == (name, True, 1.0)
+    assert config.dense_epochs + config.epochs + config.finetune_epochs <= 100
+    own = parse(SlimConfig, ["--epochs", "3", "--preset", name, "--distill", "0"], bare={})
+    assert own == replace(config, epochs=3, distill=0.0)
+
+
+def test_dense_training_and_export_take_their_settings() -> None:
+    config = SlimConfig(
+        dense_epochs=7, epochs=3, cfg="yolov5n.yaml", img_size=(320, 416), precision="int8", threads=2
+    )
+    dense = config.dense_training("coco.pt", Path("runs/slim/exp/dense"))
+    assert (dense.epochs, dense.cfg, dense.weights, dense.noautoanchor) == (7, "yolov5n.yaml", "coco.pt", False)
+    assert (dense.project, dense.name, dense.exist_ok) == ("runs/slim/exp", "dense", True)
+    exported = config.exporting("a.pt", Path("runs/slim/exp/export"))
+    assert (exported.weights, exported.include, exported.precision) == ("a.pt", ("ncnn",), "int8")
+    assert (exported.data, exported.threads, exported.img_size) == (config.data, 2, (416,))
+    assert exported.folder == Path("runs/slim/exp/export")
+    assert SlimConfig(precision="fp16").exporting("a.pt", FOLDER).half
+
+
+def test_cut_plans_for_the_runtime_only_towards_a_time() -> None:
+    config = SlimConfig(precision="int8", runtime="onnx", threads=3, latency_table="none.json")
+    assert config.pruning("a.pt", FOLDER, target="macs=50%").runtime == "ncnn"  # prune.py would warn of settings
+    with pytest.raises(ConfigError, match="--latency-table none.json: no such file"):
+        config.pruning("a.pt", FOLDER, target="ms=8")
+    timed = replace(config, latency_table="").pruning("a.pt", FOLDER, target="ms=8")
+    assert (timed.runtime, timed.precision, timed.threads) == ("onnx", "int8", 3)

@@ -1,0 +1,292 @@
+"""The stages of slim.py, one after the other: what each starts from, how it runs, and the network it leaves."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from commands.export import run_export
+from commands.export_config import ExportConfig
+from commands.finetune import run_finetuning
+from commands.prune import CHECKPOINT_NAME, run_pruning
+from commands.prune_config import PruneConfig
+from commands.prune_latency import LATENCY_NAME, table_for
+from commands.slim_config import SlimConfig, StageName
+from commands.train import run_training
+from commands.train_config import TrainConfig
+from commands.train_result import TrainResult, best_checkpoint
+from commands.train_sparsity import run_sparsity_training
+from commands.train_sparsity_config import SparsityConfig
+from engine.training.distributed import share, this_process, wait_for_all
+from pruning.channels.graph import ChannelGraph
+from pruning.selection.costs import Costs
+from pruning.selection.latency import LatencyTable
+from pruning.selection.targets import parse_target
+from pruning.sparsity.fading import PLAN_NAME
+from tasks.choose import task_of
+from tasks.task import Network
+from utils.errors import ConfigError
+
+LOGGER = logging.getLogger(__name__)
+
+_Training = TypeVar("_Training", bound=TrainConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One step between the weights that the user gives and the file that is shipped.
+
+    Attributes:
+        name: Name for --stages.
+        folder: Run folder of the step.
+        script: Script that does the same by hand.
+        settings: Function from the network that the step starts from to its settings; reads no network.
+        run: Function that runs the step with its settings.
+        is_shared: Whether all processes take part; else the first one runs the step and the others wait.
+        network: Function from the folder to the network that the step leaves there; None if it leaves none.
+    """
+
+    name: StageName
+    folder: Path
+    script: str
+    settings: Callable[[str], Any]
+    run: Callable[[Any], object]
+    is_shared: bool = False
+    network: Callable[[Path], Path] | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the step has run to its end, which it writes last."""
+        return (self.folder / "result.json").exists()
+
+
+def stages_of(config: SlimConfig, folder: Path) -> list[Stage]:
+    """Return all stages of a run in `folder` in their order, whether or not they are asked for."""
+    return [
+        Stage(
+            name="dense",
+            folder=folder / "dense",
+            script="train.py",
+            settings=lambda weights: config.dense_training(weights, folder / "dense"),
+            run=partial(train_stage, run=run_training),
+            is_shared=True,
+            network=best_checkpoint,
+        ),
+        *(stage for number in range(1, config.rounds + 1) for stage in _round(config, folder, number)),
+        Stage(
+            name="export",
+            folder=folder / "export",
+            script="export.py",
+            settings=lambda weights: config.exporting(weights, folder / "export"),
+            run=partial(_export, config),
+        ),
+    ]
+
+
+def _round(config: SlimConfig, folder: Path, number: int) -> list[Stage]:
+    """Return the stages of a round, counted from 1."""
+    place = folder / f"round{number}"
+    return [
+        Stage(
+            name="sparse",
+            folder=place / "sparse",
+            script="train_sparsity.py",
+            settings=lambda weights: config.sparse_training(
+                weights, place / "sparse", is_first=weights == config.weights
+            ),
+            run=partial(_train_sparse, config, folder, number),
+            is_shared=True,
+            # last, not best: what is best by mAP may have been saved before the channels were at zero.
+            network=lambda made: made / "weights/last.pt",
+        ),
+        Stage(
+            name="prune",
+            folder=place / "prune",
+            script="prune.py",
+            settings=lambda weights: config.pruning(
+                weights, place / "prune", target=config.target, plan=_chosen(config, place / "sparse")
+            ),
+            run=partial(_prune, config, folder, number),
+            network=lambda made: made / CHECKPOINT_NAME,
+        ),
+        Stage(
+            name="finetune",
+            folder=place / "finetune",
+            script="finetune_pruned.py",
+            settings=lambda weights: config.finetuning(
+                weights, place / "finetune", teacher=config.teacher or _usual_teacher(config, folder, weights)
+            ),
+            run=partial(train_stage, run=run_finetuning),
+            is_shared=True,
+            network=best_checkpoint,
+        ),
+    ]
+
+
+def run_stages(stages: Sequence[Stage], *, chosen: Sequence[StageName], weights: str) -> str:
+    """Run the chosen stages that are not complete; a stage that does not run hands on what it was given.
+
+    Args:
+        stages: All stages in their order.
+        chosen: Names of those to run.
+        weights: Network that the first one starts from.
+
+    Returns:
+        The network that the last one leaves.
+    """
+    for stage in stages:
+        # One process looks for all: another might see what the run has written meanwhile.
+        is_complete = share(stage.is_complete)
+        if not is_complete and stage.name not in chosen:
+            continue
+        if is_complete:
+            LOGGER.info("%s is complete", stage.folder)
+        else:
+            LOGGER.info("stage %s", stage.folder)
+            if stage.is_shared or this_process().is_main:
+                stage.run(stage.settings(weights))
+            wait_for_all()
+        if stage.network is not None:
+            weights = str(stage.network(stage.folder))
+    return weights
+
+
+def train_stage(config: _Training, run: Callable[[_Training], TrainResult | None]) -> Path:
+    """Run a training, or continue with a killed one, or do nothing where it is complete; returns its folder."""
+    folder = Path(config.project) / config.name
+    last = folder / "weights/last.pt"
+    is_complete, is_begun = share(((folder / "result.json").exists(), last.exists()))
+    if is_complete:
+        LOGGER.info("%s is complete", folder)
+    else:
+        run(replace(config, resume=str(last)) if is_begun else config)
+    wait_for_all()
+    return folder
+
+
+def check_order(stages: Sequence[Stage], *, chosen: Sequence[StageName]) -> None:
+    """Refuse a choice of stages that does not fit what is complete in the run folder.
+
+    Raises:
+        ConfigError: A chosen stage would come before a complete one, or one is begun and not chosen.
+    """
+    for position, stage in enumerate(stages):
+        if stage.is_complete:
+            continue
+        later = [other.folder for other in stages[position + 1 :] if other.is_complete]
+        if stage.name in chosen and later:
+            raise ConfigError(
+                f"--stages {stage.name}: {stage.folder} would come before {later[0]}, which is complete; begin a new "
+                "run"
+            )
+        if stage.name not in chosen and stage.folder.exists():
+            raise ConfigError(
+                f"--stages {' '.join(chosen)}: {stage.folder} is begun and not complete; add {stage.name} to --stages"
+            )
+
+
+def _uncut(config: SlimConfig, folder: Path) -> str:
+    """Return the network before any cut, by which targets are counted and fine-tunings taught."""
+    weights = config.weights
+    for stage in stages_of(config, folder)[:2]:  # dense and sparse
+        if stage.network is not None and (stage.is_complete or stage.name in config.stages):
+            weights = str(stage.network(stage.folder))
+    return weights
+
+
+def _usual_teacher(config: SlimConfig, folder: Path, weights: str) -> str:
+    """Return the network before any cut; none where that is the one to teach."""
+    uncut = _uncut(config, folder)
+    return "" if uncut == weights else uncut
+
+
+def _chosen(config: SlimConfig, sparse: Path) -> str:
+    """Return the plan of the channels that a sparsity training in folder `sparse` chose; "" where the cut chooses."""
+    is_trained = "sparse" in config.stages or (sparse / "result.json").exists()
+    return str(sparse / PLAN_NAME) if config.is_auto and is_trained else ""
+
+
+def _train_sparse(config: SlimConfig, folder: Path, number: int, settings: SparsityConfig) -> None:
+    """Train sparse in a round, counted from 1; if channels are chosen first, those that the round is to cut."""
+    if settings.is_auto:
+        own = _of_round(config, folder, number, settings.weights) if this_process().is_main else {}
+        settings = replace(settings, **share(own))
+    train_stage(settings, run_sparsity_training)
+
+
+def _prune(config: SlimConfig, folder: Path, number: int, settings: PruneConfig) -> None:
+    """Cut what a round, counted from 1, is to cut."""
+    if not settings.plan:
+        settings = replace(settings, **_of_round(config, folder, number, settings.weights))
+    run_pruning(settings)
+
+
+def _of_round(config: SlimConfig, folder: Path, number: int, weights: str) -> dict[str, Any]:
+    """Return what the cut of a round must reach; the whole run plans by one latency table.
+
+    Args:
+        config: Settings of the run.
+        folder: Run folder.
+        number: Index of the round, from 1.
+        weights: Network that the stage starts from.
+    """
+    table = folder / LATENCY_NAME
+    own: dict[str, Any] = {"latency_table": str(table)} if table.is_file() else {}
+    if not config.target:
+        return own
+    weights = weights if number == 1 else _uncut(config, folder)
+    task = task_of(data=config.data, weights=weights)
+    uncut = task.load(weights)
+    image_chw = task.image_chw(uncut, config.test_size)
+    settings = replace(config.pruning(weights, folder, target=config.target), **own)
+    latency = table_for(settings, task, uncut, image_chw=image_chw, weights=weights)
+    target = target_of_round(config, uncut, latency, number=number, image_chw=image_chw)
+    return {**own, "target": target}
+
+
+def target_of_round(
+    config: SlimConfig,
+    uncut: Network,
+    table: LatencyTable | None,
+    *,
+    number: int,
+    image_chw: tuple[int, int, int],
+) -> str:
+    """Return what one round must reach, in MACs, parameters or ms; rounds cut by equal factors.
+
+    Args:
+        config: Settings of the run, with a target.
+        uncut: Network before any cut.
+        table: Latency table, for a target in milliseconds.
+        number: Index of the round, from 1.
+        image_chw: Size of an image for which costs are counted.
+    """
+    target = parse_target(config.target)
+    graph = ChannelGraph.of(uncut.model, image_chw=uncut.trace_chw)
+    now = Costs.of(uncut.model, graph, image_chw, table).amount(target.quantity)
+    goal = now * min(1.0, target.absolute(now) / now) ** (number / config.rounds)
+    return f"ms={goal:.6g}" if target.quantity == "ms" else f"{target.quantity}={goal:.0f}"
+
+
+def _export(config: SlimConfig, settings: ExportConfig) -> None:
+    """Export the small network at the size that is validated; int8 learns from no more images than there are."""
+    task = task_of(data=config.data, weights=settings.weights)
+    network = task.load(settings.weights)
+    image_chw = task.image_chw(network, config.test_size)
+    settings = replace(
+        settings, img_size=ExportConfig.img_size if "img_size" in task.ignored_later else image_chw[1:]
+    )
+    if settings.int8:
+        images = len(task.read_split(config, "train", network=network))
+        settings = replace(settings, calib_images=min(settings.calib_images, images))
+    threads = torch.get_num_threads()
+    try:
+        run_export(settings)
+    finally:
+        torch.set_num_threads(threads)  # the export and ncnn set it for the whole process

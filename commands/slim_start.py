@@ -1,0 +1,152 @@
+"""The start of a run of slim.py: its network, data and stages, and the refusal of what a later stage would."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from commands.export import check_export
+from commands.prune_config import PruneConfig
+from commands.prune_latency import table_for, write_layers
+from commands.slim_config import STAGES, SlimConfig, StageName
+from commands.slim_stages import stages_of
+from commands.train_hyp import read_hyp
+from deploy.formats import FORMATS
+from engine.training.distributed import share, this_process
+from pruning.selection.latency import LatencyTable
+from pruning.selection.planner import Planner
+from tasks.choose import task_of
+from tasks.task import Data, Network, Task
+from utils.config.hyp import Hyp
+from utils.datasets.class_names import class_order
+from utils.errors import CheckpointError, ConfigError, PruningError
+
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """All that a run begins with.
+
+    Attributes:
+        config: Settings, with the stages that are to run.
+        task: Task of data and network.
+        data: The two splits of the data.
+        network: Network that the first stage trains or cuts.
+        hyp: Hyper-parameters of the trainings.
+        image_chw: Size of an image for which costs are counted.
+        table: Latency table for a target in milliseconds; on the first process alone.
+    """
+
+    config: SlimConfig
+    task: Task
+    data: Data
+    network: Network
+    hyp: Hyp
+    image_chw: tuple[int, int, int]
+    table: LatencyTable | None
+
+    def pruning(self) -> PruneConfig:
+        """Return the settings of a cut; the network is here, not in a file."""
+        folder = Path(self.config.project) / self.config.name
+        return self.config.pruning(str(folder), folder, target=self.config.target)
+
+
+def start_of(config: SlimConfig) -> Start:
+    """Build what the first stage starts from and refuse what a later one would, before any training.
+
+    Raises:
+        UserError: The folder contains a run; data, weights, runtime or teacher do not fit; the target cannot be
+            reached.
+    """
+    folder, is_main = Path(config.project) / config.name, this_process().is_main
+    if config.exist_ok and any(stage.folder.exists() for stage in stages_of(config, folder)):
+        raise ConfigError(
+            f"--exist-ok {folder}: it contains a run; --resume {folder} continues with it, or give a --name"
+        )
+    if config.teacher and not config.distill:
+        LOGGER.warning("--teacher %s is not used without --distill, such as --distill 1", config.teacher)
+    task = task_of(data=config.data, weights=config.weights, cfg=config.cfg)
+    config = replace(config, stages=share(_stages_to_run(config, task)))
+    if "export" in config.stages and is_main:
+        _check_export(config, folder)
+    if "sparse" in config.stages and "dense" not in config.stages:
+        config.sparse_training(config.weights, folder, is_first=True)
+    start = _start(config, task)
+    if "prune" in config.stages and is_main:
+        start = _with_table(start)
+    if config.teacher and config.distill and "finetune" in config.stages:
+        task.distillation(config.teacher, start.network, strength=config.distill)
+    return start
+
+
+def write_layers_to_time(config: SlimConfig) -> None:
+    """Write the layers of what the first stage starts from for another device, see `--latency-layers`."""
+    task = task_of(data=config.data, weights=config.weights, cfg=config.cfg)
+    start = _start(replace(config, stages=_stages_to_run(config, task)), task)
+    write_layers(start.pruning(), task, start.network, image_chw=start.image_chw, weights="")
+
+
+def knows_classes(config: SlimConfig, task: Task) -> bool:
+    """Return whether the weights are of the network to train and have the classes of the data."""
+    if not config.weights:
+        return False
+    try:
+        network = task.load(config.weights)
+        if config.cfg:
+            task.check_agrees(network, config.cfg, weights=config.weights)
+    except (CheckpointError, PruningError):
+        return False  # tensors without names, or another network, of which training takes what fits
+    return class_order(network.names, task.class_names(config)) is not None
+
+
+def _stages_to_run(config: SlimConfig, task: Task) -> tuple[StageName, ...]:
+    """Return the stages that are asked for; by default all, but a dense training only where it is needed."""
+    if config.stages:
+        return tuple(name for name in STAGES if name in config.stages)
+    if not knows_classes(config, task):
+        return STAGES
+    LOGGER.info("%s has the classes of %s: no dense training is needed", config.weights, config.data)
+    return STAGES[1:]
+
+
+def _start(config: SlimConfig, task: Task) -> Start:
+    """Read data and network: the one that a training makes of the weights, or the weights as they are."""
+    hyp = read_hyp(config, task.recipe)
+    if {"dense", "sparse"} & set(config.stages):
+        data = task.read_data(config)
+        network = task.make_network(config, data, hyp=hyp)
+    elif not config.weights:
+        raise ConfigError(f"--stages {' '.join(config.stages)}: nothing to start from; give --weights")
+    else:
+        network = task.load(config.weights)
+        data = task.read_data(config, network=network)
+        if class_order(network.names, data.names) is None:
+            raise ConfigError(
+                f"--data {config.data} has other classes than {config.weights}; add dense or sparse to --stages"
+            )
+    image_chw = task.image_chw(network, config.test_size)
+    return Start(config=config, task=task, data=data, network=network, hyp=hyp, image_chw=image_chw, table=None)
+
+
+def _check_export(config: SlimConfig, folder: Path) -> None:
+    """Refuse a runtime that the last stage could not export to here."""
+    if FORMATS[config.runtime].needs_gpu and not torch.cuda.is_available():
+        raise ConfigError(
+            f"--runtime {config.runtime} exports on a machine with a GPU, and torch finds none here; give --stages "
+            "without export, such as --stages dense sparse prune finetune, and run export.py there"
+        )
+    check_export(config.exporting("weights.pt", folder / "export"))
+
+
+def _with_table(start: Start) -> Start:
+    """Return the start with its latency table, once the target can be reached."""
+    cut, task, network = start.pruning(), start.task, start.network
+    table = table_for(cut, task, network, image_chw=start.image_chw, weights="")
+    planner = Planner.of(network.model, cut.plan_settings(start.image_chw, network.trace_chw, table))
+    if start.config.target:
+        planner.decide()  # refuses what cannot be reached; which layers it will empty is not known before scales fall
+    return replace(start, table=table)
