@@ -10,7 +10,8 @@ from commands.export_config import ExportConfig
 from commands.finetune_config import FinetuneConfig
 from commands.prune_config import PruneConfig
 from commands.train_config import TrainConfig
-from commands.train_sparsity_config import CHOICE, SparsityConfig
+from commands.train_sparsity_config import AUTO, CHOICE, SparsityConfig
+from pruning.choices import Shortcuts
 from pruning.selection.targets import parse_target
 from utils.errors import ConfigError
 
@@ -26,6 +27,9 @@ class SlimConfig(SparsityConfig):
     preset: str = ""  # settings of data/recipes: quick, full, or a YAML of yours; --config and flags override them
     # which stages run: dense sparse prune finetune export; by default all, dense only where weights lack the classes
     stages: tuple[StageName, ...] = ()
+    # strength as for train_sparsity.py; auto, which is for --sparsity bn: what the cut will take fades to zero
+    sr: float | Literal["auto"] | None = AUTO
+    shortcuts: Shortcuts = "tied"  # channels that shortcuts join: tied prunes them together, skip leaves them dense
     dry_run: bool = False  # show stages, estimated minutes and what the cut would leave; write nothing
     rounds: int = 1  # times that sparse, prune and finetune are run; each cuts a part of what is to go
     dense_epochs: int = 100  # passes over the training images in the training of the dense network
@@ -35,7 +39,8 @@ class SlimConfig(SparsityConfig):
     # what the network is exported to, and where ms and speedup count: ncnn, onnx, openvino, torchscript or tensorrt
     runtime: str = "ncnn"
     latency_layers: str = ""  # only write a folder of layers for another device to time, for --latency-table
-    distill: float = 0.0  # weight of a teacher's answers in fine-tuning; the teacher is the first sparse network
+    # weight of a teacher's answers in fine-tuning; the teacher is the dense network, or the first sparse one
+    distill: float = 0.0
     teacher: str = ""  # another teacher for it
     resume: str = ""  # continue the latest run, or the run in this folder
     report: str = ""  # train nothing; write report.html and report.json of the run in this folder
@@ -60,6 +65,11 @@ class SlimConfig(SparsityConfig):
         if "export" in (self.stages or STAGES):
             self.exporting("weights.pt", Path("export"))
 
+    @property
+    def is_auto(self) -> bool:
+        """Whether each sparse training chooses channels first; other kinds of sparsity have a strength."""
+        return super().is_auto and self.sparsity == "bn"
+
     def _check_auto(self) -> None:
         """Leave the check to the sparse stage, whose weights may be those of a dense training."""
 
@@ -76,6 +86,7 @@ class SlimConfig(SparsityConfig):
         values = {**self._values_of(SparsityConfig), **_place(weights, folder), **own}
         if not self.is_auto:  # the cut chooses channels, not the training
             values = {name: value for name, value in values.items() if name not in CHOICE}
+            values["sr"] = None if self.sr == AUTO else self.sr
         return SparsityConfig(**values)
 
     def pruning(self, weights: str, folder: Path, *, target: str, plan: str = "") -> PruneConfig:

@@ -31,7 +31,8 @@ from pruning.selection.targets import parse_target
 from pruning.sparsity.fading import PLAN_NAME
 from tasks.choose import task_of
 from tasks.task import Network
-from utils.errors import ConfigError
+from utils.datasets.class_names import class_order
+from utils.errors import CheckpointError, ConfigError, PruningError
 
 LOGGER = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def _round(config: SlimConfig, folder: Path, number: int) -> list[Stage]:
             folder=place / "sparse",
             script="train_sparsity.py",
             settings=lambda weights: config.sparse_training(
-                weights, place / "sparse", is_first=weights == config.weights
+                weights, place / "sparse", is_first=weights == config.weights and not _starts_with_teacher(config)
             ),
             run=partial(_train_sparse, config, folder, number),
             is_shared=True,
@@ -201,9 +202,32 @@ def _uncut(config: SlimConfig, folder: Path) -> str:
 
 
 def _usual_teacher(config: SlimConfig, folder: Path, weights: str) -> str:
-    """Return the network before any cut; none where that is the one to teach."""
-    uncut = _uncut(config, folder)
+    """Return the network before any cut, and before channels faded; none where that is the one to teach."""
+    dense, uncut = stages_of(config, folder)[0], _uncut(config, folder)
+    if config.is_auto and (dense.is_complete or dense.name in config.stages):
+        uncut = str(best_checkpoint(dense.folder))
+    elif _starts_with_teacher(config):
+        uncut = config.weights
     return "" if uncut == weights else uncut
+
+
+def _starts_with_teacher(config: SlimConfig) -> bool:
+    """Return whether the given weights teach what fades: then all that follows has their anchors."""
+    return config.is_auto and knows_classes(config)
+
+
+def knows_classes(config: SlimConfig) -> bool:
+    """Return whether the weights are of the network to train and have the classes of the data."""
+    if not config.weights:
+        return False
+    task = task_of(data=config.data, weights=config.weights, cfg=config.cfg)
+    try:
+        network = task.load(config.weights)
+        if config.cfg:
+            task.check_agrees(network, config.cfg, weights=config.weights)
+    except (CheckpointError, PruningError):
+        return False  # tensors without names, or another network, of which training takes what fits
+    return class_order(network.names, task.class_names(config)) is not None
 
 
 def _chosen(config: SlimConfig, sparse: Path) -> str:

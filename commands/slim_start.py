@@ -12,7 +12,7 @@ from commands.export import check_export
 from commands.prune_config import PruneConfig
 from commands.prune_latency import table_for, write_layers
 from commands.slim_config import STAGES, SlimConfig, StageName
-from commands.slim_stages import stages_of
+from commands.slim_stages import knows_classes, stages_of
 from commands.train_hyp import read_hyp
 from deploy.formats import FORMATS
 from engine.training.distributed import share, this_process
@@ -22,7 +22,7 @@ from tasks.choose import task_of
 from tasks.task import Data, Network, Task
 from utils.config.hyp import Hyp
 from utils.datasets.class_names import class_order
-from utils.errors import CheckpointError, ConfigError, PruningError
+from utils.errors import ConfigError
 
 LOGGER = logging.getLogger(__name__)
 
@@ -90,24 +90,11 @@ def write_layers_to_time(config: SlimConfig) -> None:
     write_layers(start.pruning(), task, start.network, image_chw=start.image_chw, weights="")
 
 
-def knows_classes(config: SlimConfig, task: Task) -> bool:
-    """Return whether the weights are of the network to train and have the classes of the data."""
-    if not config.weights:
-        return False
-    try:
-        network = task.load(config.weights)
-        if config.cfg:
-            task.check_agrees(network, config.cfg, weights=config.weights)
-    except (CheckpointError, PruningError):
-        return False  # tensors without names, or another network, of which training takes what fits
-    return class_order(network.names, task.class_names(config)) is not None
-
-
 def _stages_to_run(config: SlimConfig, task: Task) -> tuple[StageName, ...]:
     """Return the stages that are asked for; by default all, but a dense training only where it is needed."""
     if config.stages:
         return tuple(name for name in STAGES if name in config.stages)
-    if not knows_classes(config, task):
+    if not knows_classes(config):
         return STAGES
     LOGGER.info("%s has the classes of %s: no dense training is needed", config.weights, config.data)
     return STAGES[1:]

@@ -20,7 +20,7 @@ CHOICE = (
     *("percent", "target", "runtime", "precision", "threads", "latency_table"),
     *("round", "round_direction", "min_channels"),
 )
-# Measured best of 0, .4, .6, .8 and 1, see docs/pruning.md.
+# Measured best of 0, .6 and 1, see docs/pruning.md.
 _BALANCE = 0.6
 
 

@@ -198,6 +198,18 @@ def test_channels_that_sparse_training_chose_are_the_ones_that_are_cut(
         assert_same_weights(one.weights, two.weights)
 
 
+def test_dense_network_teaches_what_is_left_when_channels_have_faded(whole: SlimResult, tmp_path: Path) -> None:
+    own: dict[str, Any] = {"sr": "auto", "batch_size": 2, "target": "macs=70%", "stages": STAGES[:4]}
+    trained = slimmed(line_config(tmp_path, name="trained", **own))
+    taught = load_checkpoint(trained.weights).config["teacher"]
+    assert taught == str(tmp_path / "runs/trained/dense/weights/best.pt")
+    # Weights that know the classes are the dense network.
+    known = str(whole.stages[0].weights)
+    given = slimmed(line_config(tmp_path, name="given", weights=known, cfg="", **{**own, "stages": ()}))
+    assert [row.stage for row in given.stages] == ROWS[1:4]
+    assert load_checkpoint(given.weights).config["teacher"] == known
+
+
 def test_chosen_stages_run_alone_and_further_ones_later(whole: SlimResult, tmp_path: Path) -> None:
     first = slimmed(line_config(tmp_path, stages=("sparse", "dense")))  # order is that of the line
     assert [row.stage for row in first.stages] == ROWS[:2]

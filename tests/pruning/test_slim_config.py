@@ -29,7 +29,7 @@ def test_every_stage_starts_and_writes_where_it_is_told() -> None:
 
 
 def test_only_the_first_training_takes_the_yaml_and_fits_anchors() -> None:
-    config = SlimConfig(cfg="yolov5n.yaml")
+    config = SlimConfig(cfg="yolov5n.yaml", sr=0.01)
     first = config.sparse_training("", FOLDER, is_first=True)
     later = config.sparse_training("a.pt", FOLDER, is_first=False)
     assert (first.cfg, first.noautoanchor) == ("yolov5n.yaml", False)
@@ -43,6 +43,14 @@ def test_training_settings_reach_both_trainings() -> None:
     assert (sparse.epochs, sparse.sr, sparse.sparsity) == (7, 0.02, "residual")
     assert tuned.epochs == 5
     assert (sparse.adam, sparse.img_size) == (tuned.adam, tuned.img_size) == (True, (320, 416))
+
+
+def test_channels_fade_by_default_and_other_sparsity_has_a_strength() -> None:
+    fading = SlimConfig(target="macs=50%").sparse_training("a.pt", FOLDER, is_first=False)
+    assert (fading.sr, fading.shortcuts, fading.target) == ("auto", "tied", "macs=50%")
+    config = SlimConfig(target="macs=50%", sparsity="kernel")
+    drawn = config.sparse_training("a.pt", FOLDER, is_first=False)
+    assert (config.is_auto, drawn.sr, drawn.target) == (False, None, "")
 
 
 def test_cut_is_measured_at_the_size_that_is_validated() -> None:
