@@ -28,7 +28,8 @@ lint: setup
 	$(BIN)/mypy
 
 demo: setup
-	$(BIN)/python demo.py
+	$(BIN)/python slim.py --preset quick --cfg yolov5n.yaml --optimizer adamw --lr0 0.003 --data data/bccd.yaml \
+	  --hyp data/hyp/cells.yaml --target speedup=2 --project runs/demo
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
