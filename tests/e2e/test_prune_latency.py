@@ -131,6 +131,7 @@ def slim_config(place: Place, **settings: Any) -> SlimConfig:
         "noautoanchor": True,
         "device": "cpu",
         "shortcuts": "tied",
+        "sr": 0.001,
         "latency_table": str(place.root / "table.json"),
         "cache_dir": str(place.root / "cache"),
         "project": str(place.root / "slim"),
