@@ -345,7 +345,7 @@ def other_data(place: Place) -> list[str]:
             r"cannot be reached .* the nearest is .* lower --min-channels or",
         ),
         (["--plan", "none.json"], r"plan none.json: cannot be read .*; give a plan that prune.py wrote"),
-        (["--scan"], r"--scan and --criterion taylor measure on images; give --data"),
+        (["--scan"], r"--scan measures on images; give --data"),
         (other_plan, r"the plan was made for another network \(fingerprint .*; make a plan for this one"),
         (broken_scale, r"1 of 16 values of model.2.bn.weight are NaN or infinite"),
         (other_data, r"tiny.pt has 3 classes but .*four.yaml has 4: .*use the data the model was trained on"),

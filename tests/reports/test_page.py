@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from hand_run import HandRun, report, size
-from test_boxes import AP_OF_SOME, make_run
+from test_differing_boxes import AP_OF_SOME, make_run
 
 from reports import write_report
 from reports.charts import Axis, candidates_charts, ridge_charts, scan_charts
