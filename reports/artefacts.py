@@ -8,7 +8,9 @@ from typing import Any
 
 from deploy.formats import FORMATS
 from reports.networks import NetworkRow
-from reports.reading import FINETUNE, PRUNE, SlimRun, Stage
+from reports.reading import FINETUNE, PRUNE, SlimRun, read_json
+
+_TABLE_NAME = "latency.json"
 
 
 def artefact_rows(run: SlimRun) -> list[dict[str, Any]]:
@@ -72,11 +74,15 @@ def to_ship(artefacts: Sequence[dict[str, Any]], stage: str) -> dict[str, Any] |
     return min(timed, key=lambda row: float(row["milliseconds"])) if timed else next(iter(passed or own), None)
 
 
-def cut_conditions(cut: Stage | None) -> dict[str, Any] | None:
-    """Return on what the milliseconds of a cut were predicted; None where it was not cut to milliseconds."""
-    if cut is None or "milliseconds" not in cut.value("report")["after"]:
+def predicted_on(run: SlimRun) -> dict[str, Any] | None:
+    """Return on what the milliseconds of a run were predicted; None where it did not cut to milliseconds."""
+    cut = next(iter(run.of_kind(PRUNE)), None)
+    if cut is not None and "milliseconds" in cut.value("report")["after"]:
+        settings, table = cut.result.get("config") or cut.settings, cut.read(_TABLE_NAME) or {}
+    elif (path := run.path / _TABLE_NAME).is_file():
+        settings, table = run.settings, read_json(path)
+    else:
         return None
-    settings, table = cut.result.get("config") or cut.settings, cut.read("latency.json") or {}
     conditions = {name: settings.get(name) for name in ("runtime", "precision", "threads")}
     return {**conditions, "machine": table.get("machine", ""), "version": table.get("version", "")}
 
@@ -109,7 +115,7 @@ def candidate_rows(
 
 def _predicted(run: SlimRun, rows: Sequence[NetworkRow]) -> list[dict[str, Any]]:
     """Return the networks whose times the latency table of the first cut predicts."""
-    conditions = cut_conditions(next(iter(run.of_kind(PRUNE)), None))
+    conditions = predicted_on(run)
     if conditions is None:
         return []
     time = {name: conditions[name] for name in ("runtime", "precision", "threads")}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from reports.artefacts import artefact_rows, candidate_rows, cut_conditions, to_ship
+from reports.artefacts import artefact_rows, candidate_rows, predicted_on, to_ship
 from reports.boxes import FoundBoxes
 from reports.networks import HEADLINES, TASKS, NetworkRow, layers_of, network_rows, task_key
 from reports.reading import FINETUNE, PRUNE, SPARSE, SlimRun, Stage
@@ -42,7 +42,7 @@ def report_content(run: SlimRun) -> dict[str, Any]:
     sections = {
         "answer": _answer(run, reference, final, artefacts=artefacts, intervals=intervals),
         "networks": [{**row.to_dict(), **intervals.get(row.stage, {})} for row in rows],
-        "timing": cut_conditions(next(iter(run.of_kind(PRUNE)), None)),
+        "timing": predicted_on(run),
         "classes": _classes(rows),
         "artefacts": artefacts,
         "candidates": candidate_rows(run, rows, artefacts),
@@ -142,7 +142,7 @@ def _times(
         was, now = min(pairs, key=lambda pair: float(pair[1]["milliseconds"]))
         conditions = {"runtime": now["format"], "precision": now["precision"], "threads": now["threads"]}
         return {**_change(was["milliseconds"], now["milliseconds"]), "is_predicted": False, **conditions}
-    predicted = cut_conditions(next(iter(run.of_kind(PRUNE)), None))
+    predicted = predicted_on(run)
     if predicted and "milliseconds" in reference.size and "milliseconds" in final.size:
         change = _change(reference.size["milliseconds"], final.size["milliseconds"])
         return {**change, "is_predicted": True, **predicted}

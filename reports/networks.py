@@ -78,7 +78,8 @@ def _row(run: SlimRun, stage: Stage, key: str) -> NetworkRow:
     # Training changes no width: a dense network has the size that the first cut found.
     cut = run.in_round(stage, PRUNE) if stage.round else next(iter(cuts), None)
     is_cut = stage.kind in (PRUNE, FINETUNE)
-    size = cut.value("report")["after" if is_cut else "before"] if cut else _listed(run, stage)
+    # A cut by a plan predicts no times; the run does, by its own latency table.
+    size = {**_listed(run, stage), **(cut.value("report")["after" if is_cut else "before"] if cut else {})}
     weights = _trained_weights(stage)
     if stage.kind == PRUNE:
         metrics, weights = stage.result.get("after"), Path(str(stage.value("checkpoint"))).name

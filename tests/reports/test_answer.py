@@ -87,6 +87,20 @@ def test_network_that_needs_no_pruning_and_is_no_worse_is_named(run: HandRun) ->
     assert said() == []
 
 
+def test_times_of_a_cut_by_a_plan_are_those_that_the_run_predicted(tmp_path: Path) -> None:
+    run = HandRun.create(tmp_path / "exp", runtime="onnx", precision="fp32", threads=2)
+    run.training("dense", 0.5)
+    run.round()
+    (run.path / "latency.json").write_text(json.dumps({"machine": "a phone", "version": "1.2"}))
+    names = {"dense": 8.0, "round1/sparse": 8.0, "round1/prune": 3.2, "round1/finetune": 3.2}
+    rows = [{"stage": name, "milliseconds": ms} for name, ms in names.items()]
+    (run.path / "result.json").write_text(json.dumps({"stages": rows}))
+    content = content_of(run)
+    time = content["answer"]["milliseconds"]
+    assert (time["before"], time["after"], time["is_predicted"]) == (8.0, 3.2, True)
+    assert (time["runtime"], time["threads"], time["machine"]) == ("onnx", 2, "a phone")
+
+
 def test_times_measured_on_both_files_count_more_than_predicted_ones(run: HandRun) -> None:
     run.training("dense", 0.6)
     run.round(before=size(10_000, 8.0), after=size(4_000, 3.2))
