@@ -16,7 +16,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.report import table, write_report
-from benchmarks.scores import load, scores_on
+from benchmarks.scores import data_name, load, scores_on
 from commands.slim_stages import train_stage
 from commands.train import run_training
 from commands.train_config import TrainConfig
@@ -83,7 +83,7 @@ def measure(config: RecipeBenchmark) -> None:
 
 def _row(config: RecipeBenchmark, data: str, recipe: str, seed: int) -> Row:
     """Train, unless that is done, and measure."""
-    name = Path(data).stem if Path(data).stem != "data" else Path(data).resolve().parent.name
+    name = data_name(data)
     settings = TrainConfig(
         weights=config.weights,
         data=data,

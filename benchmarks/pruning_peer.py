@@ -42,6 +42,7 @@ from models.complexity import count_macs
 from models.detector import Detector, build_model
 from models.load import load_model
 from utils.config.cli import run_script
+from utils.errors import PruningError
 from utils.storage.checkpoint import Checkpoint, save_checkpoint
 
 _BISECTIONS = 12
@@ -157,7 +158,7 @@ def _ways(
     importance = peer.importance
 
     def theirs(start: Path, make: Callable[[], Any]) -> Callable[[Path], None]:
-        return lambda folder: _prune_with_peer(start, folder, share, peer=peer, make=make, config=config)
+        return lambda folder: prune_with_peer(start, folder, share, peer=peer, make=make, img_size=config.img_size)
 
     return {
         "ours": lambda folder: _prune_with_ours(starts["ours"], folder, share, config=config),
@@ -183,12 +184,32 @@ def _prune_with_ours(start: Path, folder: Path, share: float, *, config: PeerBen
     )
 
 
-def _prune_with_peer(
-    start: Path, folder: Path, share: float, *, peer: Any, make: Callable[[], Any], config: PeerBenchmark
+def prune_with_peer(
+    start: Path,
+    folder: Path,
+    share: float,
+    *,
+    peer: Any,
+    make: Callable[[], Any],
+    img_size: int,
+    round_to: int | None = None,
 ) -> None:
-    """Return the least pruning ratio of torch-pruning that reaches the share of MACs, by bisection."""
+    """Cut by the least pruning ratio of torch-pruning that reaches the share of MACs, found by bisection.
+
+    Args:
+        start: Checkpoint to cut.
+        folder: Where the small one is written.
+        share: MACs that may stay, above 0 and up to 1.
+        peer: The package torch_pruning.
+        make: Function that makes its importance.
+        img_size: Side of the image that MACs are counted for.
+        round_to: Number that widths are to be a multiple of.
+
+    Raises:
+        PruningError: No ratio reaches the share.
+    """
     loaded = load_model(start)
-    chw = (3, config.img_size, config.img_size)
+    chw = (3, img_size, img_size)
     goal, low, high = share * count_macs(loaded.model, chw), 0.0, 1.0
     best: Detector | None = None
     for _ in range(_BISECTIONS):
@@ -201,12 +222,14 @@ def _prune_with_peer(
             global_pruning=True,
             pruning_ratio=ratio,
             ignored_layers=list(model.head.m),
+            round_to=round_to,
         ).step()
         if count_macs(model, chw) <= goal:
             best, high = model, ratio
         else:
             low = ratio
-    assert best is not None
+    if best is None:
+        raise PruningError(f"torch-pruning does not reach {share:.1%} of the MACs; ask for a larger share")
     small = _as_described(best, loaded.model)
     folder.mkdir(parents=True, exist_ok=True)
     save_checkpoint(

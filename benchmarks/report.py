@@ -54,16 +54,20 @@ def _text(cell: object) -> str:
     return f"{cell:.0f}" if isinstance(cell, float) else str(cell)
 
 
+def report_path(name: str) -> Path:
+    """Return the path of a report that is written today; pictures of it have the same name."""
+    kind = "gpu" if torch.cuda.is_available() else "cpu"
+    return RESULTS / f"{name}_{kind}_{datetime.now(UTC):%Y-%m-%d}.md"
+
+
 def write_report(name: str, *, title: str, body: str, facts: Mapping[str, object] | None = None) -> Path:
     """Write results/<name>_<device>_<date>.md and return its path."""
-    now = datetime.now(UTC)
-    kind = "gpu" if torch.cuda.is_available() else "cpu"
-    path = RESULTS / f"{name}_{kind}_{now:%Y-%m-%d}.md"
+    path = report_path(name)
     versions = ", ".join(f"{package} {version(package)}" for package in _PACKAGES if _is_installed(package))
     lines = [
         f"# {title}",
         "",
-        f"- date: {now:%Y-%m-%d}",
+        f"- date: {path.stem[-10:]}",
         f"- command: `{_command()}`",
         f"- machine: {device_name()}",
         f"- versions: Python {platform.python_version()}, {versions}",
