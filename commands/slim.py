@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from commands.prune_latency import LATENCY_NAME
+from commands.slim_candidates import StartingPoints, settled, starting_points
 from commands.slim_config import SlimConfig
 from commands.slim_dry_run import show_plan
 from commands.slim_report import SlimResult
 from commands.slim_stages import Stage, check_order, run_stages, stages_of
 from commands.slim_start import Start, start_of, write_layers_to_time
+from commands.train_sparsity_config import AUTO
 from engine.training.distributed import process_group, share, this_process
 from reports import write_report
 from utils.config.cli import RESUME_LATEST, config_from_values
@@ -39,10 +40,18 @@ def slim(config: SlimConfig) -> bool:
         return True
     if config.dry_run or config.latency_layers:
         if this_process().is_main:
-            show_plan(start_of(config)) if config.dry_run else write_layers_to_time(config)
+            _show(config) if config.dry_run else write_layers_to_time(config)
         return True
     result = run_slimming(config)
     return result is None or result.passed
+
+
+def _show(config: SlimConfig) -> None:
+    """Show the plan; under `--start auto`, what would be compared first."""
+    if config.start == AUTO:
+        starting_points(config).show()
+    else:
+        show_plan(start_of(config))
 
 
 def run_slimming(config: SlimConfig) -> SlimResult | None:
@@ -66,6 +75,7 @@ def run_slimming(config: SlimConfig) -> SlimResult | None:
     with process_group(process, device):
         config, folder = _resumed(config) if config.resume else _begun(config)
         with _continued_by(folder):
+            config = settled(config, folder)
             stages = stages_of(config, folder)
             weights = run_stages(stages, chosen=config.stages, weights=config.weights)
             return _finish(config, folder, stages, weights=weights) if process.is_main else None
@@ -73,18 +83,17 @@ def run_slimming(config: SlimConfig) -> SlimResult | None:
 
 def _begun(config: SlimConfig) -> tuple[SlimConfig, Path]:
     """Check the settings, and make the run folder; the stages to run are decided now and kept there."""
-    start = start_of(config)
+    start = starting_points(config) if config.start == AUTO else start_of(config)
     folder = Path(share(str(_new_folder(start)) if this_process().is_main else ""))
     LOGGER.info("run folder %s", folder)
     return start.config, folder
 
 
-def _new_folder(start: Start) -> Path:
+def _new_folder(start: Start | StartingPoints) -> Path:
     """Make the run folder; the settings, with which it can be resumed, are written last."""
     config = start.config
     run = RunFolder.create(project=config.project, name=config.name, exist_ok=config.exist_ok)
-    if start.table is not None:
-        start.table.save(run.path / LATENCY_NAME)
+    start.save(run.path)
     run.write_config(config)
     return run.path
 

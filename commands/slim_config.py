@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -30,6 +30,10 @@ class SlimConfig(SparsityConfig):
     # strength as for train_sparsity.py; auto, which is for --sparsity bn: what the cut will take fades to zero
     sr: float | Literal["auto"] | None = AUTO
     shortcuts: Shortcuts = "tied"  # channels that shortcuts join: tied prunes them together, skip leaves them dense
+    # what the run starts from: weights, or auto: the best of --weights, --candidates and lower image sizes, by probes
+    start: Literal["weights", "auto"] = "weights"
+    candidates: tuple[str, ...] = ()  # further networks that --start auto compares, such as yolov5n.pt
+    probe_epochs: int = 5  # passes over the training images in each probe of --start auto
     dry_run: bool = False  # show stages, estimated minutes and what the cut would leave; write nothing
     rounds: int = 1  # times that sparse, prune and finetune are run; each cuts a part of what is to go
     dense_epochs: int = 100  # passes over the training images in the training of the dense network
@@ -48,7 +52,7 @@ class SlimConfig(SparsityConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("rounds", "dense_epochs", "finetune_epochs"):
+        for name in ("rounds", "dense_epochs", "finetune_epochs", "probe_epochs"):
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} {getattr(self, name)}: expected at least 1")
@@ -58,12 +62,28 @@ class SlimConfig(SparsityConfig):
             raise ConfigError("--latency-layers only writes what a device needs to measure; leave --resume out")
         if self.dry_run and self.resume:
             raise ConfigError("--dry-run shows the plan of a new run; leave --resume out")
+        self._check_start()
         # Each stage checks its own settings; when its turn comes, hours of training may be lost.
         self.sparse_training("weights.pt", Path("sparse"), is_first=True)
         self.pruning("weights.pt", Path("prune"), target=self.target)
         self.finetuning("weights.pt", Path("finetune"), teacher=self.teacher)
         if "export" in (self.stages or STAGES):
             self.exporting("weights.pt", Path("export"))
+
+    def _check_start(self) -> None:
+        """Refuse settings that leave nothing to compare, or decide what the comparison does."""
+        if self.candidates and self.start != AUTO:
+            raise ConfigError(f"--candidates {' '.join(self.candidates)}: --start auto compares them; add it")
+        if self.start != AUTO or self.resume:
+            return
+        if not self.target:
+            raise ConfigError("--start auto compares networks by what they must reach; give --target, such as ms=8")
+        if not self.weights:
+            raise ConfigError("--start auto compares trained networks; give --weights, such as yolov5s.pt")
+        for name in ("cfg", "stages", "latency_layers"):
+            if getattr(self, name):
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--start auto chooses network and stages of the run; leave --{flag} out")
 
     @property
     def is_auto(self) -> bool:
@@ -76,6 +96,11 @@ class SlimConfig(SparsityConfig):
     def dense_training(self, weights: str, folder: Path) -> TrainConfig:
         """Return a plain training from `weights` into `folder`."""
         return TrainConfig(**{**self._values_of(TrainConfig), **_place(weights, folder), "epochs": self.dense_epochs})
+
+    def probing(self, weights: str, folder: Path, *, img_size: tuple[int, ...]) -> TrainConfig:
+        """Return a short plain training from `weights` into `folder`, which is validated once, at its end."""
+        own = replace(self.dense_training(weights, folder), img_size=img_size, epochs=self.probe_epochs)
+        return replace(own, notest=True, noplots=True)
 
     def sparse_training(self, weights: str, folder: Path, *, is_first: bool) -> SparsityConfig:
         """Return a sparsity training from `weights` into `folder`.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.prune_latency import LATENCY_NAME, predicted_ms
+from commands.slim_candidates import compared
 from commands.slim_config import SlimConfig
 from commands.slim_stages import Stage
 from engine.evaluation.evaluator import label
@@ -100,12 +101,14 @@ class SlimResult:
         stages: A row for each complete stage that leaves a network.
         weights: The small network.
         exported: The file for the runtime; None if none was made.
+        candidates: Networks that `--start auto` compared, as rows of result.json.
     """
 
     folder: Path
     stages: Sequence[StageResult]
     weights: str
     exported: Exported | None
+    candidates: Sequence[dict[str, Any]] = ()
 
     @classmethod
     def of(cls, config: SlimConfig, folder: Path, stages: Sequence[Stage], *, weights: str) -> SlimResult:
@@ -120,6 +123,7 @@ class SlimResult:
             stages=[_row(stage, folder, task, img_size=config.test_size, table=latency) for stage in made],
             weights=weights,
             exported=Exported.of(exports[0]) if exports else None,
+            candidates=compared(config, folder),
         )
 
     @property
@@ -130,7 +134,8 @@ class SlimResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the content of result.json."""
         stages = [row.to_dict() for row in self.stages]
-        return {"stages": stages, "weights": self.weights, "export": self.exported and plain(self.exported)}
+        values = {"stages": stages, "weights": self.weights, "export": self.exported and plain(self.exported)}
+        return {**values, "candidates": list(self.candidates)} if self.candidates else values
 
     def as_text(self) -> str:
         """Return the table, and where everything is."""

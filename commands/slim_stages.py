@@ -25,9 +25,10 @@ from commands.train_sparsity import run_sparsity_training
 from commands.train_sparsity_config import SparsityConfig
 from engine.training.distributed import share, this_process, wait_for_all
 from pruning.channels.graph import ChannelGraph
+from pruning.choices import CostQuantity
 from pruning.selection.costs import Costs
 from pruning.selection.latency import LatencyTable
-from pruning.selection.targets import parse_target
+from pruning.selection.targets import absolute_text, parse_target
 from pruning.sparsity.fading import PLAN_NAME
 from tasks.choose import task_of
 from tasks.task import Network
@@ -292,10 +293,17 @@ def target_of_round(
         image_chw: Size of an image for which costs are counted.
     """
     target = parse_target(config.target)
-    graph = ChannelGraph.of(uncut.model, image_chw=uncut.trace_chw)
-    now = Costs.of(uncut.model, graph, image_chw, table).amount(target.quantity)
+    now = cost_of(uncut, target.quantity, table, image_chw=image_chw)
     goal = now * min(1.0, target.absolute(now) / now) ** (number / config.rounds)
-    return f"ms={goal:.6g}" if target.quantity == "ms" else f"{target.quantity}={goal:.0f}"
+    return absolute_text(target.quantity, goal)
+
+
+def cost_of(
+    network: Network, quantity: CostQuantity, table: LatencyTable | None, *, image_chw: tuple[int, int, int]
+) -> float:
+    """Return the multiply-adds, parameters or, by a table, milliseconds of a network for one image."""
+    graph = ChannelGraph.of(network.model, image_chw=network.trace_chw)
+    return Costs.of(network.model, graph, image_chw, table).amount(quantity)
 
 
 def _export(config: SlimConfig, settings: ExportConfig) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from commands.export import check_export
 from commands.prune_config import PruneConfig
-from commands.prune_latency import table_for, write_layers
+from commands.prune_latency import LATENCY_NAME, table_for, write_layers
 from commands.slim_config import STAGES, SlimConfig, StageName
 from commands.slim_stages import knows_classes, stages_of
 from commands.train_hyp import read_hyp
@@ -25,6 +25,9 @@ from utils.datasets.class_names import class_order
 from utils.errors import ConfigError
 
 LOGGER = logging.getLogger(__name__)
+
+# What `--start auto` compares, in the run folder.
+START_FOLDER = "start"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,11 @@ class Start:
     image_chw: tuple[int, int, int]
     table: LatencyTable | None
 
+    def save(self, folder: Path) -> None:
+        """Write what the stages need into the run folder."""
+        if self.table is not None:
+            self.table.save(folder / LATENCY_NAME)
+
     def pruning(self) -> PruneConfig:
         """Return the settings of a cut; the network is here, not in a file."""
         folder = Path(self.config.project) / self.config.name
@@ -62,22 +70,34 @@ def start_of(config: SlimConfig) -> Start:
         UserError: The folder contains a run; data, weights, runtime or teacher do not fit; the target cannot be
             reached.
     """
+    start, is_main = prepared_start(config), this_process().is_main
+    if "prune" in start.config.stages and is_main:
+        start = with_table(start)
+        check_reachable(start)
+    return start
+
+
+def prepared_start(config: SlimConfig) -> Start:
+    """Build what the first stage starts from, as `start_of`, before anything is timed.
+
+    Raises:
+        UserError: As `start_of`, but for the target.
+    """
     folder, is_main = Path(config.project) / config.name, this_process().is_main
-    if config.exist_ok and any(stage.folder.exists() for stage in stages_of(config, folder)):
+    made = [folder / START_FOLDER, *(stage.folder for stage in stages_of(config, folder))]
+    if config.exist_ok and any(path.exists() for path in made):
         raise ConfigError(
             f"--exist-ok {folder}: it contains a run; --resume {folder} continues with it, or give a --name"
         )
     if config.teacher and not config.distill:
         LOGGER.warning("--teacher %s is not used without --distill, such as --distill 1", config.teacher)
     task = task_of(data=config.data, weights=config.weights, cfg=config.cfg)
-    config = replace(config, stages=share(_stages_to_run(config, task)))
+    config = replace(config, stages=share(stages_to_run(config, task)))
     if "export" in config.stages and is_main:
         _check_export(config, folder)
     if "sparse" in config.stages and "dense" not in config.stages:
         config.sparse_training(config.weights, folder, is_first=True)
     start = _start(config, task)
-    if "prune" in config.stages and is_main:
-        start = _with_table(start)
     if config.teacher and config.distill and "finetune" in config.stages:
         task.distillation(config.teacher, start.network, strength=config.distill)
     return start
@@ -86,11 +106,11 @@ def start_of(config: SlimConfig) -> Start:
 def write_layers_to_time(config: SlimConfig) -> None:
     """Write the layers of what the first stage starts from for another device, see `--latency-layers`."""
     task = task_of(data=config.data, weights=config.weights, cfg=config.cfg)
-    start = _start(replace(config, stages=_stages_to_run(config, task)), task)
+    start = _start(replace(config, stages=stages_to_run(config, task)), task)
     write_layers(start.pruning(), task, start.network, image_chw=start.image_chw, weights="")
 
 
-def _stages_to_run(config: SlimConfig, task: Task) -> tuple[StageName, ...]:
+def stages_to_run(config: SlimConfig, task: Task) -> tuple[StageName, ...]:
     """Return the stages that are asked for; by default all, but a dense training only where it is needed."""
     if config.stages:
         return tuple(name for name in STAGES if name in config.stages)
@@ -129,11 +149,20 @@ def _check_export(config: SlimConfig, folder: Path) -> None:
     check_export(config.exporting("weights.pt", folder / "export"))
 
 
-def _with_table(start: Start) -> Start:
-    """Return the start with its latency table, once the target can be reached."""
-    cut, task, network = start.pruning(), start.task, start.network
-    table = table_for(cut, task, network, image_chw=start.image_chw, weights="")
-    planner = Planner.of(network.model, cut.plan_settings(start.image_chw, network.trace_chw, table))
+def with_table(start: Start, *, path: str = "") -> Start:
+    """Return the start with its latency table: that of the file `path`, by default that of the settings."""
+    cut = replace(start.pruning(), latency_table=path) if path else start.pruning()
+    return replace(start, table=table_for(cut, start.task, start.network, image_chw=start.image_chw, weights=""))
+
+
+def check_reachable(start: Start) -> None:
+    """Refuse a cut that cannot be made; which layers it will empty is not known before scales fall.
+
+    Raises:
+        UserError: The widths fit no layer, or the target cannot be reached.
+    """
+    network = start.network
+    settings = start.pruning().plan_settings(start.image_chw, network.trace_chw, start.table)
+    planner = Planner.of(network.model, settings)
     if start.config.target:
-        planner.decide()  # refuses what cannot be reached; which layers it will empty is not known before scales fall
-    return replace(start, table=table)
+        planner.decide()

@@ -49,7 +49,7 @@ SLIM_FLAGS = " ".join(
         [
             *SPARSITY_FLAGS.split(),
             *("--dense-epochs", "--distill", "--dry-run", "--finetune-epochs", "--latency-layers", "--preset"),
-            *("--report", "--rounds", "--stages", "--teacher"),
+            *("--candidates", "--probe-epochs", "--report", "--rounds", "--stages", "--start", "--teacher"),
         ]
     )
 )

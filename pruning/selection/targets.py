@@ -31,6 +31,11 @@ class Target:
         return self.amount * now if self.is_share else self.amount
 
 
+def absolute_text(quantity: CostQuantity, amount: float) -> str:
+    """Write an amount of multiply-adds, parameters or milliseconds in the form that `parse_target` reads."""
+    return f"ms={amount:.6g}" if quantity == "ms" else f"{quantity}={amount:.0f}"
+
+
 def parse_target(text: str) -> Target:
     """Read `macs=2.1G`, `params=700K`, `macs=50%`, `ms=8`, `ms=50%` or `speedup=3`.
 
