@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 pytest_plugins = ["skips"]
@@ -15,6 +17,16 @@ SHARED = ROOT.parent / "shared"
 # Tests never depend on time: on a busy machine any example may take long.
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """Leave torch as many threads as it had before a test: runs are repeated to the bit only with as many."""
+    threads = torch.get_num_threads()
+    try:
+        return (yield)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
