@@ -118,18 +118,23 @@ def test_strength_zero_is_train_py_to_the_bit(
     assert not (zero.folder / "sparsity.json").exists()
 
 
+def killed_and_resumed(config: SparsityConfig, monkeypatch: pytest.MonkeyPatch, *, epoch: int) -> TrainResult:
+    """The result of a run that was killed in this epoch and then went on."""
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "commands.train_sparsity.sparsity_hooks", lambda *given: [*sparsity_hooks(*given), KillAfter(epoch)]
+        )
+        with pytest.raises(Killed):
+            run_sparsity_training(replace(config, name="killed"))
+    return trained(SparsityConfig(resume="latest", project=config.project))
+
+
 def test_resumed_run_ends_with_the_same_weights_and_the_whole_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = sparse_config(tmp_path, sparsity="residual")
     whole = trained(replace(config, name="whole"))
-    with monkeypatch.context() as patched:
-        patched.setattr(
-            "commands.train_sparsity.sparsity_hooks", lambda *given: [*sparsity_hooks(*given), KillAfter(1)]
-        )
-        with pytest.raises(Killed):
-            run_sparsity_training(replace(config, name="killed"))
-    resumed = trained(SparsityConfig(resume="latest", project=config.project))
+    resumed = killed_and_resumed(config, monkeypatch, epoch=1)
     assert resumed.folder.name == "killed"
     assert_same_weights(whole.last, resumed.last)
     for name in ("sparsity.json", "results.csv"):
@@ -187,13 +192,7 @@ def test_a_resumed_choice_is_the_same_choice(
 ) -> None:
     config = auto_config(tmp_path, run.last)
     whole = trained(replace(config, name="whole"))
-    with monkeypatch.context() as patched:
-        patched.setattr(
-            "commands.train_sparsity.sparsity_hooks", lambda *given: [*sparsity_hooks(*given), KillAfter(2)]
-        )
-        with pytest.raises(Killed):
-            run_sparsity_training(replace(config, name="killed"))
-    resumed = trained(SparsityConfig(resume="latest", project=config.project))
+    resumed = killed_and_resumed(config, monkeypatch, epoch=2)
     assert_same_weights(whole.last, resumed.last)
     for name in (PLAN_NAME, "sparsity.json", "results.csv"):
         assert (whole.folder / name).read_text() == (resumed.folder / name).read_text()
