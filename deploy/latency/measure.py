@@ -32,7 +32,7 @@ from utils.progress import progress
 
 LOGGER = logging.getLogger(__name__)
 
-# Layers whose times together are the reference.
+# Layers whose times together are the reference: they bring layers that are measured later to the speed of a table.
 REFERENCE = (
     Entry(kind=LayerKind(kind="conv", kernel=(3, 3), padding=(1, 1), input_hw=(40, 40)), inputs=64, outputs=64),
     Entry(kind=LayerKind(kind="conv", input_hw=(40, 40)), inputs=128, outputs=128),
@@ -124,13 +124,6 @@ def times_of(models: Sequence[nn.Module], subject: Subject, conditions: Conditio
         )
         fastest.run(SETTINGS.network_runs)
     return fastest.ms
-
-
-def time_reference(conditions: Conditions, settings: MeasureSettings = SETTINGS) -> float:
-    """Return the milliseconds of the layers that show whether the machine has become faster or slower."""
-    fastest = _Fastest(calls=_reference_calls(conditions), threads=conditions.threads)
-    fastest.run(settings.reference_runs)
-    return sum(fastest.ms)
 
 
 def runtime_version(runtime: str) -> str:

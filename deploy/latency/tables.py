@@ -9,10 +9,11 @@ from pathlib import Path
 
 from deploy.formats import FORMATS
 from deploy.latency.entries import grids
-from deploy.latency.measure import measure_table, runtime_version, time_reference, with_layers
+from deploy.latency.measure import measure_table, runtime_version, times_of, with_layers
 from deploy.latency.networks import Subject
 from pruning.channels.graph import ChannelGraph
 from pruning.selection.latency import FORMAT_VERSION, Conditions, LatencyTable
+from pruning.selection.latency_cost import LatencyCost
 from pruning.selection.latency_layers import TimedLayer, timed_layers
 from utils.datasets.classes.known import default_cache
 from utils.device import machine_name
@@ -20,15 +21,19 @@ from utils.errors import ConfigError
 
 LOGGER = logging.getLogger(__name__)
 
+# A table of a machine that is now faster or slower than this was measured while something else kept it busy, which
+# slows layers by different factors: it is measured again, not scaled.
+_DRIFT = 1.2
+
 
 def latency_table(
     subject: Subject, conditions: Conditions, *, path: str = "", cache: str | Path | None = None
 ) -> LatencyTable:
     """Return the latency table of a network.
 
-    A given table is not scaled, since it may be of another machine. A cached one is scaled by the time that its
-    reference layers take now, since the speed of a machine drifts. Layers that either lacks are measured and added
-    if the table is of this machine.
+    A given table is not scaled, since it may be of another machine. A cached one is scaled by the time that the
+    network takes now, since the speed of a machine drifts, and measured again if it drifted far. Layers that either
+    lacks are measured and added if the table is of this machine.
 
     Args:
         subject: Network whose layers the table must contain.
@@ -55,7 +60,11 @@ def latency_table(
         table = _completed(cached, layers, where=str(file))
         if table is not cached:
             table.save(file)
-        return _at_the_speed_of_now(table, file)
+        factor = _slowdown(table, subject)
+        if 1 / _DRIFT <= factor <= _DRIFT:
+            LOGGER.info("latency table %s, scaled by %.3f to the time that the network takes now", file, factor)
+            return table.scaled(factor)
+        LOGGER.info("the network takes %.2f times as long as by latency table %s: too far apart", factor, file)
     LOGGER.info("measuring a latency table of %s; it is kept in %s", conditions.runtime, file)
     table = measure_table(subject, conditions)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -105,11 +114,11 @@ def _loaded(file: Path) -> LatencyTable | None:
         return None
 
 
-def _at_the_speed_of_now(table: LatencyTable, file: Path) -> LatencyTable:
-    """Scale a table by the time that the reference layers take now."""
-    factor = time_reference(table.conditions) / table.reference_ms
-    LOGGER.info("latency table %s, scaled by %.3f: reference layers took %.3f ms", file, factor, table.reference_ms)
-    return table.scaled(factor)
+def _slowdown(table: LatencyTable, subject: Subject) -> float:
+    """Return how many times as long as by a table its network takes now."""
+    graph = ChannelGraph.of(subject.model, image_chw=subject.trace_chw)
+    predicted = LatencyCost.of(subject.model, graph, subject.image_chw, table).milliseconds()
+    return times_of([subject.model], subject, table.conditions)[0] / predicted
 
 
 def _key(layers: Sequence[TimedLayer], conditions: Conditions) -> str:

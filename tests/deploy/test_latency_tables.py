@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -61,23 +60,54 @@ def test_rest_is_fitted_to_whole_networks(subject: Subject) -> None:
     assert fitted.table.ms_per_value > 0
 
 
-def test_table_is_measured_once_and_scaled_by_the_reference_layers(
-    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = []
+def slower_by(factor: float, subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the network take this many times as long as by the invented table."""
+    graph = ChannelGraph.of(subject.model)
+    predicted = LatencyCost.of(subject.model, graph, IMAGE, table_of(subject)).milliseconds()
+    monkeypatch.setattr(tables, "times_of", lambda *given: [factor * predicted])
 
-    def measured(*given: Any) -> LatencyTable:
-        calls.append(given)
+
+@pytest.fixture
+def measured(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> list[Conditions]:
+    """Conditions of the tables that were measured; each is the invented one."""
+    made: list[Conditions] = []
+
+    def measure(own: Subject, conditions: Conditions) -> LatencyTable:
+        made.append(conditions)
         return table_of(subject)
 
-    monkeypatch.setattr(tables, "measure_table", measured)
-    monkeypatch.setattr(tables, "time_reference", lambda conditions: 1.5)  # it was 1.0 with the table
+    monkeypatch.setattr(tables, "measure_table", measure)
+    return made
+
+
+@pytest.mark.parametrize("factor", [0.85, 1.15])
+def test_table_is_measured_once_and_scaled_by_the_network(
+    factor: float, subject: Subject, measured: list[Conditions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slower_by(factor, subject, monkeypatch)
     first = latency_table(subject, CONDITIONS, cache=tmp_path)
     again = latency_table(subject, CONDITIONS, cache=tmp_path)
-    assert len(calls) == 1
-    assert again == first.scaled(1.5)
+    assert len(measured) == 1
+    assert again.fixed_ms == pytest.approx(factor * first.fixed_ms)
+    assert again.reference_ms == pytest.approx(factor * first.reference_ms)
     latency_table(subject, replace(CONDITIONS, threads=2), cache=tmp_path)
-    assert len(calls) == 2
+    assert measured == [CONDITIONS, replace(CONDITIONS, threads=2)]
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.4])
+def test_table_of_another_speed_is_measured_again(
+    factor: float, subject: Subject, measured: list[Conditions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slower_by(factor, subject, monkeypatch)
+    latency_table(subject, CONDITIONS, cache=tmp_path)
+    assert latency_table(subject, CONDITIONS, cache=tmp_path) == table_of(subject)
+    assert len(measured) == 2
+
+
+@pytest.mark.usefixtures("measured")
+def test_time_of_a_network_is_measured_for_the_scale(subject: Subject, tmp_path: Path) -> None:
+    latency_table(subject, CONDITIONS, cache=tmp_path)
+    assert 0 < latency_table(subject, CONDITIONS, cache=tmp_path).reference_ms < float("inf")
 
 
 def test_damaged_cache_is_measured_again(
@@ -146,11 +176,11 @@ def test_layers_that_a_cached_table_lacks_are_added_to_the_file(
     subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tables, "measure_table", lambda *given: lacking(subject, machine=machine_name()))
-    monkeypatch.setattr(tables, "time_reference", lambda conditions: 1.5)  # it was 1.0 with the table
+    monkeypatch.setattr(tables, "_slowdown", lambda *given: 1.1)
     latency_table(subject, CONDITIONS, cache=tmp_path)
     (file,) = tmp_path.iterdir()
     table = latency_table(subject, CONDITIONS, cache=tmp_path)
-    assert LatencyTable.load(file).scaled(1.5) == table
+    assert LatencyTable.load(file).scaled(1.1) == table
     assert table.layers.keys() == table_of(subject).layers.keys()
 
 
