@@ -24,8 +24,7 @@ from commands.train_config import TrainConfig
 from commands.train_sparsity import run_sparsity_training
 from commands.train_sparsity_config import SparsityConfig
 from pruning.channels.graph import ChannelGraph
-from pruning.sparsity.fading import PLAN_NAME
-from pruning.surgery.plan import PruningPlan
+from pruning.surgery.plan import PLAN_NAME, PruningPlan
 from utils.config.cli import run_script
 
 

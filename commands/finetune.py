@@ -15,15 +15,18 @@ from commands.train_result import TrainResult
 from engine.training.distributed import this_process
 from engine.training.hooks import Hook
 from pruning.sparsity.scale_rate import ScaleRateHook
+from pruning.surgery.plan import PLAN_NAME, PruningPlan
 from pruning.zeros.hooks import FrozenZerosHook
 from pruning.zeros.masks import zero_masks
 from tasks.choose import task_of
 from tasks.task import Network
 from utils.datasets.class_names import class_order
-from utils.errors import CheckpointError, DataError
+from utils.errors import CheckpointError, DataError, PruningError
 
 LOGGER = logging.getLogger(__name__)
 
+# Settings that matter with a teacher.
+_TEACHING = ("distill", "features", "plan")
 # Where prune.py makes its run folders.
 _PRUNE_PROJECT = Path("runs/prune")
 
@@ -57,14 +60,26 @@ def finetuning_hooks(network: Network, config: TrainConfig, folder: Path) -> Seq
         hooks.append(FrozenZerosHook(masks))
     if config.scale_rate != 1:
         hooks.append(ScaleRateHook(config.scale_rate))
-    if config.distill != FinetuneConfig.distill and not config.teacher:
-        LOGGER.warning("without --teacher; without effect: --distill")
-    if config.teacher and config.distill == 0:
-        LOGGER.warning("--distill 0: the teacher is not used, this is plain fine-tuning")
+    unused = [f"--{name}" for name in _TEACHING if getattr(config, name) != getattr(FinetuneConfig, name)]
+    if unused and not config.teacher:
+        LOGGER.warning("without --teacher; without effect: %s", ", ".join(unused))
+    if config.teacher and not _teaches(config):
+        LOGGER.warning("--distill 0 and no features to follow: the teacher is not used, this is plain fine-tuning")
     elif config.teacher:
-        task = task_of(data=config.data, weights=config.teacher)
-        hooks.append(task.distillation(config.teacher, network, strength=config.distill))
+        hooks.append(_distillation(config, network))
     return hooks
+
+
+def _teaches(config: FinetuneConfig) -> bool:
+    """Return whether the student learns anything of a teacher."""
+    return bool(config.teacher) and (config.distill > 0 or (config.features > 0 and bool(config.plan)))
+
+
+def _distillation(config: FinetuneConfig, network: Network) -> Hook:
+    """Return the hook of the teacher."""
+    task = task_of(data=config.data, weights=config.teacher)
+    plan = PruningPlan.load(Path(config.plan)) if config.plan else None
+    return task.distillation(config.teacher, network, strength=config.distill, features=config.features, plan=plan)
 
 
 def find_weights(name: str) -> Path:
@@ -88,7 +103,7 @@ def find_weights(name: str) -> Path:
 
 def _checked(config: FinetuneConfig) -> FinetuneConfig:
     """Return the settings of a new run, once all that it starts from fits together; nothing is written before."""
-    path = find_weights(config.weights)
+    given, path = config.weights, find_weights(config.weights)
     task = task_of(data=config.data, weights=str(path))
     network = task.load(path)
     if config.cfg:  # what does not fit another network would silently start from scratch
@@ -99,11 +114,36 @@ def _checked(config: FinetuneConfig) -> FinetuneConfig:
             f"--data {config.data} has the classes {list(names)}, {path} has {list(network.names)}; "
             "give the data set it was trained on, or train on another with train.py"
         )
-    if config.teacher and config.distill:
-        task.distillation(config.teacher, network, strength=config.distill)
+    config = replace(config, weights=str(path), cfg="", noautoanchor="noautoanchor" not in task.ignored)
+    config = _with_plan(config, network)
     if this_process().is_main:
-        if str(path) != config.weights:
-            LOGGER.info("--weights %s: taking %s, the newest", config.weights, path)
+        if str(path) != given:
+            LOGGER.info("--weights %s: taking %s, the newest", given, path)
         if not task.is_pruned(network) and not config.freeze_zeros:
             LOGGER.warning("%s: no channel was pruned; this trains a dense network on", path)
-    return replace(config, weights=str(path), cfg="", noautoanchor="noautoanchor" not in task.ignored)
+    return config
+
+
+def _with_plan(config: FinetuneConfig, network: Network) -> FinetuneConfig:
+    """Return the settings with the plan that the features of the teacher are followed by; "" where there is none.
+
+    Raises:
+        CheckpointError: The teacher cannot be read.
+        ConfigError: Its answers mean something else than those of the weights.
+        PruningError: The plan that is given is of another cut; one that was only found is left out instead.
+    """
+    found = Path(config.weights).with_name(PLAN_NAME)
+    is_given = bool(config.plan)
+    if not is_given and config.teacher and config.features and found.is_file():
+        config = replace(config, plan=str(found))
+    if not _teaches(config):
+        return config
+    try:
+        _distillation(config, network)
+    except PruningError as error:
+        if is_given:
+            raise PruningError(f"--plan {config.plan}: {error}") from None
+        LOGGER.info("only the teacher's answers are learnt; %s does not fit: %s", found, error)
+        config = replace(config, plan="")
+        _distillation(config, network)
+    return config

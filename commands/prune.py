@@ -19,7 +19,7 @@ from pruning.selection.latency import LatencyTable
 from pruning.selection.planner import Planner
 from pruning.selection.scan import Scan, scan
 from pruning.surgery.cut import apply_plan, cut
-from pruning.surgery.plan import PruningPlan
+from pruning.surgery.plan import PLAN_NAME, PruningPlan
 from pruning.surgery.report import NetworkSize, SurgeryReport
 from pruning.zeros.masks import UnstructuredSettings, apply_masks_, l1_masks, sparsity_table
 from tasks.choose import task_of
@@ -226,7 +226,7 @@ class _Run:
         path, checkpoint = folder.path, folder.path / CHECKPOINT_NAME
         folder.write_config(config)
         save_checkpoint(network.to_checkpoint({"pruned_from": config.weights, **plain(config)}), checkpoint)
-        result.plan.save(path / "plan.json")
+        result.plan.save(path / PLAN_NAME)
         if self.table is not None:
             self.table.save(path / LATENCY_NAME)
         self.task.describe(network, path)

@@ -46,6 +46,7 @@ class SlimConfig(SparsityConfig):
     # weight of a teacher's answers in fine-tuning; the teacher is the dense network, or the first sparse one
     distill: float = 0.0
     teacher: str = ""  # another teacher for it
+    features: float = FinetuneConfig.features  # weight of what the teacher's layers read, as for finetune_pruned.py
     resume: str = ""  # continue the latest run, or the run in this folder
     report: str = ""  # train nothing; write report.html and report.json of the run in this folder
     project: str = "runs/slim"  # where run folders are made
@@ -141,13 +142,18 @@ class SlimConfig(SparsityConfig):
         criterion = "kernel_l1" if self.sparsity == "kernel" else "bn_gamma"
         return {"target": target, "criterion": criterion, **{name: getattr(self, name) for name in names}}
 
-    def finetuning(self, weights: str, folder: Path, *, teacher: str) -> FinetuneConfig:
-        """Return a fine-tuning of pruned `weights` into `folder`, with `teacher` where there is to be one."""
+    def finetuning(self, weights: str, folder: Path, *, teacher: str, plan: str = "") -> FinetuneConfig:
+        """Return a fine-tuning of pruned `weights` into `folder`, with `teacher` where there is to be one.
+
+        `plan` makes the weights of the teacher, in several cuts; by default that of the last cut is looked for.
+        """
         own = {
             "cfg": "",
             "epochs": self.finetune_epochs,
             "teacher": teacher if self.distill else "",
             "distill": self.distill,
+            "features": self.features,
+            "plan": plan if self.distill else "",
             "scale_rate": self.scale_rate,
         }
         return FinetuneConfig(**{**self._values_of(TrainConfig), **_place(weights, folder), **own})

@@ -14,6 +14,7 @@ import torch
 from commands.export import run_export
 from commands.export_config import ExportConfig
 from commands.finetune import run_finetuning
+from commands.finetune_config import FinetuneConfig
 from commands.prune import CHECKPOINT_NAME, run_pruning
 from commands.prune_config import PruneConfig
 from commands.prune_latency import LATENCY_NAME, table_for
@@ -29,7 +30,7 @@ from pruning.choices import CostQuantity
 from pruning.selection.costs import Costs
 from pruning.selection.latency import LatencyTable
 from pruning.selection.targets import absolute_text, parse_target
-from pruning.sparsity.fading import PLAN_NAME
+from pruning.surgery.plan import PLAN_NAME, PruningPlan
 from tasks.choose import task_of
 from tasks.task import Network
 from utils.datasets.class_names import class_order
@@ -124,7 +125,7 @@ def _round(config: SlimConfig, folder: Path, number: int) -> list[Stage]:
             settings=lambda weights: config.finetuning(
                 weights, place / "finetune", teacher=config.teacher or _usual_teacher(config, folder, weights)
             ),
-            run=partial(train_stage, run=run_finetuning),
+            run=partial(_finetune, config, folder, number),
             is_shared=True,
             network=best_checkpoint,
         ),
@@ -250,6 +251,29 @@ def _prune(config: SlimConfig, folder: Path, number: int, settings: PruneConfig)
     if not settings.plan:
         settings = replace(settings, **_of_round(config, folder, number, settings.weights))
     run_pruning(settings)
+
+
+def _finetune(config: SlimConfig, folder: Path, number: int, settings: FinetuneConfig) -> None:
+    """Fine-tune in a round, counted from 1; the usual teacher is the network before the cuts of all rounds so far."""
+    if number > 1 and settings.teacher and not config.teacher:
+        plan = _joint_plan(folder, number)
+        settings = replace(settings, plan=share(str(plan) if plan else ""))
+    train_stage(settings, run_finetuning)
+
+
+def _joint_plan(folder: Path, number: int) -> Path | None:
+    """Write the plan that cuts at once what the rounds until this one have cut; None if they removed bottlenecks."""
+    joint, *later = [PruningPlan.load(folder / f"round{index + 1}/prune" / PLAN_NAME) for index in range(number)]
+    path = folder / f"round{number}" / PLAN_NAME
+    try:
+        for plan in later:
+            joint = joint.then(plan)
+    except PruningError:
+        return None
+    if this_process().is_main:
+        joint.save(path)
+    wait_for_all()
+    return path
 
 
 def _of_round(config: SlimConfig, folder: Path, number: int, weights: str) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from engine.training.trainer import Trainer
 from engine.training.watch import named_losses
 from models.complexity import count_parameters
 from models.detector import Detector
-from models.fuse import fuse
 from models.load import load_model
 from models.spec import ModelSpec
+from pruning.features import FeatureLoss, Followed
 from utils.errors import ConfigError
 
 LOGGER = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def load_teacher(path: str | Path, *, spec: ModelSpec, names: Sequence[str]) -> 
         names: Class names of the student, in order of their ids.
 
     Returns:
-        The network in evaluation mode, batch norms folded, float32, on the CPU.
+        The network in evaluation mode, float32, on the CPU.
 
     Raises:
         CheckpointError: The file cannot be read.
@@ -59,7 +59,7 @@ def load_teacher(path: str | Path, *, spec: ModelSpec, names: Sequence[str]) -> 
                 f"--teacher {path}: got {what} {list(given)}, expected the student's {list(wanted)}; "
                 "give the dense checkpoint that the student was pruned from"
             )
-    return fuse(loaded.model).requires_grad_(False)
+    return loaded.model.eval().requires_grad_(False)
 
 
 class DetectorDistillation:
@@ -113,8 +113,11 @@ class DetectorDistillation:
         # both sums are 0, and the 1 only avoids 0 / 0.
         share = len(heads) / torch.where(weight > 0, weight, 1.0)
         parts = torch.stack((box * share * self.gains.box, obj * self.gains.obj, cls * share * self.gains.cls))
-        batch = heads[0].shape[0] * self.batch_factor
-        return LossParts(total=parts.sum() * batch, parts=parts.detach())
+        return LossParts(total=parts.sum() * self.weight(heads), parts=parts.detach())
+
+    def weight(self, heads: Sequence[Tensor]) -> float:
+        """Return the global batch size, which the detection loss is multiplied by."""
+        return heads[0].shape[0] * self.batch_factor
 
 
 def divergence(logits: Tensor, answers: Tensor) -> Tensor:
@@ -187,6 +190,10 @@ class LogitsDistillation:
         loss = F.kl_div(own, taught, reduction="batchmean", log_target=True) * self.temperature**2
         return LossParts(total=loss, parts=loss.detach()[None])
 
+    def weight(self, logits: Tensor) -> float:
+        """Return 1: the loss of classifiers is a mean."""
+        return 1.0
+
 
 class TeacherLoss(Protocol):
     """Distance of a student's outputs from its teacher's.
@@ -200,30 +207,54 @@ class TeacherLoss(Protocol):
 
     def __call__(self, outputs: Any, answers: Any, /) -> LossParts: ...
 
+    def weight(self, outputs: Any, /) -> float:
+        """Return what a mean over images is multiplied by in the loss of the task."""
+
 
 class DistillationHook(Hook):
-    """Adds `strength` times the distillation loss to the loss of every step.
+    """Adds what a student differs in from its teacher to the loss of every step: outputs, and features if asked for.
 
     The teacher runs on the same images as the student, in the same precision. It has no state to resume, draws no
     random numbers and is not part of the student: batch norms, averages and checkpoints do not include it. Each
     process of a distributed run has its own teacher.
     """
 
-    def __init__(self, teacher: nn.Module, *, strength: float, make_loss: Callable[[Trainer], TeacherLoss]) -> None:
-        """Take a teacher in evaluation mode whose outputs mean the same as the student's, and a positive strength."""
-        self.teacher, self.strength, self._make_loss = teacher, strength, make_loss
+    def __init__(
+        self,
+        teacher: nn.Module,
+        *,
+        strength: float,
+        make_loss: Callable[[Trainer], TeacherLoss],
+        followed: Followed | None = None,
+    ) -> None:
+        """Create the hook.
+
+        Args:
+            teacher: Network in evaluation mode whose outputs mean the same as the student's.
+            strength: Weight of the outputs, at least 0.
+            make_loss: Function that makes the loss of the outputs for a training.
+            followed: Channels of the teacher that those of the student follow; None for outputs alone.
+        """
+        self.teacher, self.strength, self._make_loss, self._followed = teacher, strength, make_loss, followed
+        self._features: FeatureLoss | None = None
         # Summed on the device: reading a value every step would make the host wait for it.
         self._sums, self._steps = torch.zeros(0), 0
 
     def before_training(self, trainer: Trainer) -> None:
-        """Move the teacher to the student's device."""
+        """Move the teacher to the student's device, and watch both."""
         device = trainer.settings.device
         self.teacher = self.teacher.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = self._make_loss(trainer)
-        self._sums = torch.zeros(len(self.loss.names), device=device)
+        if self._followed is not None:
+            read = {name: channels.to(device) for name, channels in self._followed.read.items()}
+            self._features = FeatureLoss(trainer.model, self.teacher, read)
+        self._sums = torch.zeros(len(self._names), device=device)
         sizes = [count_parameters(model) / 1e6 for model in (self.teacher, trainer.model)]
         LOGGER.info(
-            "distillation: teacher with %.2f M parameters, student with %.2f M, strength %g", *sizes, self.strength
+            "distillation: teacher with %.2f M parameters, student with %.2f M, strength %g%s",
+            *sizes,
+            self.strength,
+            f", features {self._followed.strength:g}" if self._followed is not None else "",
         )
 
     def after_loss(self, trainer: Trainer, step: Step) -> Tensor:
@@ -232,13 +263,27 @@ class DistillationHook(Hook):
         with torch.no_grad(), torch.autocast(step.images.device.type, dtype=kind, enabled=kind is not None):
             answers = self.teacher(step.images)
         result = self.loss(step.outputs, answers)
-        self._sums, self._steps = self._sums + result.parts, self._steps + 1
-        return step.loss + self.strength * result.total
+        loss, parts = step.loss + self.strength * result.total, [result.parts]
+        if self._features is not None and self._followed is not None:
+            distance = self._features()
+            loss = loss + self._followed.strength * self.loss.weight(step.outputs) * distance
+            parts.append(distance.detach()[None])
+        self._sums, self._steps = self._sums + torch.cat(parts), self._steps + 1
+        return loss
 
     def epoch_end(self, trainer: Trainer) -> None:
-        """Report the epoch's mean loss parts, before strength, to the log, results.csv and TensorBoard."""
+        """Report the epoch's mean loss parts, before strengths, to the log, results.csv and TensorBoard."""
         means = mean_over_ranks(self._sums / self._steps).tolist()
-        found = dict(zip(self.loss.names, means, strict=True))
+        found = dict(zip(self._names, means, strict=True))
         trainer.state.extra |= {f"distill/{name}_loss": value for name, value in found.items()}
         LOGGER.info("distillation: %s", named_losses(found))
         self._sums, self._steps = torch.zeros_like(self._sums), 0
+
+    def end(self, trainer: Trainer) -> None:
+        """Stop watching."""
+        if self._features is not None:
+            self._features.close()
+
+    @property
+    def _names(self) -> list[str]:
+        return [*self.loss.names, *(["features"] if self._features is not None else [])]

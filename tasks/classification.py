@@ -34,6 +34,8 @@ from models.classifiers import (
 from models.classifiers.load import classifier_of, is_classifier
 from models.fingerprint import network_fingerprint
 from pruning.distillation import DistillationHook, LogitsDistillation
+from pruning.features import Followed
+from pruning.surgery.plan import PruningPlan
 from tasks.classifier_data import check_data, in_order_of, new_spec, of_metadata, spec_of
 from tasks.settings import TaskSettings, ValSettings
 from tasks.task import Columns, Data, Network, Recipe
@@ -337,12 +339,16 @@ class Classification:
         test = self.read_split(settings, "val", network=network)
         return torch.cat(normalised(test.spread(count), spec_of(network)))
 
-    def distillation(self, teacher: str, network: Network, *, strength: float) -> Hook:
-        """Return the hook with which a classifier learns from the logits of a teacher.
-
-        Raises:
-            ConfigError: The teacher takes other images or knows other classes.
-        """
+    def distillation(
+        self,
+        teacher: str,
+        network: Network,
+        *,
+        strength: float,
+        features: float = 0.0,
+        plan: PruningPlan | None = None,
+    ) -> Hook:
+        """Return the hook with which a classifier learns from the logits of a teacher, and from what layers read."""
         loaded, spec = self.load(teacher), spec_of(network)
         own = spec_of(loaded)
         is_alike = own.image_chw == spec.image_chw and loaded.names == network.names
@@ -351,6 +357,8 @@ class Classification:
                 f"--teacher {teacher}: its classes, image size or normalisation differ from the student's; give the "
                 "dense checkpoint that the student was pruned from"
             )
-        return DistillationHook(
-            loaded.model.requires_grad_(False), strength=strength, make_loss=LogitsDistillation.of
-        )
+        model = loaded.model.eval().requires_grad_(False)
+        followed = None
+        if features and plan:
+            followed = Followed.of(model, network.model, plan, strength=features, image_chw=network.trace_chw)
+        return DistillationHook(model, strength=strength, make_loss=LogitsDistillation.of, followed=followed)

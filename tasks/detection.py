@@ -28,9 +28,12 @@ from engine.training.recipe import ShortRuns
 from engine.training.resuming import load_weights_
 from engine.training.validation import ImageWeightsHook, ValidationHook
 from models.detector import Detector, build_model, freeze_
+from models.fuse import fuse
 from models.load import create_model, load_model
 from models.spec import ModelSpec
 from pruning.distillation import DetectorDistillation, DistillationHook, load_teacher
+from pruning.features import Followed
+from pruning.surgery.plan import PruningPlan
 from tasks.detector_data import frame_of, in_common_order, index_of, training_splits, warn_without_boxes
 from tasks.settings import DEFAULT_IMG_SIZE, TaskSettings, ValSettings
 from tasks.task import Columns, Data, Network, Recipe
@@ -350,15 +353,20 @@ class Detection:
         paths = spread(index.paths, count)
         return torch.cat([as_input(path, (image_chw[1], image_chw[2])) for path in paths])
 
-    def distillation(self, teacher: str, network: Network, *, strength: float) -> Hook:
-        """Return the hook with which a detector learns from the raw heads of a teacher.
-
-        Raises:
-            ConfigError: Classes, strides or anchors of the teacher differ.
-        """
+    def distillation(
+        self,
+        teacher: str,
+        network: Network,
+        *,
+        strength: float,
+        features: float = 0.0,
+        plan: PruningPlan | None = None,
+    ) -> Hook:
+        """Return the hook with which a detector learns from the raw heads of a teacher, and from what layers read."""
         assert isinstance(network.spec, ModelSpec)
         model = load_teacher(teacher, spec=network.spec, names=network.names)
-        return DistillationHook(model, strength=strength, make_loss=DetectorDistillation.of)
+        followed = Followed.of(model, network.model, plan, strength=features) if features and plan else None
+        return DistillationHook(fuse(model), strength=strength, make_loss=DetectorDistillation.of, followed=followed)
 
 
 class QuantizedHeads:

@@ -31,7 +31,9 @@ TRAIN_FLAGS = """
     --repr-cycles --repr-ratio --repr-s1 --repr-s2 --resume --save-period --schedule --seed --single-cls --sync-bn
     --warmup-epochs --weight-decay --weights --workers
 """
-FINETUNE_FLAGS = " ".join(sorted([*TRAIN_FLAGS.split(), "--distill", "--freeze-zeros", "--scale-rate", "--teacher"]))
+FINETUNE_FLAGS = " ".join(
+    sorted([*TRAIN_FLAGS.split(), "--distill", "--features", "--freeze-zeros", "--plan", "--scale-rate", "--teacher"])
+)
 SPARSITY_FLAGS = " ".join(
     sorted(
         [
@@ -48,7 +50,15 @@ SLIM_FLAGS = " ".join(
     sorted(
         [
             *SPARSITY_FLAGS.split(),
-            *("--dense-epochs", "--distill", "--dry-run", "--finetune-epochs", "--latency-layers", "--preset"),
+            *(
+                "--dense-epochs",
+                "--distill",
+                "--dry-run",
+                "--features",
+                "--finetune-epochs",
+                "--latency-layers",
+                "--preset",
+            ),
             *("--candidates", "--probe-epochs", "--report", "--rounds", "--stages", "--start", "--teacher"),
         ]
     )

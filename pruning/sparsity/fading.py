@@ -26,7 +26,7 @@ from engine.training.hooks import Hook
 from engine.training.trainer import Trainer
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import IntArray
-from pruning.surgery.plan import PruningPlan
+from pruning.surgery.plan import PLAN_NAME, PruningPlan
 from pruning.zeros.held import clear_averages_
 from utils.errors import PruningError
 
@@ -34,7 +34,6 @@ LOGGER = logging.getLogger(__name__)
 
 Mask: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 
-PLAN_NAME = "plan.json"
 # Share of the run at which the chosen channels are at zero. The rest of it wins back what fading cost: with .4 in
 # place of .75 mAP before the cut was .533, not .516 (dense .570), and alike after fine-tuning; see docs/sparsity.md.
 _END = 0.4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import IntArray
 from utils.errors import PruningError
 from utils.storage.files import write_json
+
+# Name of the file that a plan is kept in.
+PLAN_NAME = "plan.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +115,19 @@ class PruningPlan:
                 f"the plan was made for another network (fingerprint {self.fingerprint[:12]}, this one has "
                 f"{found[:12]}); make a plan for this one"
             )
+
+    def then(self, later: PruningPlan) -> PruningPlan:
+        """Return the plan that does at once what this one and then another do, the latter on what this one leaves.
+
+        Raises:
+            PruningError: The later one removes bottlenecks, so that its layers have other paths.
+        """
+        if later.bottlenecks:
+            raise PruningError("a plan that removes bottlenecks cannot follow another one; apply them one by one")
+        keep = dict(self.keep)
+        for name, kept in later.keep.items():
+            keep[name] = tuple(keep[name][index] for index in kept) if name in keep else kept
+        return replace(self, keep=keep, settings=later.settings)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

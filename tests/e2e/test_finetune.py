@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -25,10 +26,13 @@ from commands.train_result import TrainResult
 from engine.training.distributed import mean_over_ranks
 from engine.training.hooks import Hook, Step
 from engine.training.trainer import Trainer
-from models.detector import build_model
+from models.detector import Detector, build_model
 from models.load import load_model
 from models.spec import ModelSpec
+from pruning.channels.graph import ChannelGraph
 from pruning.distillation import DistillationHook
+from pruning.surgery.cut import apply_plan
+from pruning.surgery.plan import PLAN_NAME, PruningPlan
 from tasks.task import Network
 from utils.config.cli import RESUME_LATEST, run_script
 from utils.errors import CheckpointError, ConfigError, DataError, PruningError
@@ -97,6 +101,82 @@ def test_teacher_changes_the_weights_and_reports_its_loss(tmp_path: Path, caplog
         assert len(values) == 2
         assert all(value > 0 for value in values)
     assert load_checkpoint(taught.last).spec == load_checkpoint(alone.last).spec
+
+
+def with_plan(folder: Path, **settings: Any) -> FinetuneConfig:
+    """A student that was cut from its teacher, with the plan beside it."""
+    teacher = save(DENSE, folder / "dense.pt", seed=1)
+    model = load_model(teacher).model
+    graph = ChannelGraph.of(model)
+    dropped = np.concatenate([group.ids[:2] for group in graph.groups])
+    plan = PruningPlan.of(model, graph, dropped[~np.isin(dropped, list(graph.protected))])
+    plan.save(folder / "cut" / PLAN_NAME)
+    student = apply_plan(model, plan)
+    assert isinstance(student, Detector)
+    weights = folder / "cut/pruned_model.pt"
+    checkpoint = Checkpoint(spec=student.spec.to_dict(), names=NAMES, weights=student.state_dict())
+    save_checkpoint(checkpoint, weights)
+    return finetune_config(folder, **{"weights": str(weights), "teacher": teacher, **settings})
+
+
+def test_features_follow_the_teacher_where_the_plan_lies_beside_the_weights(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = with_plan(tmp_path, epochs=6, features=100.0, adam=True, lr0=0.005, notest=True)
+    with caplog.at_level(logging.INFO):
+        result = finetuned(config)
+    distance = column(result, "distill/features_loss")
+    assert distance[-1] < 0.8 * distance[0]
+    assert "strength 1, features 100" in caplog.text
+    assert load_checkpoint(result.last).config["plan"] == str(tmp_path / "cut" / PLAN_NAME)
+    assert not any(module._forward_pre_hooks for module in load_model(result.last).model.modules())
+
+
+def test_features_alone_teach_too(tmp_path: Path) -> None:
+    # The layers of an untrained teacher read values near zero, so that distances are huge.
+    config = with_plan(tmp_path, notest=True, features=1e-6)
+    alone, both = (finetuned(replace(config, name=f"d{strength}", distill=strength)) for strength in (0.0, 1.0))
+    with pytest.raises(AssertionError):
+        assert_same_weights(alone.last, both.last)
+    assert column(alone, "distill/features_loss") != column(alone, "distill/obj_loss")
+
+
+def test_without_features_the_plan_changes_nothing(tmp_path: Path) -> None:
+    config = with_plan(tmp_path, epochs=1, notest=True)
+    without = finetuned(replace(config, name="without", features=0.0))
+    (tmp_path / "cut" / PLAN_NAME).unlink()
+    gone = finetuned(replace(config, name="gone"))
+    assert_same_weights(without.last, gone.last)
+    assert "distill/features_loss" not in (gone.folder / "results.csv").read_text()
+
+
+def test_resumed_run_that_follows_features_ends_with_bit_identical_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_plan(tmp_path)
+    whole = finetuned(replace(config, name="whole"))
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "commands.finetune.finetuning_hooks", lambda *given: [*finetuning_hooks(*given), KillAfter(1)]
+        )
+        with pytest.raises(Killed):
+            run_finetuning(replace(config, name="killed"))
+    resumed = finetuned(FinetuneConfig(resume=RESUME_LATEST, project=config.project))
+    assert_same_weights(whole.last, resumed.last)
+    assert (whole.folder / "results.csv").read_text() == (resumed.folder / "results.csv").read_text()
+
+
+def test_plan_of_another_cut_is_refused_if_given_and_left_out_if_found(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = with_plan(tmp_path, epochs=1, notest=True, weights=save(PRUNED, tmp_path / "cut/other.pt"))
+    with pytest.raises(PruningError, match=r"--plan .*plan.json: layer .*: the plan lets it read \d+ channels"):
+        run_finetuning(replace(config, plan=str(tmp_path / "cut" / PLAN_NAME)))
+    with caplog.at_level(logging.INFO):
+        result = finetuned(config)
+    assert "only the teacher's answers are learnt; " in caplog.text
+    assert column(result, "distill/obj_loss")
+    assert "distill/features_loss" not in (result.folder / "results.csv").read_text()
 
 
 def test_student_of_a_longer_run_answers_more_like_its_teacher(tmp_path: Path) -> None:
@@ -249,6 +329,7 @@ def test_teacher_of_other_anchors_is_refused_before_a_folder_is_made(tmp_path: P
     ("settings", "message"),
     [
         ({"distill": -1.0}, r"--distill -1.0: expected 0 or a positive number, such as 1"),
+        ({"features": -1.0}, r"--features -1.0: expected 0 or a positive number, such as 1"),
         ({"distill": float("nan")}, r"--distill nan: expected 0 or a positive number"),
         ({"evolve": 3}, r"--evolve is not for fine-tuning; search hyper-parameters with train.py"),
     ],

@@ -78,7 +78,9 @@ def test_first_sparse_network_teaches_every_fine_tuning(rows: Sequence[StageResu
     for number in (1, 2):
         config = load_checkpoint(folder / f"round{number}/finetune/weights/last.pt").config
         assert (config["teacher"], config["distill"]) == (str(folder / "round1/sparse/weights/last.pt"), 1.0)
-        assert "distill/obj_loss" in (folder / f"round{number}/finetune/results.csv").read_text()
+        written = (folder / f"round{number}/finetune/results.csv").read_text()
+        assert "distill/obj_loss" in written
+        assert "distill/features_loss" in written, "in later rounds by the plan of all cuts so far"
 
 
 def test_later_rounds_keep_anchors_and_names_and_start_from_the_round_before(

@@ -32,8 +32,8 @@ from engine.training.trainer import Trainer
 from models.detector import build_model
 from models.load import load_model
 from models.spec import ModelSpec
-from pruning.sparsity.fading import PLAN_NAME
 from pruning.sparsity.monitor import SparsityMonitor
+from pruning.surgery.plan import PLAN_NAME
 from tasks.task import Network
 from utils.errors import ConfigError
 from utils.storage.checkpoint import load_checkpoint

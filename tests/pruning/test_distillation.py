@@ -14,7 +14,14 @@ from torch import Tensor
 from engine.losses.detection import DetectionLoss, LossGains
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
-from pruning.distillation import DetectorDistillation, LogitsDistillation, divergence, load_teacher
+from pruning.distillation import (
+    DetectorDistillation,
+    DistillationHook,
+    LogitsDistillation,
+    divergence,
+    load_teacher,
+)
+from tasks.choose import DETECTION
 from utils.config.hyp import Hyp
 from utils.errors import ConfigError
 from utils.storage.checkpoint import Checkpoint, save_checkpoint
@@ -162,11 +169,13 @@ def save(spec: ModelSpec, path: Path, *, names: tuple[str, ...] = NAMES) -> Path
     return path
 
 
-def test_loaded_teacher_is_fused_and_learns_nothing(tmp_path: Path) -> None:
-    teacher = load_teacher(save(SPEC, tmp_path / "t.pt"), spec=SPEC, names=NAMES)
-    assert not teacher.training
-    assert not any("bn." in name for name in teacher.state_dict())
-    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+def test_teacher_is_fused_and_learns_nothing(tmp_path: Path) -> None:
+    network = DETECTION.load(save(SPEC, tmp_path / "s.pt"))
+    hook = DETECTION.distillation(str(save(SPEC, tmp_path / "t.pt")), network, strength=1.0)
+    assert isinstance(hook, DistillationHook)
+    assert not hook.teacher.training
+    assert not any("bn." in name for name in hook.teacher.state_dict())
+    assert not any(parameter.requires_grad for parameter in hook.teacher.parameters())
 
 
 def test_wider_network_of_the_same_answers_may_teach(tmp_path: Path) -> None:

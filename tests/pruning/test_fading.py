@@ -11,9 +11,9 @@ import torch
 from stepping import SmallNet, average_of, fit, make_trainer, small_net
 
 from pruning.channels.graph import ChannelGraph
-from pruning.sparsity.fading import PLAN_NAME, FadingHook, fadings, layers_without_norm, share_left
+from pruning.sparsity.fading import FadingHook, fadings, layers_without_norm, share_left
 from pruning.surgery.cut import apply_plan
-from pruning.surgery.plan import PruningPlan
+from pruning.surgery.plan import PLAN_NAME, PruningPlan
 from utils.errors import PruningError
 
 # Channels that stay in the two layers that lose some.
