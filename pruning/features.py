@@ -66,7 +66,7 @@ class Followed:
         """
         plan.check_fits(teacher)
         if plan.bottlenecks:
-            raise PruningError("the plan removes bottlenecks, and the other layers have other paths then")
+            raise PruningError("the plan removes bottlenecks, so layers have other paths; give --features 0")
         graph = ChannelGraph.of(teacher, image_chw=image_chw)
         own = ChannelGraph.of(student, image_chw=image_chw)
         dropped = plan.dropped_ids(teacher, graph)
@@ -74,7 +74,10 @@ class Followed:
         for name, layer in graph.layers.items():
             stays = np.flatnonzero(~np.isin(layer.input_ids, dropped))
             if name not in own.layers or len(own.layers[name].input_ids) not in (len(stays), len(layer.input_ids)):
-                raise PruningError(f"layer {name}: the plan lets it read {len(stays)} channels, the weights others")
+                raise PruningError(
+                    f"layer {name}: the plan lets it read {len(stays)} channels, the weights others; give the plan of "
+                    "these weights"
+                )
             if not layer.is_norm:
                 read[name] = torch.from_numpy(stays)
         return cls(read=read, strength=strength)
