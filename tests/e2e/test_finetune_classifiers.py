@@ -281,6 +281,14 @@ def test_line_of_a_classifier_begins_with_a_dense_network_and_ends_with_a_verifi
     assert result.exported.path == tmp_path / "slim/export/best_int8.onnx"
     assert result.exported.path.is_file()
     assert "without effect: --img-size" not in caplog.text
+    dense, small = result.exported.dense, result.exported.milliseconds
+    assert small is not None
+    assert [other.precision for other in dense] == ["fp32", "int8"]
+    assert [other.speedup for other in dense] == [pytest.approx(other.milliseconds / small) for other in dense]
+    written = json.loads((tmp_path / "slim/result.json").read_text())["export"]
+    assert (written["precision"], written["dense_precision"]) == ("int8", "fp32")
+    assert 0 < written["milliseconds"] == small
+    assert written["speedup"] == dense[0].speedup > 0
     known = slim_config(place, **{**settings, "cfg": "", "weights": str(result.stages[0].weights)})
     assert start_of(known).config.stages == ("sparse", "prune", "finetune", "export")
 
