@@ -6,10 +6,11 @@ import glob
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from commands.finetune_config import FinetuneConfig
-from commands.train import run_training
+from commands.train import HookFactory, run_training
 from commands.train_config import TrainConfig
 from commands.train_result import TrainResult
 from engine.training.distributed import this_process
@@ -18,7 +19,7 @@ from pruning.sparsity.scale_rate import ScaleRateHook
 from pruning.zeros.hooks import FrozenZerosHook
 from pruning.zeros.masks import zero_masks
 from tasks.choose import task_of
-from tasks.task import Network
+from tasks.task import Network, Task
 from utils.datasets.class_names import class_order
 from utils.errors import CheckpointError, DataError
 
@@ -28,11 +29,12 @@ LOGGER = logging.getLogger(__name__)
 _PRUNE_PROJECT = Path("runs/prune")
 
 
-def run_finetuning(config: FinetuneConfig) -> TrainResult | None:
+def run_finetuning(config: FinetuneConfig, *, task: Task | None = None) -> TrainResult | None:
     """Fine-tune, validate, and write the run folder.
 
     Args:
         config: All settings; with `resume`, those of the resumed run count instead.
+        task: The task, by default that of data and network; one with images of your own from Python.
 
     Returns:
         The result on the main process, None on the others.
@@ -43,11 +45,21 @@ def run_finetuning(config: FinetuneConfig) -> TrainResult | None:
         PruningError: `cfg` is another network than the weights.
         DataError: The data set has other classes than the weights.
     """
-    return run_training(config if config.resume else _checked(config), hooks=finetuning_hooks)
+    hooks: HookFactory = partial(finetuning_hooks, task=task) if task else finetuning_hooks
+    return run_training(config if config.resume else _checked(config, task), hooks=hooks, task=task)
 
 
-def finetuning_hooks(network: Network, config: TrainConfig, folder: Path) -> Sequence[Hook]:
-    """Return hooks for zeros that are kept, faster scales and a teacher, where asked for."""
+def finetuning_hooks(
+    network: Network, config: TrainConfig, folder: Path, *, task: Task | None = None
+) -> Sequence[Hook]:
+    """Return hooks for zeros that are kept, faster scales and a teacher, where asked for.
+
+    Args:
+        network: Network to train.
+        config: Settings of the fine-tuning.
+        folder: Run folder.
+        task: The task, by default that of data and teacher.
+    """
     assert isinstance(config, FinetuneConfig)
     hooks: list[Hook] = []
     if config.freeze_zeros:
@@ -62,7 +74,7 @@ def finetuning_hooks(network: Network, config: TrainConfig, folder: Path) -> Seq
     if config.teacher and config.distill == 0:
         LOGGER.warning("--distill 0: the teacher is not used, this is plain fine-tuning")
     elif config.teacher:
-        task = task_of(data=config.data, weights=config.teacher)
+        task = task or task_of(data=config.data, weights=config.teacher)
         hooks.append(task.distillation(config.teacher, network, strength=config.distill))
     return hooks
 
@@ -86,10 +98,10 @@ def find_weights(name: str) -> Path:
     return found[-1]
 
 
-def _checked(config: FinetuneConfig) -> FinetuneConfig:
+def _checked(config: FinetuneConfig, task: Task | None) -> FinetuneConfig:
     """Return the settings of a new run, once all that it starts from fits together; nothing is written before."""
     path = find_weights(config.weights)
-    task = task_of(data=config.data, weights=str(path))
+    task = task or task_of(data=config.data, weights=str(path))
     network = task.load(path)
     if config.cfg:  # what does not fit another network would silently start from scratch
         task.check_agrees(network, config.cfg, weights=str(path))

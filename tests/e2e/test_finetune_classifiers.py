@@ -6,7 +6,7 @@ import csv
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from classifier_place import NAMES, SPEC, lenet, save
 from interruption import KillAfter, Killed, assert_same_weights
 from labelled_classifier import ClassifierPlace, make_classifier_place
 from refusal import refusal
+from tiny_classes import classifier_config, small_pictures, trained
 from tiny_slim import slimmed
 from torch import nn
 
@@ -33,6 +34,7 @@ from models.complexity import count_macs, count_parameters
 from pruning.channels.graph import ChannelGraph
 from pruning.importance.criteria import bn_gamma
 from tasks.choose import CLASSIFICATION
+from tasks.classification import Classification
 from utils.config.cli import RESUME_LATEST
 from utils.errors import ConfigError, DataError, PruningError
 from utils.storage.checkpoint import load_checkpoint
@@ -249,6 +251,18 @@ def test_sparse_classifier_teaches_the_fine_tuning(rows: Sequence[StageResult], 
     config = load_checkpoint(folder / "weights/last.pt").config
     assert (config["teacher"], config["distill"]) == (str(rows[0].weights), 1.0)
     assert len(column(folder, "distill/class_loss")) == 2
+
+
+def test_task_with_images_from_python_is_that_of_the_fine_tuning(tmp_path: Path) -> None:
+    pictures = small_pictures()
+    plain = classifier_config(tmp_path, epochs=1)
+    dense = str(trained(plain, pictures).last)
+    values = {item.name: getattr(plain, item.name) for item in fields(plain)}
+    values |= {"cfg": "", "weights": dense, "teacher": dense, "name": "tuned"}
+    result = run_finetuning(FinetuneConfig(**values), task=Classification(pictures=pictures))
+    assert result is not None
+    assert result.evaluation.images == len(pictures.test.labels)
+    assert len(column(result.folder, "distill/class_loss")) == 1
 
 
 def test_table_of_slim_lists_accuracy(rows: Sequence[StageResult]) -> None:
