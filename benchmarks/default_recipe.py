@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.report import table, write_report
 from benchmarks.scores import data_name, load, scores_on
+from benchmarks.training_settings import training_settings
 from commands.slim_stages import train_stage
 from commands.train import run_training
 from commands.train_config import TrainConfig
@@ -84,23 +85,20 @@ def measure(config: RecipeBenchmark) -> None:
 def _row(config: RecipeBenchmark, data: str, recipe: str, seed: int) -> Row:
     """Train, unless that is done, and measure."""
     name = data_name(data)
-    settings = TrainConfig(
-        weights=config.weights,
+    values = training_settings(
+        Path(config.project) / f"{name}_{recipe.replace(' ', '_')}_seed{seed}",
         data=data,
-        img_size=(config.img_size,),
-        epochs=config.epochs,
-        cache_images=True,
-        workers=config.workers,
+        img_size=config.img_size,
         seed=seed,
+        weights=config.weights,
+        epochs=config.epochs,
+        workers=config.workers,
         notest=True,  # an epoch chosen on the images it is judged by looks better than it is
         noplots=True,
-        project=config.project,
-        name=f"{name}_{recipe.replace(' ', '_')}_seed{seed}",
-        exist_ok=True,
         cache_dir=str(Path(config.project) / "labels"),
         **RECIPES[recipe],
     )
-    network, numbers = load(train_stage(settings, run_training) / "weights/last.pt"), {}
+    network, numbers = load(train_stage(TrainConfig(**values), run_training) / "weights/last.pt"), {}
     for split in ("val", "test"):
         metrics = scores_on(split, network=network, data=data, img_size=config.img_size).metrics
         numbers[split] = metrics.AP50, metrics.AP

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from benchmarks.pruning_peer import PeerRegulariser, prune_with_peer
 from benchmarks.pruning_speed import import_torch_pruning
+from benchmarks.training_settings import training_settings
 from commands.finetune import run_finetuning
 from commands.finetune_config import FinetuneConfig
 from commands.prune import CHECKPOINT_NAME
@@ -75,19 +76,12 @@ class Recipe:
 
     def shared(self, folder: Path, *, size: int, seed: int) -> dict[str, Any]:
         """Return the settings of any training into a folder."""
-        return {
-            **self.settings,
-            "data": self.data,
-            "img_size": (size,),
-            "seed": seed,
+        own: dict[str, Any] = {
             "notest": True,  # an epoch chosen on the images it is judged by looks better than it is
             "noplots": True,
-            "cache_images": True,
-            "project": str(folder.parent),
-            "name": folder.name,
-            "exist_ok": True,
             "cache_dir": str(self.folder / "labels"),
         }
+        return {**self.settings, **training_settings(folder, data=self.data, img_size=size, seed=seed, **own)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ import yaml
 
 from benchmarks.report import table, write_report
 from benchmarks.scores import load, scores_on
+from benchmarks.training_settings import training_settings
 from commands.finetune import run_finetuning
 from commands.finetune_config import FinetuneConfig
 from commands.prune import CHECKPOINT_NAME, run_pruning
@@ -257,20 +258,15 @@ def settings_of(config: PruningBenchmark, kind: type[Any], seed: int, name: str,
     """Return the settings of one training of the benchmark; `kind` is their dataclass."""
     shared: dict[str, Any] = {
         "weights": weights,
-        "data": DATA,
         "hyp": config.hyp,
-        "img_size": (config.img_size,),
         "batch_size": config.batch_size,
         "nominal_batch": config.batch_size,
         "epochs": config.dense_epochs,
         "close_mosaic": config.close_mosaic,
-        "cache_images": True,
-        "seed": seed,
-        "project": config.project,
-        "exist_ok": True,
-        "name": f"{name}_seed{seed}",
+        **values,
     }
-    return kind(**{**shared, **values})
+    folder = Path(config.project) / f"{name}_seed{seed}"
+    return kind(**training_settings(folder, data=DATA, img_size=config.img_size, seed=seed, **shared))
 
 
 def row_of(variant: str, seed: int, stage: str, path: Path, config: PruningBenchmark) -> Row:

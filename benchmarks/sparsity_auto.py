@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks.report import table, write_report
 from benchmarks.scores import load
+from benchmarks.training_settings import training_settings
 from commands.prune import run_pruning
 from commands.prune_config import PruneConfig
 from commands.slim_stages import train_stage
@@ -79,17 +80,8 @@ def _of_data(config: AutoBenchmark, data: str) -> list[list[object]]:
 
 def _shared(config: AutoBenchmark, data: str, weights: str, folder: Path) -> dict[str, Any]:
     """Return the settings that all trainings share."""
-    return {
-        "weights": weights,
-        "data": data,
-        "img_size": (config.img_size,),
-        "epochs": config.dense_epochs,
-        "cache_images": True,
-        "seed": config.seed,
-        "project": str(folder.parent),
-        "name": folder.name,
-        "exist_ok": True,
-    }
+    own: dict[str, Any] = {"weights": weights, "epochs": config.dense_epochs}
+    return training_settings(folder, data=data, img_size=config.img_size, seed=config.seed, **own)
 
 
 def _cut(config: AutoBenchmark, data: str, sparse: Path) -> list[str]:

@@ -18,6 +18,7 @@ from tasks.choose import task_of
 from utils.config.hyp import Hyp
 from utils.errors import ConfigError, TrainingError
 from utils.storage.files import write_json, write_yaml
+from utils.storage.run_folder import plain
 
 LOGGER = logging.getLogger(__name__)
 
@@ -55,10 +56,18 @@ SEARCH_SPACE: dict[str, tuple[float, float, bool]] = {
 }
 
 
+# Settings without which the scores of two trainings cannot be compared, and their flags.
+_COMPARED = {
+    **{"optimizer_name": "optimizer", "epochs": "epochs", "img_size": "img-size"},
+    **{"data": "data", "weights": "weights", "cfg": "cfg"},
+}
+
+
 def run_evolution(config: TrainConfig, *, run: RunTraining) -> Path:
     """Train `config.evolve` times with hyper-parameters that Optuna proposes, starting from those of `--hyp`.
 
-    The study lies in `<project>/evolve/study.db`; the same command continues where it was stopped.
+    The study lies in `<project>/evolve/study.db`; the same command continues where it was stopped. One with another
+    optimiser, data set, network, size or number of epochs is refused: its trainings cannot be compared with those.
 
     Args:
         config: Settings of each training, and their number.
@@ -66,6 +75,9 @@ def run_evolution(config: TrainConfig, *, run: RunTraining) -> Path:
 
     Returns:
         The YAML of the best hyper-parameters so far.
+
+    Raises:
+        ConfigError: The folder cannot be made, or its study is of other trainings.
     """
     folder = Path(config.project) / "evolve"
     try:
@@ -84,6 +96,7 @@ def run_evolution(config: TrainConfig, *, run: RunTraining) -> Path:
         load_if_exists=True,
         sampler=optuna.samplers.TPESampler(seed=config.seed),
     )
+    _check_comparable(study, config, folder)
     if not study.trials:
         study.enqueue_trial(
             {name: min(max(getattr(start, name), low), high) for name, (low, high, _) in spaces.items()}
@@ -99,6 +112,21 @@ def run_evolution(config: TrainConfig, *, run: RunTraining) -> Path:
 
     study.optimize(objective, n_trials=max(0, config.evolve - finished), callbacks=[report])
     return _write_best(study, start, folder)
+
+
+def _check_comparable(study: optuna.Study, config: TrainConfig, folder: Path) -> None:
+    """Keep with a new study the settings that all its trainings share, and refuse others in one that exists."""
+    own = {name: plain(getattr(config, name)) for name in _COMPARED}
+    kept = study.user_attrs.get("settings")
+    if kept is None:
+        study.set_user_attr("settings", own)
+        return
+    for name, flag in _COMPARED.items():
+        if own[name] != kept[name]:
+            raise ConfigError(
+                f"--{flag} {own[name]}: the trainings in {folder} had {kept[name]}, and their scores cannot be "
+                "compared; give another --project"
+            )
 
 
 def _train_once(

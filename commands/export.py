@@ -12,6 +12,8 @@ from commands.export_config import ExportConfig
 from commands.export_job import Prepared, for_its_task, prepare
 from deploy.artefact.packages import optional_package
 from deploy.formats import FORMATS, check_precision, load_runtime, resolve
+from deploy.job import ExportJob
+from deploy.latency.side_by_side import SideBySide, time_side_by_side
 from deploy.onnx.graph import check_opset
 from deploy.onnx.nms import NmsReport, NmsSettings, check_nms, write_onnx_with_nms
 from deploy.outputs.metadata import check_is_of
@@ -52,14 +54,18 @@ def run_export(config: ExportConfig) -> bool:
         else:
             reports.append(_verified(name, path, reference, config))
     with_nms = _with_nms(prepared, config, reference) if config.nms else None
+    beside = [_beside(prepared.beside, report, reference, config) for report in reports if prepared.beside]
     passed = all(report.passed for report in reports) and (with_nms is None or with_nms.passed)
     data = [report_data(report) for report in reports]
     result = {"passed": passed, "reports": data, "not_run": not_run, "nms": plain(with_nms)}
+    result["beside"] = [timed.to_dict() for timed in beside]
     folder.write_result({**result, "config": plain(config)})
     if reports:
         logger.info("%s", verify_table(reports))
     if with_nms:
         logger.info("%s", with_nms.as_text())
+    for timed in beside:
+        logger.info("%s", timed.as_text())
     logger.info("files in %s, report in %s", config.folder, folder.path / "result.json")
     return passed
 
@@ -80,6 +86,13 @@ def _verified(name: str, path: Path, reference: Reference, config: ExportConfig)
     artefact = load_runtime(path, device=device, options=RuntimeOptions(threads=config.threads))
     check_is_of(artefact.metadata, reference.source, where=path)
     return verify(artefact, reference, path=path, batch_size=config.batch_size)
+
+
+def _beside(other: ExportJob, report: VerifyReport, reference: Reference, config: ExportConfig) -> SideBySide:
+    """Time the network of `--beside` in turns with an artefact."""
+    images = reference.images[:1].expand(config.batch_size, -1, -1, -1)
+    options = RuntimeOptions(threads=config.threads)
+    return time_side_by_side(report.path, other, images, weights=Path(config.beside), options=options)
 
 
 def _with_nms(prepared: Prepared, config: ExportConfig, reference: Reference) -> NmsReport:

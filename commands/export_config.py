@@ -39,6 +39,8 @@ class ExportConfig:
     verify_only: bool = False  # write nothing; compare the files that are there
     verify_images: int = 16  # images that heads and boxes are compared on
     threads: int | None = None  # of the processor, for times; all cores by default
+    # another network, such as the dense one, that is exported to a temporary place and timed in turns with each file
+    beside: str = ""
     workers: int = 8  # data loading processes, at most one per core
     cache_dir: str = ""  # where the label index is cached, by default beside the data; or fetched images
     output: str = ""  # folder of the files; beside the weights by default

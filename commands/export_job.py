@@ -12,6 +12,7 @@ from torch import Tensor
 
 from commands.export_config import ExportConfig
 from deploy.job import ExportJob
+from deploy.settings import FormatSettings
 from deploy.verification.verify import MeasureMetric, Reference
 from engine.evaluation.evaluator import Evaluator
 from tasks.choose import task_of
@@ -19,6 +20,7 @@ from tasks.measuring import open_evaluator
 from tasks.settings import TaskSettings
 from tasks.task import Task
 from utils.config.values import warn_of_ignored
+from utils.errors import ConfigError
 
 # Images per step when the metric is measured.
 _VAL_BATCH = 32
@@ -26,10 +28,17 @@ _VAL_BATCH = 32
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prepared:
-    """A network to export, and images (B, C, H, W) in the form of network input to compare its artefacts on."""
+    """A network to export.
+
+    Attributes:
+        job: The network with its settings.
+        images: Images (B, C, H, W) in the form of network input to compare its artefacts on.
+        beside: Another network to time beside its artefacts; None if there is none.
+    """
 
     job: ExportJob
     images: Tensor
+    beside: ExportJob | None = None
 
     def reference(self, config: ExportConfig) -> Reference:
         """Return the network that artefacts are compared with."""
@@ -81,7 +90,31 @@ def prepare(task: Task, config: ExportConfig) -> Prepared:
         measure=_metric(evaluator) if evaluator else None,
     )
     images = task.examples(settings, network, count=config.verify_images, image_chw=image_chw)
-    return Prepared(job=job, images=images)
+    return Prepared(job=job, images=images, beside=_beside(task, config, image_chw) if config.beside else None)
+
+
+def _beside(task: Task, config: ExportConfig, image_chw: tuple[int, int, int]) -> ExportJob:
+    """Read the network that is timed beside the files; it takes the same images.
+
+    Raises:
+        CheckpointError: It cannot be read.
+        ConfigError: It is of another task, or takes other images.
+    """
+    own = task_of(weights=config.beside)
+    if own.name != task.name:
+        raise ConfigError(
+            f"--beside {config.beside} is for {own.name}, --weights {config.weights} for {task.name}; "
+            "give two networks of one task"
+        )
+    network = task.load(config.beside)
+    if (chw := task.input_chw(network, config.image_hw)) != image_chw:
+        sizes = ["x".join(map(str, size)) for size in (chw, image_chw)]
+        raise ConfigError(
+            f"--beside {config.beside} takes images of {sizes[0]}, --weights {config.weights} of {sizes[1]}; times "
+            "compare on the same images alone"
+        )
+    special = FormatSettings(compute_capability=config.compute_capability)
+    return ExportJob(source=task.source(network, path=config.beside), settings=config.settings, special=special)
 
 
 def _metric(evaluator: Evaluator) -> MeasureMetric:

@@ -6,10 +6,11 @@ import glob
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from commands.finetune_config import FinetuneConfig
-from commands.train import run_training
+from commands.train import HookFactory, run_training
 from commands.train_config import TrainConfig
 from commands.train_result import TrainResult
 from engine.training.distributed import this_process
@@ -19,7 +20,7 @@ from pruning.surgery.plan import PLAN_NAME, PruningPlan
 from pruning.zeros.hooks import FrozenZerosHook
 from pruning.zeros.masks import zero_masks
 from tasks.choose import task_of
-from tasks.task import Network
+from tasks.task import Network, Task
 from utils.datasets.class_names import class_order
 from utils.errors import CheckpointError, DataError, PruningError
 
@@ -31,11 +32,12 @@ _TEACHING = ("distill", "features", "plan")
 _PRUNE_PROJECT = Path("runs/prune")
 
 
-def run_finetuning(config: FinetuneConfig) -> TrainResult | None:
+def run_finetuning(config: FinetuneConfig, *, task: Task | None = None) -> TrainResult | None:
     """Fine-tune, validate, and write the run folder.
 
     Args:
         config: All settings; with `resume`, those of the resumed run count instead.
+        task: The task, by default that of data and network; one with images of your own from Python.
 
     Returns:
         The result on the main process, None on the others.
@@ -46,11 +48,21 @@ def run_finetuning(config: FinetuneConfig) -> TrainResult | None:
         PruningError: `cfg` is another network than the weights.
         DataError: The data set has other classes than the weights.
     """
-    return run_training(config if config.resume else _checked(config), hooks=finetuning_hooks)
+    hooks: HookFactory = partial(finetuning_hooks, task=task) if task else finetuning_hooks
+    return run_training(config if config.resume else _checked(config, task), hooks=hooks, task=task)
 
 
-def finetuning_hooks(network: Network, config: TrainConfig, folder: Path) -> Sequence[Hook]:
-    """Return hooks for zeros that are kept, faster scales and a teacher, where asked for."""
+def finetuning_hooks(
+    network: Network, config: TrainConfig, folder: Path, *, task: Task | None = None
+) -> Sequence[Hook]:
+    """Return hooks for zeros that are kept, faster scales and a teacher, where asked for.
+
+    Args:
+        network: Network to train.
+        config: Settings of the fine-tuning.
+        folder: Run folder.
+        task: The task, by default that of data and teacher.
+    """
     assert isinstance(config, FinetuneConfig)
     hooks: list[Hook] = []
     if config.freeze_zeros:
@@ -66,7 +78,7 @@ def finetuning_hooks(network: Network, config: TrainConfig, folder: Path) -> Seq
     if config.teacher and not _teaches(config):
         LOGGER.warning("--distill 0 and no features to follow: the teacher is not used, this is plain fine-tuning")
     elif config.teacher:
-        hooks.append(_distillation(config, network))
+        hooks.append(_distillation(config, network, task))
     return hooks
 
 
@@ -75,9 +87,9 @@ def _teaches(config: FinetuneConfig) -> bool:
     return bool(config.teacher) and (config.distill > 0 or (config.features > 0 and bool(config.plan)))
 
 
-def _distillation(config: FinetuneConfig, network: Network) -> Hook:
+def _distillation(config: FinetuneConfig, network: Network, task: Task | None) -> Hook:
     """Return the hook of the teacher."""
-    task = task_of(data=config.data, weights=config.teacher)
+    task = task or task_of(data=config.data, weights=config.teacher)
     plan = PruningPlan.load(Path(config.plan)) if config.plan else None
     return task.distillation(config.teacher, network, strength=config.distill, features=config.features, plan=plan)
 
@@ -101,10 +113,10 @@ def find_weights(name: str) -> Path:
     return found[-1]
 
 
-def _checked(config: FinetuneConfig) -> FinetuneConfig:
+def _checked(config: FinetuneConfig, own: Task | None) -> FinetuneConfig:
     """Return the settings of a new run, once all that it starts from fits together; nothing is written before."""
     given, path = config.weights, find_weights(config.weights)
-    task = task_of(data=config.data, weights=str(path))
+    task = own or task_of(data=config.data, weights=str(path))
     network = task.load(path)
     if config.cfg:  # what does not fit another network would silently start from scratch
         task.check_agrees(network, config.cfg, weights=str(path))
@@ -115,7 +127,7 @@ def _checked(config: FinetuneConfig) -> FinetuneConfig:
             "give the data set it was trained on, or train on another with train.py"
         )
     config = replace(config, weights=str(path), cfg="", noautoanchor="noautoanchor" not in task.ignored)
-    config = _with_plan(config, network)
+    config = _with_plan(config, network, own)
     if this_process().is_main:
         if str(path) != given:
             LOGGER.info("--weights %s: taking %s, the newest", given, path)
@@ -124,7 +136,7 @@ def _checked(config: FinetuneConfig) -> FinetuneConfig:
     return config
 
 
-def _with_plan(config: FinetuneConfig, network: Network) -> FinetuneConfig:
+def _with_plan(config: FinetuneConfig, network: Network, task: Task | None) -> FinetuneConfig:
     """Return the settings with the plan that the features of the teacher are followed by; "" where there is none.
 
     Raises:
@@ -139,11 +151,11 @@ def _with_plan(config: FinetuneConfig, network: Network) -> FinetuneConfig:
     if not _teaches(config):
         return config
     try:
-        _distillation(config, network)
+        _distillation(config, network, task)
     except PruningError as error:
         if is_given:
             raise PruningError(f"--plan {config.plan}: {error}") from None
         LOGGER.info("only the teacher's answers are learnt; %s does not fit: %s", found, error)
         config = replace(config, plan="")
-        _distillation(config, network)
+        _distillation(config, network, task)
     return config

@@ -140,6 +140,8 @@ def _finish(config: SlimConfig, folder: Path, stages: list[Stage], *, weights: s
     result = SlimResult.of(config, folder, stages, weights=weights)
     RunFolder(path=folder).write_result(result.to_dict())
     LOGGER.info("%s", result.as_text())
+    if result.exported and result.exported.warning:
+        LOGGER.warning("%s", result.exported.warning)
     if result.stages:
         write_report(folder)
     return result

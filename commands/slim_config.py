@@ -158,10 +158,11 @@ class SlimConfig(SparsityConfig):
         }
         return FinetuneConfig(**{**self._values_of(TrainConfig), **_place(weights, folder), **own})
 
-    def exporting(self, weights: str, folder: Path) -> ExportConfig:
-        """Return an export of `weights` to the runtime, verified there, into `folder`."""
+    def exporting(self, weights: str, folder: Path, *, beside: str = "") -> ExportConfig:
+        """Return an export of `weights` to the runtime, verified and timed there beside others, into `folder`."""
         return ExportConfig(
             weights=weights,
+            beside=beside,
             include=(self.runtime,),
             img_size=(self.test_size,),
             half=self.precision == "fp16",

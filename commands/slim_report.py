@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,14 @@ from commands.prune_latency import LATENCY_NAME, predicted_ms
 from commands.slim_candidates import compared
 from commands.slim_config import SlimConfig
 from commands.slim_stages import Stage
+from deploy.latency.side_by_side import OtherTime
 from engine.evaluation.evaluator import label
 from pruning.selection.latency import LatencyTable
+from pruning.selection.targets import NetworkTimes, TargetCheck, parse_target
 from pruning.surgery.report import NetworkSize
 from tasks.choose import task_of
 from tasks.task import Task
+from utils.device import machine_name
 from utils.storage.run_folder import plain
 
 
@@ -53,11 +56,11 @@ def slim_table(rows: Sequence[StageResult]) -> str:
     widths = {name: max(7, len(label(name))) for name in rows[0].scores}
     names = " ".join(f"{label(name):>{width}}" for name, width in widths.items())
     is_timed = rows[0].milliseconds is not None
-    lines = [f"{'stage':<18} {names} {'parameters':>12} {'MACs G':>8} {'MB':>7}" + is_timed * f" {'ms':>8}"]
+    lines = [f"{'stage':<18} {names} {'parameters':>12} {'MACs G':>8} {'MB':>7}" + is_timed * " ms predicted"]
     for row in rows:
         scores = " ".join(f"{row.scores[name]:{width}.3f}" for name, width in widths.items())
         line = f"{row.stage:<18} {scores} {row.parameters:12,d} {row.macs / 1e9:8.3f} {row.megabytes:7.2f}"
-        lines.append(line if row.milliseconds is None else f"{line} {row.milliseconds:8.2f}")
+        lines.append(line if row.milliseconds is None else f"{line} {row.milliseconds:12.2f}")
     return "\n".join(lines)
 
 
@@ -69,11 +72,24 @@ class Exported:
         path: Its path.
         passed: Whether it agrees with the network; None if it could not run here.
         milliseconds: Fastest call for one image; None if it could not run here.
+        precision: Precision that it computes in; "" if it could not run here.
+        threads: Number of threads of that call.
+        dense: The network before any cut, timed in turns with it, first in the precision by which the speed-up
+            counts; empty if it was not.
+        dense_weights: File of that network.
+        target: Whether it is as fast as the run was to make it; None where that is not known.
+        unchecked: Why it is not known, where the run has a target that is a time; "" otherwise.
     """
 
     path: Path
     passed: bool | None
     milliseconds: float | None
+    precision: str = ""
+    threads: int = 0
+    dense: Sequence[OtherTime] = ()
+    dense_weights: str = ""
+    target: TargetCheck | None = None
+    unchecked: str = ""
 
     @classmethod
     def of(cls, folder: Path) -> Exported:
@@ -82,14 +98,84 @@ class Exported:
         if not result["reports"]:
             return cls(path=Path(result["not_run"][0]), passed=None, milliseconds=None)
         report = result["reports"][0]
-        return cls(path=Path(report["path"]), passed=report["passed"], milliseconds=report["latency"][1]["fastest"])
+        own = report["latency"][1]
+        values: dict[str, Any] = {"milliseconds": own["fastest"], "threads": own["threads"]}
+        for timed in result.get("beside") or []:  # results of before have none
+            values["milliseconds"] = timed["milliseconds"]
+            values |= {"dense": [OtherTime(**other) for other in timed["others"]], "dense_weights": timed["weights"]}
+        return cls(path=Path(report["path"]), passed=report["passed"], precision=report["precision"], **values)
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times as fast as the dense network it is, measured; None if both could not be timed here."""
+        return self.dense[0].speedup if self.dense else None
+
+    def times(self) -> NetworkTimes | None:
+        """Return its time, and that of the dense network in the same precision; None if it could not run here."""
+        if self.milliseconds is None:
+            return None
+        alike = (other.milliseconds for other in self.dense if other.precision == self.precision)
+        return NetworkTimes(now=self.milliseconds, before=next(alike, None))
+
+    def checked(self, target: str, predicted: NetworkTimes, table: LatencyTable) -> Exported:
+        """Return the same, held against the target of the run; a target that is no time changes nothing.
+
+        Args:
+            target: Target of the run; "" if it has none.
+            predicted: Times that the run planned by.
+            table: Latency table that predicts them.
+        """
+        if not target or parse_target(target).quantity != "ms":
+            return self
+        measured, here, reason = self.times(), machine_name(), ""
+        if measured is None:
+            reason = "this machine cannot run the file"
+        elif table.machine != here:
+            reason = f"it is for {table.machine}, and this is {here}"
+        elif parse_target(target).is_share and measured.before is None:
+            reason = "no dense network was timed beside the file"
+        if measured is None or reason:
+            return replace(self, unchecked=f"target {target} is not checked: {reason}")
+        check = TargetCheck(target=target, predicted=predicted, measured=measured, precision=self.precision)
+        return replace(self, target=check)
+
+    @property
+    def warning(self) -> str:
+        """A line for a target that is not met; "" if there is nothing to warn of."""
+        return self.target.as_text() if self.target and not self.target.is_met else ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for result.json; what was not measured is left out."""
+        values: dict[str, Any] = {"path": str(self.path), "passed": self.passed, "milliseconds": self.milliseconds}
+        if self.dense:
+            values |= {"precision": self.precision, "threads": self.threads, "speedup": self.speedup}
+            first = self.dense[0]
+            values |= {"dense_ms": first.milliseconds, "dense_precision": first.precision}
+            values["dense_weights"] = self.dense_weights
+        if self.target or self.unchecked:
+            values["target"] = self.target.to_dict() if self.target else {"text": self.unchecked}
+        return values
 
     def as_text(self) -> str:
-        """Return a line on the file and its verification."""
+        """Return lines on the file and its verification, its speed, and a target unless that is a warning."""
         if self.passed is None:
-            return f"exported: {self.path}, not verified: this machine cannot run it"
-        verdict = "agrees with the network" if self.passed else "DOES NOT AGREE with the network"
-        return f"exported: {self.path}, {self.milliseconds:.2f} ms here, {verdict}"
+            lines = [f"exported: {self.path}, neither verified nor timed: this machine cannot run it"]
+        else:
+            verdict = "agrees with the network" if self.passed else "DOES NOT AGREE with the network"
+            lines = [f"exported: {self.path}, {self.milliseconds:.2f} ms measured here, {verdict}"]
+        if self.dense:
+            lines.append(self._side_by_side())
+        if self.unchecked or (self.target and not self.warning):
+            lines.append(self.target.as_text() if self.target else self.unchecked)
+        return "\n".join(lines)
+
+    def _side_by_side(self) -> str:
+        """Return a line on its time and that of the dense network, each with its precision."""
+        own, dense = self.milliseconds, [f"{other.milliseconds:.2f} ms in {other.precision}" for other in self.dense]
+        return (
+            f"{self.speedup:.2f} times as fast as the dense network, measured side by side: {own:.2f} ms in "
+            f"{self.precision} against {' and '.join(dense)}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +204,15 @@ class SlimResult:
         table = folder / LATENCY_NAME
         latency = LatencyTable.load(table) if table.is_file() else None
         task = task_of(data=config.data, weights=weights)
+        rows = [_row(stage, folder, task, img_size=config.test_size, table=latency) for stage in made]
+        exported = Exported.of(exports[0]) if exports else None
+        if exported and latency and (predicted := _predicted(made, rows)):
+            exported = exported.checked(config.target, predicted, latency)
         return cls(
             folder=folder,
-            stages=[_row(stage, folder, task, img_size=config.test_size, table=latency) for stage in made],
+            stages=rows,
             weights=weights,
-            exported=Exported.of(exports[0]) if exports else None,
+            exported=exported,
             candidates=compared(config, folder),
         )
 
@@ -134,7 +224,7 @@ class SlimResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the content of result.json."""
         stages = [row.to_dict() for row in self.stages]
-        values = {"stages": stages, "weights": self.weights, "export": self.exported and plain(self.exported)}
+        values = {"stages": stages, "weights": self.weights, "export": self.exported and self.exported.to_dict()}
         return {**values, "candidates": list(self.candidates)} if self.candidates else values
 
     def as_text(self) -> str:
@@ -144,6 +234,17 @@ class SlimResult:
         if self.exported is not None:
             lines.append(self.exported.as_text())
         return "\n".join([*lines, f"results in {self.folder}"])
+
+
+def _predicted(made: Sequence[Stage], rows: Sequence[StageResult]) -> NetworkTimes | None:
+    """Return the times that the latency table of the run predicts for the small network and for the one before it."""
+    if not rows or rows[-1].milliseconds is None:
+        return None
+    is_cut = made[0].name in ("prune", "finetune")
+    before = None if is_cut else rows[0].milliseconds
+    if made[0].name == "prune":
+        before = _read(made[0].folder)["report"]["before"].get("milliseconds")
+    return NetworkTimes(now=rows[-1].milliseconds, before=before)
 
 
 def _row(stage: Stage, folder: Path, task: Task, *, img_size: int, table: LatencyTable | None) -> StageResult:

@@ -86,7 +86,9 @@ def stages_of(config: SlimConfig, folder: Path) -> list[Stage]:
             name="export",
             folder=folder / "export",
             script="export.py",
-            settings=lambda weights: config.exporting(weights, folder / "export"),
+            settings=lambda weights: config.exporting(
+                weights, folder / "export", beside=_usual_teacher(config, folder, weights)
+            ),
             run=partial(_export, config),
         ),
     ]
@@ -204,7 +206,13 @@ def _uncut(config: SlimConfig, folder: Path) -> str:
 
 
 def _usual_teacher(config: SlimConfig, folder: Path, weights: str) -> str:
-    """Return the network before any cut, and before channels faded; none where that is the one to teach."""
+    """Return the network before any cut and before channels faded, beside which exports are timed, too.
+
+    Args:
+        config: Settings of the run.
+        folder: Run folder.
+        weights: The network to teach or to export; where it is the same, "" is returned.
+    """
     dense, uncut = stages_of(config, folder)[0], _uncut(config, folder)
     if config.is_auto and (dense.is_complete or dense.name in config.stages):
         uncut = str(best_checkpoint(dense.folder))

@@ -27,7 +27,10 @@ def artefact_rows(run: SlimRun) -> list[dict[str, Any]]:
             "batch_size": settings.get("batch_size"),
         }
         images = int(settings.get("batch_size") or 1)
-        rows += [{**common, **_verified(report, images=images)} for report in export.value("reports")]
+        timed = {row["path"]: row for row in export.result.get("beside") or []}
+        for report in export.value("reports"):
+            beside = _beside(timed[report["path"]]) if report["path"] in timed else {}
+            rows.append({**common, **_verified(report, images=images), **beside})
         rows += [{**common, "path": path, "passed": None} for path in export.result.get("not_run") or []]
     return rows
 
@@ -57,6 +60,12 @@ def _verified(report: dict[str, Any], *, images: int) -> dict[str, Any]:
     elif "logits_error" in report:
         row["output_error"] = report["logits_error"]
     return row
+
+
+def _beside(timed: dict[str, Any]) -> dict[str, Any]:
+    """Return the time of an artefact and of the network that was called in turns with it, for one image."""
+    others = [{**other, "milliseconds": other["milliseconds"] / timed["batch_size"]} for other in timed["others"]]
+    return {"beside": {"milliseconds": timed["milliseconds"] / timed["batch_size"], "others": others}}
 
 
 def _format_name(suffix: str) -> str:

@@ -103,7 +103,7 @@ def candidates_charts(rows: Sequence[dict[str, Any]], *, y_label: str) -> list[C
         return []
     series = list(dict.fromkeys(_series(row) for row in rows))
     charts = []
-    for size, (width, height) in SIZES.items():
+    for size, (width, _) in SIZES.items():
         scores = [row["score"] for row in rows]
         x, y = _frame(size, [row["milliseconds"] for row in rows], scores, scale="log")
         marks = [
@@ -116,18 +116,8 @@ def candidates_charts(rows: Sequence[dict[str, Any]], *, y_label: str) -> list[C
             }
             for number, row in enumerate(rows, 1)
         ]
-        charts.append(
-            Chart(
-                size=size,
-                width=width,
-                height=height,
-                x=x,
-                y=y,
-                x_label="milliseconds per image",
-                y_label=y_label,
-                marks=_apart(marks, width),
-            )
-        )
+        labels = {"x_label": "milliseconds per image", "y_label": y_label}
+        charts.append(_framed(size, x, y, marks=_apart(marks, width), **labels))
     return charts
 
 
@@ -155,7 +145,7 @@ def scan_charts(scan: Mapping[str, Any], names: Sequence[str], *, labels: Sequen
     """Place the scores of a scan over the share of channels pruned, a line for each score."""
     points = scan["points"]
     charts = []
-    for size, (width, height) in SIZES.items():
+    for size in SIZES:
         scores = [point[name] for point in points for name in names]
         shares = [*(point["percent"] for point in points), scan["recommended"], scan["limit"]]
         x, y = _frame(size, shares, scores, scale="share")
@@ -171,20 +161,8 @@ def scan_charts(scan: Mapping[str, Any], names: Sequence[str], *, labels: Sequen
             for series, (name, label) in enumerate(zip(names, labels, strict=True))
         ]
         rules = [{"left": x.at(scan[name]), "name": name, "value": scan[name]} for name in ("recommended", "limit")]
-        charts.append(
-            Chart(
-                size=size,
-                width=width,
-                height=height,
-                x=x,
-                y=y,
-                x_label="share of channels pruned, before any fine-tuning",
-                y_label=", ".join(labels),
-                marks=rules,
-                lines=lines,
-                is_share=True,
-            )
-        )
+        named = {"x_label": "share of channels pruned, before any fine-tuning", "y_label": ", ".join(labels)}
+        charts.append(_framed(size, x, y, marks=rules, lines=lines, is_share=True, **named))
     return charts
 
 
@@ -199,6 +177,12 @@ def _frame(
     # Small differences are what candidates are chosen by; a hundredth around them keeps noise from filling the plot.
     low = max(0.0, lowest - 0.01 - (highest - lowest) / 5) if lowest > highest / 2 else 0.0
     return x, Axis.linear(highest, start=bottom, end=top, low=low)
+
+
+def _framed(size: str, x: Axis, y: Axis, **drawn: Any) -> Chart:
+    """Return the plot of the axes of `_frame`."""
+    width, height = SIZES[size]
+    return Chart(size=size, width=width, height=height, x=x, y=y, **drawn)
 
 
 def ridge_charts(scale: Mapping[str, Any]) -> list[Chart]:

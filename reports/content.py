@@ -119,6 +119,8 @@ def _answer(
             answer[name] = _change(reference.size[name], final.size[name])
     if reference is not final and (time := _times(run, reference, final, artefacts)):
         answer["milliseconds"] = time
+    if "target" in (export := run.result.get("export") or {}):
+        answer["target"] = export["target"]["text"]
     return answer
 
 
@@ -129,7 +131,10 @@ def _change(before: float, after: float) -> dict[str, Any]:
 def _times(
     run: SlimRun, reference: NetworkRow, final: NetworkRow, artefacts: Sequence[dict[str, Any]]
 ) -> dict[str, Any] | None:
-    """Return times of both networks on one runtime: measured where both were exported alike, else predicted."""
+    """Return times of both networks on one runtime: measured in turns, or on two exports, else predicted."""
+    beside = [row for row in artefacts if row["stage"] == final.stage and "beside" in row]
+    if beside:
+        return _in_turns(to_ship(beside, final.stage) or beside[0])
     alike = ("format", "precision", "threads", "image_size", "batch_size")
     timed = [row for row in artefacts if "milliseconds" in row]
     pairs = [
@@ -147,6 +152,14 @@ def _times(
         change = _change(reference.size["milliseconds"], final.size["milliseconds"])
         return {**change, "is_predicted": True, **predicted}
     return None
+
+
+def _in_turns(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the times of an artefact and of the dense network that was timed in turns with it."""
+    now, (was, *_) = row["beside"]["milliseconds"], row["beside"]["others"]
+    conditions = {"runtime": row["format"], "precision": row["precision"], "threads": row["threads"]}
+    change = {**_change(was["milliseconds"], now), "is_predicted": False, **conditions}
+    return change if was["precision"] == row["precision"] else {**change, "before_precision": was["precision"]}
 
 
 def _classes(rows: Sequence[NetworkRow]) -> list[dict[str, Any]]:

@@ -121,7 +121,9 @@ def headline(report: Mapping[str, Any]) -> str:
         parts.append(f"{factor(answer['megabytes']['factor'])} times smaller")
     if "milliseconds" in answer:
         time = answer["milliseconds"]
-        parts.append(f"{factor(time['factor'])} times as fast" + " (predicted)" * time["is_predicted"])
+        parts.append(
+            f"{factor(time['factor'])} times as fast ({'predicted' if time['is_predicted'] else 'measured'})"
+        )
     elif ship and "milliseconds" in ship:
         parts.append(ms(ship["milliseconds"]))
     if "score" in answer:
@@ -151,6 +153,8 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
             "dense stage, and sparse training can cost accuracy itself."
         )
     found += _better_ones(report) if answer["is_pruned"] else []
+    if "target" in answer:
+        found.append(answer["target"][0].upper() + answer["target"][1:] + ".")
     ship = answer["ship"]
     if ship and ship["passed"] and "score" in answer and "score" in ship:
         found += _exported(ship, answer["score"]["after"], name)

@@ -82,9 +82,10 @@ DETECT_FLAGS = """
     --save-crop --save-json --save-txt --source --threads --view-img --weights
 """
 EXPORT_FLAGS = """
-    --batch --batch-size --cache-dir --calib-images --calib-method --compute-capability --conf --conf-thres --data
-    --dynamic --exist-ok --half --img --img-size --imgsz --include --int8 --int8-search --int8-skip --iou --iou-thres
-    --max-det --name --nms --opset --output --project --threads --verify-images --verify-only --weights --workers
+    --batch --batch-size --beside --cache-dir --calib-images --calib-method --compute-capability --conf --conf-thres
+    --data --dynamic --exist-ok --half --img --img-size --imgsz --include --int8 --int8-search --int8-skip --iou
+    --iou-thres --max-det --name --nms --opset --output --project --threads --verify-images --verify-only --weights
+    --workers
 """
 QUANTIZE_FLAGS = """
     --activation-bits --activation-symmetric --budget --budget-bits --cache-dir --calib-images --data --exist-ok

@@ -1,6 +1,5 @@
 // detect FOLDER IMAGE...: prints one line of JSON per image, and with --draw writes images with boxes.
 
-#include <cstdlib>
 #include <functional>
 #include <iomanip>
 #include <iostream>
@@ -16,6 +15,7 @@
 #include "error.h"
 #include "image_file.h"
 #include "json.h"
+#include "program.h"
 
 namespace {
 
@@ -127,15 +127,5 @@ void run(const Arguments& arguments) {
 
 int main(int count, char** values) {
     const std::vector<std::string> words(values + 1, values + count);
-    if (words == std::vector<std::string>{"--help"}) {
-        std::cout << kUsage;
-        return EXIT_SUCCESS;
-    }
-    try {
-        run(parse(words));
-    } catch (const Error& error) {
-        std::cerr << "detect: " << error.what() << "\n";
-        return 2;
-    }
-    return EXIT_SUCCESS;
+    return small_detector::run_program("detect", kUsage, words, [](const auto& given) { run(parse(given)); });
 }

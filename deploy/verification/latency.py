@@ -34,7 +34,12 @@ class Latency:
 
 
 def measure_latencies(
-    runtimes: Sequence[RuntimeModel], images: Tensor, *, threads: int, runs: int = 10
+    runtimes: Sequence[RuntimeModel],
+    images: Tensor,
+    *,
+    threads: int,
+    runs: int = 10,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[Latency]:
     """Time runtimes on the same images, calling each in turn.
 
@@ -43,6 +48,7 @@ def measure_latencies(
         images: Images (B, C, H, W) in the form of network input.
         threads: Number of threads, reported with the result.
         runs: Timed calls of each, after two untimed ones.
+        clock: Clock in seconds; by default the time of day.
     """
 
     def call(runtime: RuntimeModel) -> None:
@@ -50,7 +56,7 @@ def measure_latencies(
         if runtime.device.type == "cuda":
             torch.cuda.synchronize(runtime.device)
 
-    return time_in_turns([partial(call, runtime) for runtime in runtimes], threads=threads, runs=runs)
+    return time_in_turns([partial(call, runtime) for runtime in runtimes], threads=threads, runs=runs, clock=clock)
 
 
 def clock_for(threads: int) -> Callable[[], float]:

@@ -1,14 +1,17 @@
-"""Targets for the cost of a pruned network."""
+"""Targets for the cost of a pruned network, and whether it meets them when its time is measured."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from pruning.choices import CostQuantity
 from utils.errors import ConfigError
 
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+# Share by which a measured time may be longer than its target.
+TARGET_TOLERANCE = 0.05
 _QUANTITIES: dict[str, CostQuantity] = {"macs": "macs", "params": "params", "ms": "ms", "speedup": "ms"}
 
 
@@ -61,3 +64,98 @@ def parse_target(text: str) -> Target:
     if name == "speedup":
         return Target(quantity=quantity, amount=1 / value, is_share=True)
     return Target(quantity=quantity, amount=value, is_share=unit == "%")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkTimes:
+    """Milliseconds of a pruned network and of the one before any cut, both predicted or both measured.
+
+    Attributes:
+        now: Time of the pruned network.
+        before: Time of the other one; None if it is not known.
+    """
+
+    now: float
+    before: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetCheck:
+    """Whether a network is as fast, measured, as its target in milliseconds or as a speedup asks.
+
+    Attributes:
+        target: The target as it was given.
+        predicted: Times by which the cut was planned.
+        measured: Times of the exported networks; `before` is there for a target that is a share of it.
+        precision: Precision that both networks compute in.
+    """
+
+    target: str
+    predicted: NetworkTimes
+    measured: NetworkTimes
+    precision: str
+
+    @property
+    def wanted(self) -> float:
+        """Milliseconds, or how many times as fast as before."""
+        target = parse_target(self.target)
+        return 1 / target.amount if target.is_share else target.amount
+
+    def amount(self, times: NetworkTimes) -> float | None:
+        """Return what times amount to, in the unit of `wanted`."""
+        if not parse_target(self.target).is_share:
+            return times.now
+        return None if times.before is None else times.before / times.now
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the measured network is as fast as wanted, or at most `TARGET_TOLERANCE` slower."""
+        return self._slower <= 1 + TARGET_TOLERANCE
+
+    @property
+    def _slower(self) -> float:
+        """Measured time as a multiple of the wanted one."""
+        found = self.amount(self.measured)
+        assert found is not None
+        return self.wanted / found if parse_target(self.target).is_share else found / self.wanted
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for result.json."""
+        predicted, measured = self.amount(self.predicted), self.amount(self.measured)
+        numbers = {"wanted": self.wanted, "predicted": predicted, "measured": measured}
+        return {"target": self.target, **numbers, "is_met": self.is_met, "text": self.as_text()}
+
+    def as_text(self) -> str:
+        """Return a line with both times; where the target is not met, also why and what to do."""
+        predicted, measured = self.amount(self.predicted), self.amount(self.measured)
+        if parse_target(self.target).is_share:
+            foretold = "" if predicted is None else f", {predicted:.2f} times predicted"
+            told = f"{measured:.2f} times as fast as the dense network in {self.precision}, measured{foretold}"
+        else:
+            told = f"{measured:.2f} ms measured, {predicted:.2f} ms predicted"
+        if self.is_met:
+            return f"target {self.target} is met within {TARGET_TOLERANCE:.0%}: {told}"
+        return f"target {self.target} is NOT met: {told}{self._reason}; run again with --target {self._harder}"
+
+    @property
+    def _reason(self) -> str:
+        """Say that the machine has become slower, where that is so."""
+        before, now = self.predicted.before, self.measured.before
+        if (
+            parse_target(self.target).is_share
+            or before is None
+            or now is None
+            or now <= before * (1 + TARGET_TOLERANCE)
+        ):
+            return ""
+        slower = f"{now / before:.2f} times its predicted time"
+        return f"; the dense network takes {slower}, too: the machine was faster when its latency table was timed"
+
+    @property
+    def _harder(self) -> str:
+        """The target that would have led here, had it been given: the wanted one, moved by what prediction missed."""
+        predicted, measured = self.amount(self.predicted), self.amount(self.measured)
+        assert measured is not None
+        # Without a prediction the cut reached just what was wanted.
+        amount = self.wanted * (predicted or self.wanted) / measured
+        return f"speedup={amount:.3g}" if parse_target(self.target).is_share else f"ms={amount:.3g}"

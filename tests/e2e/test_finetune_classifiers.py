@@ -6,7 +6,7 @@ import csv
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from classifier_place import NAMES, SPEC, lenet, save
 from interruption import KillAfter, Killed, assert_same_weights
 from labelled_classifier import ClassifierPlace, make_classifier_place
 from refusal import refusal
+from tiny_classes import classifier_config, small_pictures, trained
 from tiny_slim import slimmed
 from torch import nn
 
@@ -33,6 +34,7 @@ from models.complexity import count_macs, count_parameters
 from pruning.channels.graph import ChannelGraph
 from pruning.importance.criteria import bn_gamma
 from tasks.choose import CLASSIFICATION
+from tasks.classification import Classification
 from utils.config.cli import RESUME_LATEST
 from utils.errors import ConfigError, DataError, PruningError
 from utils.storage.checkpoint import load_checkpoint
@@ -251,6 +253,18 @@ def test_sparse_classifier_teaches_the_fine_tuning(rows: Sequence[StageResult], 
     assert len(column(folder, "distill/class_loss")) == 2
 
 
+def test_task_with_images_from_python_is_that_of_the_fine_tuning(tmp_path: Path) -> None:
+    pictures = small_pictures()
+    plain = classifier_config(tmp_path, epochs=1)
+    dense = str(trained(plain, pictures).last)
+    values = {item.name: getattr(plain, item.name) for item in fields(plain)}
+    values |= {"cfg": "", "weights": dense, "teacher": dense, "name": "tuned"}
+    result = run_finetuning(FinetuneConfig(**values), task=Classification(pictures=pictures))
+    assert result is not None
+    assert result.evaluation.images == len(pictures.test.labels)
+    assert len(column(result.folder, "distill/class_loss")) == 1
+
+
 def test_table_of_slim_lists_accuracy(rows: Sequence[StageResult]) -> None:
     head, *lines = slim_table(rows).splitlines()
     assert head.split() == ["stage", "accuracy", "parameters", "MACs", "G", "MB"]
@@ -281,6 +295,14 @@ def test_line_of_a_classifier_begins_with_a_dense_network_and_ends_with_a_verifi
     assert result.exported.path == tmp_path / "slim/export/best_int8.onnx"
     assert result.exported.path.is_file()
     assert "without effect: --img-size" not in caplog.text
+    dense, small = result.exported.dense, result.exported.milliseconds
+    assert small is not None
+    assert [other.precision for other in dense] == ["fp32", "int8"]
+    assert [other.speedup for other in dense] == [pytest.approx(other.milliseconds / small) for other in dense]
+    written = json.loads((tmp_path / "slim/result.json").read_text())["export"]
+    assert (written["precision"], written["dense_precision"]) == ("int8", "fp32")
+    assert 0 < written["milliseconds"] == small
+    assert written["speedup"] == dense[0].speedup > 0
     known = slim_config(place, **{**settings, "cfg": "", "weights": str(result.stages[0].weights)})
     assert start_of(known).config.stages == ("sparse", "prune", "finetune", "export")
 

@@ -77,15 +77,21 @@ def test_line_goes_from_scratch_to_a_verified_file(whole: SlimResult, place: Pat
     assert whole.exported.path == place / "runs/exp/export/best_ncnn_model"
     report = json.loads((place / "runs/exp/export/result.json").read_text())["reports"][0]
     assert len(report["ap"]) == 2  # in PyTorch and there
-    assert report["latency"][1]["fastest"] == whole.exported.milliseconds
+    assert report["latency"][1]["runs"] > 0
     written = json.loads((place / "runs/exp/result.json").read_text())
     assert [stage["stage"] for stage in written["stages"]] == ROWS
+    (dense,) = whole.exported.dense
+    own = whole.exported.milliseconds
+    assert own is not None
+    assert min(own, dense.milliseconds) > 0
     assert written["export"] == {
-        "path": str(whole.exported.path),
-        "passed": True,
-        "milliseconds": whole.exported.milliseconds,
+        **{"path": str(whole.exported.path), "passed": True, "milliseconds": own, "threads": 1},
+        **{"precision": "fp32", "dense_precision": "fp32", "dense_ms": dense.milliseconds},
+        "dense_weights": str(place / "runs/exp/round1/sparse/weights/last.pt"),  # of the same widths as the dense one
+        "speedup": pytest.approx(dense.milliseconds / own),
     }
     assert "best_ncnn_model, " in whole.as_text()
+    assert "times as fast as the dense network, measured side by side: " in whole.as_text()
 
 
 def test_sparse_training_takes_over_from_the_dense_network(whole: SlimResult, place: Path) -> None:
@@ -248,6 +254,7 @@ def test_int8_learns_from_the_few_images_that_there_are(whole: SlimResult, tmp_p
     assert exported.path.name == "best_int8_ncnn_model"
     written = json.loads((tmp_path / "runs/exp/export/result.json").read_text())["config"]
     assert (written["calib_images"], written["img_size"], written["threads"]) == (8, [64, 64], 1)
+    assert written["beside"] == ""  # the weights as they are, without a cut in this run
 
 
 def test_export_that_disagrees_fails_the_command(

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 from tiny import tiny_config
 from tiny_classes import classifier_config, write_class_folder
 
 from commands.evolve import SEARCH_SPACE, run_evolution
 from commands.train import run_training, train
+from commands.train_config import TrainConfig
 from tasks.choose import TASKS
 from utils.config.hyp import Hyp, load_hyp
+from utils.errors import ConfigError
 
 
 def test_search_is_resumed_and_writes_its_best_hyper_parameters(tmp_path: Path) -> None:
@@ -22,6 +26,32 @@ def test_search_is_resumed_and_writes_its_best_hyper_parameters(tmp_path: Path) 
     result = json.loads((best.parent / "result.json").read_text())
     assert [trial["number"] for trial in result["trials"]] == [0, 1]
     assert load_hyp(best) != Hyp() or result["best"] == 0
+
+
+@pytest.mark.parametrize(
+    ("other", "line"),
+    [
+        ({"optimizer": "adam"}, r"--optimizer adam: the trainings in .*evolve had sgd, .*; give another --project"),
+        ({"adam": True}, r"--optimizer adam: .* had sgd"),
+        ({"epochs": 2}, r"--epochs 2: .* had 1"),
+        ({"img_size": (96,)}, r"--img-size \[96\]: .* had \[64\]"),
+    ],
+)
+def test_trainings_that_cannot_be_compared_are_refused(tmp_path: Path, other: dict[str, Any], line: str) -> None:
+    trained: list[str] = []
+
+    def run(config: TrainConfig) -> None:
+        trained.append(config.optimizer_name)
+
+    config = tiny_config(tmp_path, epochs=1, evolve=1)
+    run_evolution(config, run=run)
+    with pytest.raises(ConfigError, match=line):
+        run_evolution(replace(config, evolve=2, **other), run=run)
+    assert trained == ["sgd"]
+    run_evolution(replace(config, evolve=2, workers=1), run=run)  # what changes no score may differ
+    assert trained == ["sgd", "sgd"]
+    run_evolution(replace(config, **other, project=str(tmp_path / "apart")), run=run)
+    assert len(trained) == 3
 
 
 def test_first_training_uses_the_given_hyper_parameters(tmp_path: Path) -> None:

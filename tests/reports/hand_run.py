@@ -42,6 +42,13 @@ def report(path: str, *, ms: float, ap: tuple[float, float], passed: bool = True
     return {**own, "heads": heads, "same_boxes": 1.0, "boxes": {"expected": 40}, "ap": list(ap), **more}
 
 
+def beside(path: str, ms: float, *others: tuple[str, float], precision: str = "fp32") -> dict[str, Any]:
+    """An entry of export.py's `beside`: times of an artefact, and of the dense network by precision."""
+    rows = [{"precision": name, "milliseconds": own, "speedup": own / ms} for name, own in others]
+    own = {"path": path, "precision": precision, "milliseconds": ms, "others": rows}
+    return {**own, "weights": "x/dense/weights/best.pt", "threads": 1, "batch_size": 1}
+
+
 @dataclass(frozen=True, kw_only=True)
 class HandRun:
     """A run folder to which stages are added."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hand_run import BEST, HandRun, content_of, report, size
+from hand_run import BEST, HandRun, beside, content_of, report, size
 
 from reports import write_report
 from reports.content import report_content
@@ -108,6 +108,52 @@ def test_times_measured_on_both_files_count_more_than_predicted_ones(run: HandRu
     run.export(report("b/best_ncnn_model", ms=3.0, ap=(0.45, 0.449)), weights=f"x/{BEST}")
     time = content_of(run)["answer"]["milliseconds"]
     assert (time["before"], time["after"], time["is_predicted"]) == (9.0, 3.0, False)
+
+
+def test_times_measured_side_by_side_count_more_than_all_others(run: HandRun) -> None:
+    run.training("dense", 0.6)
+    run.round(before=size(10_000, 8.0), after=size(4_000, 3.2))
+    name = "b/best_ncnn_model"
+    run.export(report("a/best_ncnn_model", ms=9.0, ap=(0.6, 0.6)), weights="x/dense/weights/best.pt", name="export2")
+    timed = [beside(name, 3.1, ("fp32", 10.85))]
+    run.export(report(name, ms=3.0, ap=(0.45, 0.449)), weights=f"x/{BEST}", beside=timed)
+    content = content_of(run)
+    time = content["answer"]["milliseconds"]
+    assert (time["before"], time["after"], time["factor"]) == (10.85, 3.1, 3.5)
+    assert (time["is_predicted"], time["runtime"], time["threads"]) == (False, "ncnn", 1)
+    assert "before_precision" not in time
+    assert "3.5 times as fast (measured)" in headline(content)
+    page = write_report(run.path).read_text(encoding="utf-8")
+    assert "was 10.8 ms, 3.5 times as fast<br>measured on ncnn fp32, 1 thread</div>" in page
+    assert "<th>predicted time</th>" in page
+
+
+def test_int8_file_is_compared_with_the_dense_network_in_fp32_and_says_so(run: HandRun) -> None:
+    run.training("dense", 0.6)
+    run.round()
+    name = "b/best_int8_ncnn_model"
+    timed = [beside(name, 2.0, ("fp32", 10.0), ("int8", 6.0), precision="int8")]
+    run.export(report(name, ms=2.0, ap=(0.45, 0.449), precision="int8"), weights=f"x/{BEST}", beside=timed)
+    time = content_of(run)["answer"]["milliseconds"]
+    assert (time["before"], time["factor"], time["precision"], time["before_precision"]) == (
+        10.0,
+        5.0,
+        "int8",
+        "fp32",
+    )
+    assert "measured on ncnn int8, 1 thread; before in fp32" in write_report(run.path).read_text(encoding="utf-8")
+
+
+def test_target_is_repeated_as_the_run_told_it(run: HandRun) -> None:
+    run.training("dense", 0.6)
+    run.round()
+    target = {"target": "ms=3", "text": "target ms=3 is NOT met: 4.00 ms measured, 3.00 ms predicted"}
+    (run.path / "result.json").write_text(json.dumps({"export": {"path": "a", "target": target}}))
+    content = content_of(run)
+    assert content["answer"]["target"] == target["text"]
+    assert "Target ms=3 is NOT met: 4.00 ms measured, 3.00 ms predicted." in remarks(content)
+    (run.path / "result.json").write_text(json.dumps({"export": None}))
+    assert "target" not in content_of(run)["answer"]
 
 
 def test_time_of_the_file_to_ship_is_shown_where_none_is_compared(run: HandRun) -> None:

@@ -7,11 +7,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <fstream>
 #include <iomanip>
 #include <iostream>
-#include <new>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -21,6 +19,7 @@
 #include "latency/layer_list.h"
 #include "latency/measure.h"
 #include "latency/rescale.h"
+#include "program.h"
 
 namespace {
 
@@ -178,18 +177,5 @@ void run(const Arguments& arguments) {
 
 int main(int count, char** values) {
     const std::vector<std::string> words(values + 1, values + count);
-    if (words == std::vector<std::string>{"--help"}) {
-        std::cout << kUsage;
-        return EXIT_SUCCESS;
-    }
-    try {
-        run(parse(words));
-    } catch (const Error& error) {
-        std::cerr << "time_layers: " << error.what() << "\n";
-        return 2;
-    } catch (const std::bad_alloc&) {
-        std::cerr << "time_layers: too little memory; end other programs\n";
-        return 2;
-    }
-    return EXIT_SUCCESS;
+    return small_detector::run_program("time_layers", kUsage, words, [](const auto& given) { run(parse(given)); });
 }
