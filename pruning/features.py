@@ -75,8 +75,8 @@ class Followed:
             stays = np.flatnonzero(~np.isin(layer.input_ids, dropped))
             if name not in own.layers or len(own.layers[name].input_ids) not in (len(stays), len(layer.input_ids)):
                 raise PruningError(
-                    f"layer {name}: the plan lets it read {len(stays)} channels, the weights others; give the plan of "
-                    "these weights"
+                    f"layer {name}: the plan lets it read {len(stays)} channels, the weights others; give the "
+                    "plan of these weights"
                 )
             if not layer.is_norm:
                 read[name] = torch.from_numpy(stays)
