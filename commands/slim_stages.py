@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,9 @@ from pruning.channels.graph import ChannelGraph
 from pruning.choices import CostQuantity
 from pruning.selection.costs import Costs
 from pruning.selection.latency import LatencyTable
-from pruning.selection.targets import absolute_text, parse_target
+from pruning.selection.planner import Planner
+from pruning.selection.score_drop import ScoreDrop
+from pruning.selection.targets import absolute_text, parse_target, steps_towards
 from pruning.sparsity.fading import PLAN_NAME
 from tasks.choose import task_of
 from tasks.task import Network
@@ -67,9 +70,24 @@ class Stage:
         """Whether the step has run to its end, which it writes last."""
         return (self.folder / "result.json").exists()
 
+    @property
+    def result(self) -> dict[str, Any]:
+        """Content of the result.json of a complete step."""
+        content: dict[str, Any] = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
+        return content
 
-def stages_of(config: SlimConfig, folder: Path) -> list[Stage]:
-    """Return all stages of a run in `folder` in their order, whether or not they are asked for."""
+
+def stages_of(config: SlimConfig, folder: Path, *, rounds: int | None = None) -> list[Stage]:
+    """Return all stages of a run in their order, whether or not they are asked for.
+
+    Args:
+        config: Settings of the run.
+        folder: Run folder.
+        rounds: Number of rounds; by default those of the settings, and where `max_map_drop` ends them those that were
+            begun, and a next one unless they are over.
+    """
+    if rounds is None:
+        rounds = config.rounds if config.max_map_drop is None else _rounds_so_far(config, folder)
     return [
         Stage(
             name="dense",
@@ -80,7 +98,7 @@ def stages_of(config: SlimConfig, folder: Path) -> list[Stage]:
             is_shared=True,
             network=best_checkpoint,
         ),
-        *(stage for number in range(1, config.rounds + 1) for stage in _round(config, folder, number)),
+        *(stage for number in range(1, rounds + 1) for stage in round_stages(config, folder, number)),
         Stage(
             name="export",
             folder=folder / "export",
@@ -91,7 +109,14 @@ def stages_of(config: SlimConfig, folder: Path) -> list[Stage]:
     ]
 
 
-def _round(config: SlimConfig, folder: Path, number: int) -> list[Stage]:
+def _rounds_so_far(config: SlimConfig, folder: Path) -> int:
+    drop = ScoreDrop.load(folder)
+    if drop is None:
+        return 1
+    return len(drop.rounds) if drop.is_over else min(len(drop.rounds) + 1, config.rounds)
+
+
+def round_stages(config: SlimConfig, folder: Path, number: int) -> list[Stage]:
     """Return the stages of a round, counted from 1."""
     place = folder / f"round{number}"
     return [
@@ -285,6 +310,8 @@ def target_of_round(
 ) -> str:
     """Return what one round must reach, in MACs, parameters or ms; rounds cut by equal factors.
 
+    Under `max_map_drop` no step is larger than `STEP`; rounds beyond the last step have its target.
+
     Args:
         config: Settings of the run, with a target.
         uncut: Network before any cut.
@@ -294,8 +321,39 @@ def target_of_round(
     """
     target = parse_target(config.target)
     now = cost_of(uncut, target.quantity, table, image_chw=image_chw)
-    goal = now * min(1.0, target.absolute(now) / now) ** (number / config.rounds)
+    share = min(1.0, target.absolute(now) / now)
+    steps = config.rounds if config.max_map_drop is None else steps_towards(share)
+    goal = now * share ** (min(number, steps) / steps)
     return absolute_text(target.quantity, goal)
+
+
+def checked_target(config: SlimConfig, folder: Path, number: int, *, weights: str) -> str:
+    """Return what a round, counted from 1, must reach.
+
+    Raises:
+        PruningError: No cut of `weights`, the network before the round, reaches it.
+    """
+    own = _of_round(config, folder, number, weights)
+    task = task_of(data=config.data, weights=weights)
+    network = task.load(weights)
+    image_chw = task.image_chw(network, config.test_size)
+    settings = replace(config.pruning(weights, folder, target=config.target), **own)
+    table = table_for(settings, task, network, image_chw=image_chw, weights=weights)
+    check_cut(settings, network, table, image_chw=image_chw)
+    return str(own["target"])
+
+
+def check_cut(
+    settings: PruneConfig, network: Network, table: LatencyTable | None, *, image_chw: tuple[int, int, int]
+) -> None:
+    """Refuse a cut that cannot be made; which layers it will empty is not known before scales fall.
+
+    Raises:
+        UserError: The widths fit no layer, or the target cannot be reached.
+    """
+    planner = Planner.of(network.model, settings.plan_settings(image_chw, network.trace_chw, table))
+    if settings.target:
+        planner.decide()
 
 
 def cost_of(

@@ -48,8 +48,9 @@ SLIM_FLAGS = " ".join(
     sorted(
         [
             *SPARSITY_FLAGS.split(),
-            *("--dense-epochs", "--distill", "--dry-run", "--finetune-epochs", "--latency-layers", "--preset"),
-            *("--candidates", "--probe-epochs", "--report", "--rounds", "--stages", "--start", "--teacher"),
+            *("--dense-epochs", "--distill", "--dry-run", "--finetune-epochs", "--latency-layers", "--max-map-drop"),
+            *("--candidates", "--preset", "--probe-epochs", "--report", "--rounds", "--stages", "--start"),
+            "--teacher",
         ]
     )
 )
