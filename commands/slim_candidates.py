@@ -11,7 +11,7 @@ from typing import Any
 
 from commands.prune_latency import LATENCY_NAME
 from commands.slim_config import SlimConfig, StageName
-from commands.slim_stages import cost_of, train_stage
+from commands.slim_stages import train_stage
 from commands.slim_start import (
     START_FOLDER,
     Start,
@@ -20,6 +20,7 @@ from commands.slim_start import (
     stages_to_run,
     with_table,
 )
+from commands.slim_targets import cost_of
 from commands.train import run_training
 from commands.train_sparsity_config import AUTO
 from engine.training.distributed import share, this_process

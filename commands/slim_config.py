@@ -12,12 +12,14 @@ from commands.prune_config import PruneConfig
 from commands.train_config import TrainConfig
 from commands.train_sparsity_config import AUTO, CHOICE, SparsityConfig
 from pruning.choices import Shortcuts
-from pruning.selection.targets import parse_target
+from pruning.selection.targets import STEP, parse_target
 from utils.errors import ConfigError
 
 # Names of the stages, in the order in which they run; sparse, prune and finetune run in every round.
 StageName: TypeAlias = Literal["dense", "sparse", "prune", "finetune", "export"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
+# Most rounds under --max-map-drop by default: ten leave a ninth of the cost, beyond what a fine-tuning wins back.
+_MOST_ROUNDS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +37,15 @@ class SlimConfig(SparsityConfig):
     candidates: tuple[str, ...] = ()  # further networks that --start auto compares, such as yolov5n.pt
     probe_epochs: int = 5  # passes over the training images in each probe of --start auto
     dry_run: bool = False  # show stages, estimated minutes and what the cut would leave; write nothing
-    rounds: int = 1  # times that sparse, prune and finetune are run; each cuts a part of what is to go
+    # times that sparse, prune and finetune are run; each cuts a part of what is to go; 10 at most with --max-map-drop
+    rounds: int = 1
     dense_epochs: int = 100  # passes over the training images in the training of the dense network
     finetune_epochs: int = 100  # passes over the training images in each fine-tuning
     percent: float | None = None  # share of channels that each round cuts; 0.5 by default
     target: str = ""  # what the last round must reach: macs=50%, params=700K, ms=8, speedup=3; by equal factors
+    # how much of the dense network's mAP50-95 or accuracy on val may be lost, such as 0.01: rounds that leave 80 % of
+    # the time each go on until more is lost, or --target is reached; the last one that lost no more is exported
+    max_map_drop: float | None = None
     # what the network is exported to, and where ms and speedup count: ncnn, onnx, openvino, torchscript or tensorrt
     runtime: str = "ncnn"
     latency_layers: str = ""  # only write a folder of layers for another device to time, for --latency-table
@@ -64,6 +70,7 @@ class SlimConfig(SparsityConfig):
         if self.dry_run and self.resume:
             raise ConfigError("--dry-run shows the plan of a new run; leave --resume out")
         self._check_start()
+        self._check_drop()
         # Each stage checks its own settings; when its turn comes, hours of training may be lost.
         self.sparse_training("weights.pt", Path("sparse"), is_first=True)
         self.pruning("weights.pt", Path("prune"), target=self.target)
@@ -85,6 +92,36 @@ class SlimConfig(SparsityConfig):
             if getattr(self, name):
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--start auto chooses network and stages of the run; leave --{flag} out")
+
+    def _check_drop(self) -> None:
+        """Refuse what leaves nothing to decide by scores, or nothing to measure them on."""
+        if self.max_map_drop is None:
+            return
+        if not 0 <= self.max_map_drop < 1:
+            raise ConfigError(
+                f"--max-map-drop {self.max_map_drop}: expected points from 0 up to, not including, 1, such as 0.01"
+            )
+        if not self.data:
+            raise ConfigError("--max-map-drop compares scores on val; give --data")
+        if self.percent is not None:
+            raise ConfigError("--percent and --max-map-drop both say how much to cut; leave one out")
+        if self.start == AUTO:
+            raise ConfigError(
+                "--start auto compares networks by one cost, which --max-map-drop looks for; leave one of them out"
+            )
+        by_turns = {"sparse", "prune", "finetune"} & set(self.stages)
+        if by_turns and not {"prune", "finetune"} <= by_turns:
+            raise ConfigError(
+                f"--stages {' '.join(self.stages)}: --max-map-drop cuts and fine-tunes by turns; add prune and "
+                "finetune"
+            )
+
+    def with_rounds(self) -> SlimConfig:
+        """Return the settings with what `max_map_drop` leaves open, the most rounds and the furthest target."""
+        if self.max_map_drop is None:
+            return self
+        rounds = self.rounds if self.rounds > 1 else _MOST_ROUNDS
+        return replace(self, rounds=rounds, target=self.target or f"ms={100 * STEP**rounds:.6g}%")
 
     @property
     def is_auto(self) -> bool:

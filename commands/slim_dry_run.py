@@ -11,8 +11,9 @@ from commands.finetune_config import FinetuneConfig
 from commands.prune_config import PruneConfig
 from commands.prune_latency import predicted_ms
 from commands.slim_probe import Pace, probe
-from commands.slim_stages import stages_of, target_of_round
+from commands.slim_stages import stages_of
 from commands.slim_start import Start
+from commands.slim_targets import target_of_round
 from commands.train_config import TrainConfig
 from pruning.selection.planner import Planner
 from pruning.surgery.cut import cut
@@ -20,6 +21,7 @@ from pruning.surgery.report import NetworkSize, SurgeryReport
 from tasks.task import Network
 from utils.config.cli import command_line
 from utils.device import select_device
+from utils.errors import PruningError
 
 LOGGER = logging.getLogger(__name__)
 
@@ -60,9 +62,11 @@ def show_plan(start: Start) -> None:
     config = start.config
     folder = Path(config.project) / config.name
     LOGGER.info("training and validating a few batches of each size of the network")
-    network, dense = start.network, _pace(start, start.network)
-    pace, lines, total, cuts, weights = dense, [], 0.0, 0, config.weights
-    for stage in stages_of(config, folder):
+    dense = _pace(start, start.network)
+    pace, lines, total, weights = dense, [], 0.0, config.weights
+    cuts, end = planned_cuts(start) if "prune" in config.stages else ([], "")
+    rounds, planned_ones = len(cuts) or None, iter(cuts)
+    for stage in stages_of(config, folder, rounds=rounds):
         if stage.name not in config.stages:
             continue
         settings, leaves = stage.settings(weights), []
@@ -71,19 +75,48 @@ def show_plan(start: Start) -> None:
         if stage.network is not None:
             weights = str(stage.network(stage.folder))
         if stage.name == "prune":
-            cuts += 1
-            planned = planned_cut(start, network, number=cuts)
+            planned = next(planned_ones)
             settings = settings if settings.plan else planned.settings
             leaves = [f"{'':<27} leaves {planned.as_text()}"]
-            network, pace = planned.network, _pace(start, planned.network)
+            pace = _pace(start, planned.network)
         command = command_line(stage.script, settings, without=_PLACES)
         lines += [f"{stage.folder.relative_to(folder).as_posix():<18} {minutes:7.1f}  {command}", *leaves]
+    lines += [end] if end else []
     LOGGER.info(
-        "%s\n%s\nabout %.0f minutes in all on this machine\ndry run: nothing was written",
+        "%s\n%s\n%s %.0f minutes in all on this machine\ndry run: nothing was written",
         f"{'stage':<18} {'minutes':>7}  the same by hand, each from what the one before leaves",
         "\n".join(lines),
+        "at most" if end else "about",
         total,
     )
+
+
+def planned_cuts(start: Start) -> tuple[list[PlannedCut], str]:
+    """Cut the network as all rounds would, each what the one before leaves.
+
+    Returns:
+        The cuts; and under `max_map_drop`, when rounds end: those after the last that can be tried are left out.
+    """
+    config, network = start.config, start.network
+    cuts: list[PlannedCut] = []
+    end = f"all --rounds {config.rounds} are run"
+    for number in range(1, config.rounds + 1):
+        try:
+            planned = planned_cut(start, network, number=number)
+        except PruningError as error:
+            if config.max_map_drop is None or not cuts:
+                raise
+            end = str(error)
+            break
+        if config.max_map_drop is not None and cuts and planned.settings.target == cuts[-1].settings.target:
+            end = f"--target {config.target} is reached"
+            break
+        cuts.append(planned)
+        network = planned.network
+    if config.max_map_drop is None:
+        return cuts, ""
+    allowed = f"more than {config.max_map_drop:g} of the dense network's score is lost"
+    return cuts, f"rounds go on until {allowed}, at most so far: {end}"
 
 
 def planned_cut(start: Start, network: Network, *, number: int) -> PlannedCut:

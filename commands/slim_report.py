@@ -12,9 +12,11 @@ from commands.prune_latency import LATENCY_NAME, predicted_ms
 from commands.slim_candidates import compared
 from commands.slim_config import SlimConfig
 from commands.slim_stages import Stage
+from commands.slim_start import uncut_stage
 from deploy.latency.side_by_side import OtherTime
 from engine.evaluation.evaluator import label
 from pruning.selection.latency import LatencyTable
+from pruning.selection.score_drop import ScoreDrop
 from pruning.selection.targets import NetworkTimes, TargetCheck, parse_target
 from pruning.surgery.report import NetworkSize
 from tasks.choose import task_of
@@ -184,10 +186,11 @@ class SlimResult:
 
     Attributes:
         folder: The run folder.
-        stages: A row for each complete stage that leaves a network.
+        stages: A row for each complete stage that leaves a network, or measured the one that rounds compare with.
         weights: The small network.
         exported: The file for the runtime; None if none was made.
         candidates: Networks that `--start auto` compared, as rows of result.json.
+        drop: Rounds under `max_map_drop`, and the one that was taken; None without it.
     """
 
     folder: Path
@@ -195,11 +198,13 @@ class SlimResult:
     weights: str
     exported: Exported | None
     candidates: Sequence[dict[str, Any]] = ()
+    drop: ScoreDrop | None = None
 
     @classmethod
     def of(cls, config: SlimConfig, folder: Path, stages: Sequence[Stage], *, weights: str) -> SlimResult:
         """Collect what the complete stages of a run have written."""
-        made = [stage for stage in stages if stage.is_complete and stage.network is not None]
+        uncut = uncut_stage(config, folder)
+        made = [stage for stage in (uncut, *stages) if stage.is_complete and stage.network is not None]
         exports = [stage.folder for stage in stages if stage.is_complete and stage.network is None]
         table = folder / LATENCY_NAME
         latency = LatencyTable.load(table) if table.is_file() else None
@@ -214,6 +219,7 @@ class SlimResult:
             weights=weights,
             exported=exported,
             candidates=compared(config, folder),
+            drop=ScoreDrop.load(folder),
         )
 
     @property
@@ -225,12 +231,15 @@ class SlimResult:
         """Return the content of result.json."""
         stages = [row.to_dict() for row in self.stages]
         values = {"stages": stages, "weights": self.weights, "export": self.exported and self.exported.to_dict()}
-        return {**values, "candidates": list(self.candidates)} if self.candidates else values
+        values |= {"candidates": list(self.candidates)} if self.candidates else {}
+        return values | ({"max_map_drop": self.drop.to_dict()} if self.drop else {})
 
     def as_text(self) -> str:
         """Return the table, and where everything is."""
         lines = [slim_table(self.stages)] if self.stages else []
-        lines.append(f"the small network: {self.weights}")
+        is_small = self.drop is None or self.drop.taken is not None
+        lines += [self.drop.reason] if self.drop else []
+        lines.append(f"the {'small' if is_small else 'dense'} network: {self.weights}")
         if self.exported is not None:
             lines.append(self.exported.as_text())
         return "\n".join([*lines, f"results in {self.folder}"])
@@ -268,7 +277,7 @@ def _row(stage: Stage, folder: Path, task: Task, *, img_size: int, table: Latenc
 
 def _metrics(stage: Stage) -> dict[str, Any]:
     """Return the numbers of the network that a stage left: those of last.pt for sparse training, else of best.pt."""
-    result = _read(stage.folder)
+    result = stage.result
     if stage.name == "prune":
         return dict(result["after"])
     if stage.name != "sparse":

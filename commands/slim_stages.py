@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,20 +20,16 @@ from commands.prune import CHECKPOINT_NAME, run_pruning
 from commands.prune_config import PruneConfig
 from commands.prune_latency import LATENCY_NAME, table_for
 from commands.slim_config import SlimConfig, StageName
+from commands.slim_targets import check_cut, target_of_round
 from commands.train import run_training
 from commands.train_config import TrainConfig
 from commands.train_result import TrainResult, best_checkpoint
 from commands.train_sparsity import run_sparsity_training
 from commands.train_sparsity_config import SparsityConfig
 from engine.training.distributed import share, this_process, wait_for_all
-from pruning.channels.graph import ChannelGraph
-from pruning.choices import CostQuantity
-from pruning.selection.costs import Costs
-from pruning.selection.latency import LatencyTable
-from pruning.selection.targets import absolute_text, parse_target
+from pruning.selection.score_drop import ScoreDrop
 from pruning.surgery.plan import PLAN_NAME, PruningPlan
 from tasks.choose import task_of
-from tasks.task import Network
 from utils.datasets.class_names import class_order
 from utils.errors import CheckpointError, ConfigError, PruningError
 
@@ -68,9 +65,24 @@ class Stage:
         """Whether the step has run to its end, which it writes last."""
         return (self.folder / "result.json").exists()
 
+    @property
+    def result(self) -> dict[str, Any]:
+        """Content of the result.json of a complete step."""
+        content: dict[str, Any] = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
+        return content
 
-def stages_of(config: SlimConfig, folder: Path) -> list[Stage]:
-    """Return all stages of a run in `folder` in their order, whether or not they are asked for."""
+
+def stages_of(config: SlimConfig, folder: Path, *, rounds: int | None = None) -> list[Stage]:
+    """Return all stages of a run in their order, whether or not they are asked for.
+
+    Args:
+        config: Settings of the run.
+        folder: Run folder.
+        rounds: Number of rounds; by default those of the settings, and where `max_map_drop` ends them those that were
+            begun, and a next one unless they are over.
+    """
+    if rounds is None:
+        rounds = config.rounds if config.max_map_drop is None else _rounds_so_far(config, folder)
     return [
         Stage(
             name="dense",
@@ -81,7 +93,7 @@ def stages_of(config: SlimConfig, folder: Path) -> list[Stage]:
             is_shared=True,
             network=best_checkpoint,
         ),
-        *(stage for number in range(1, config.rounds + 1) for stage in _round(config, folder, number)),
+        *(stage for number in range(1, rounds + 1) for stage in round_stages(config, folder, number)),
         Stage(
             name="export",
             folder=folder / "export",
@@ -94,7 +106,14 @@ def stages_of(config: SlimConfig, folder: Path) -> list[Stage]:
     ]
 
 
-def _round(config: SlimConfig, folder: Path, number: int) -> list[Stage]:
+def _rounds_so_far(config: SlimConfig, folder: Path) -> int:
+    drop = ScoreDrop.load(folder)
+    if drop is None:
+        return 1
+    return len(drop.rounds) if drop.is_over else min(len(drop.rounds) + 1, config.rounds)
+
+
+def round_stages(config: SlimConfig, folder: Path, number: int) -> list[Stage]:
     """Return the stages of a round, counted from 1."""
     place = folder / f"round{number}"
     return [
@@ -307,35 +326,20 @@ def _of_round(config: SlimConfig, folder: Path, number: int, weights: str) -> di
     return {**own, "target": target}
 
 
-def target_of_round(
-    config: SlimConfig,
-    uncut: Network,
-    table: LatencyTable | None,
-    *,
-    number: int,
-    image_chw: tuple[int, int, int],
-) -> str:
-    """Return what one round must reach, in MACs, parameters or ms; rounds cut by equal factors.
+def checked_target(config: SlimConfig, folder: Path, number: int, *, weights: str) -> str:
+    """Return what a round, counted from 1, must reach.
 
-    Args:
-        config: Settings of the run, with a target.
-        uncut: Network before any cut.
-        table: Latency table, for a target in milliseconds.
-        number: Index of the round, from 1.
-        image_chw: Size of an image for which costs are counted.
+    Raises:
+        PruningError: No cut of `weights`, the network before the round, reaches it.
     """
-    target = parse_target(config.target)
-    now = cost_of(uncut, target.quantity, table, image_chw=image_chw)
-    goal = now * min(1.0, target.absolute(now) / now) ** (number / config.rounds)
-    return absolute_text(target.quantity, goal)
-
-
-def cost_of(
-    network: Network, quantity: CostQuantity, table: LatencyTable | None, *, image_chw: tuple[int, int, int]
-) -> float:
-    """Return the multiply-adds, parameters or, by a table, milliseconds of a network for one image."""
-    graph = ChannelGraph.of(network.model, image_chw=network.trace_chw)
-    return Costs.of(network.model, graph, image_chw, table).amount(quantity)
+    own = _of_round(config, folder, number, weights)
+    task = task_of(data=config.data, weights=weights)
+    network = task.load(weights)
+    image_chw = task.image_chw(network, config.test_size)
+    settings = replace(config.pruning(weights, folder, target=config.target), **own)
+    table = table_for(settings, task, network, image_chw=image_chw, weights=weights)
+    check_cut(settings, network, table, image_chw=image_chw)
+    return str(own["target"])
 
 
 def _export(config: SlimConfig, settings: ExportConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,17 +13,21 @@ from commands.export import check_export
 from commands.prune_config import PruneConfig
 from commands.prune_latency import LATENCY_NAME, table_for, write_layers
 from commands.slim_config import STAGES, SlimConfig, StageName
-from commands.slim_stages import knows_classes, stages_of
+from commands.slim_stages import Stage, knows_classes, stages_of
+from commands.slim_targets import check_cut, target_of_round
 from commands.train_hyp import read_hyp
 from deploy.formats import FORMATS
 from engine.training.distributed import share, this_process
 from pruning.selection.latency import LatencyTable
-from pruning.selection.planner import Planner
+from reports.reading import UNCUT
 from tasks.choose import task_of
+from tasks.measuring import open_evaluator
 from tasks.task import Data, Network, Task
 from utils.config.hyp import Hyp
 from utils.datasets.class_names import class_order
-from utils.errors import ConfigError
+from utils.device import select_device
+from utils.errors import ConfigError, DataError
+from utils.storage.run_folder import RunFolder
 
 LOGGER = logging.getLogger(__name__)
 
@@ -84,7 +89,8 @@ def prepared_start(config: SlimConfig) -> Start:
         UserError: As `start_of`, but for the target.
     """
     folder, is_main = Path(config.project) / config.name, this_process().is_main
-    made = [folder / START_FOLDER, *(stage.folder for stage in stages_of(config, folder))]
+    config = config.with_rounds()
+    made = [folder / START_FOLDER, folder / UNCUT, *(stage.folder for stage in stages_of(config, folder))]
     if config.exist_ok and any(path.exists() for path in made):
         raise ConfigError(
             f"--exist-ok {folder}: it contains a run; --resume {folder} continues with it, or give a --name"
@@ -98,6 +104,8 @@ def prepared_start(config: SlimConfig) -> Start:
     if "sparse" in config.stages and "dense" not in config.stages:
         config.sparse_training(config.weights, folder, is_first=True)
     start = _start(config, task)
+    if config.max_map_drop is not None and "finetune" in config.stages:
+        _check_comparable(start)
     if config.teacher and config.distill and "finetune" in config.stages:
         task.distillation(config.teacher, start.network, strength=config.distill)
     return start
@@ -108,6 +116,31 @@ def write_layers_to_time(config: SlimConfig) -> None:
     task = task_of(data=config.data, weights=config.weights, cfg=config.cfg)
     start = _start(replace(config, stages=stages_to_run(config, task)), task)
     write_layers(start.pruning(), task, start.network, image_chw=start.image_chw, weights="")
+
+
+def uncut_stage(config: SlimConfig, folder: Path) -> Stage:
+    """Return the step that measures the given weights where they are the dense network, with which rounds compare."""
+    return Stage(
+        name="dense",
+        folder=folder / UNCUT,
+        script="val.py",
+        settings=lambda weights: weights,
+        run=partial(_measure, config, folder),
+        network=lambda made: Path(config.weights),
+    )
+
+
+def _measure(config: SlimConfig, folder: Path, weights: str) -> None:
+    """Measure a network on val as a training does its best checkpoint."""
+    task = task_of(data=config.data, weights=weights)
+    network = task.load(weights)
+    evaluator = open_evaluator(task, config, network, device=select_device(config.device))
+    evaluation = evaluator.evaluate(network.model)
+    run = RunFolder.create(project=folder, name=UNCUT, exist_ok=True)
+    run.write_result({"metrics": evaluation.to_dict()})
+    if not config.noplots:
+        evaluation.save(run.path)
+    LOGGER.info("%s before any cut, in float32:\n%s", weights, evaluation.as_text())
 
 
 def stages_to_run(config: SlimConfig, task: Task) -> tuple[StageName, ...]:
@@ -139,6 +172,18 @@ def _start(config: SlimConfig, task: Task) -> Start:
     return Start(config=config, task=task, data=data, network=network, hyp=hyp, image_chw=image_chw, table=None)
 
 
+def _check_comparable(start: Start) -> None:
+    """Refuse a run that has no dense network, or no scores, to compare its rounds with."""
+    config = start.config
+    if "dense" not in config.stages and not knows_classes(config):
+        raise ConfigError(
+            f"--stages {' '.join(config.stages)}: --max-map-drop compares with the dense network; add dense, or give "
+            "--weights that know the classes"
+        )
+    if not start.task.evaluation_set(config, start.data.val, network=start.network).is_labelled:
+        raise DataError(f"{config.data}: val has no labels, by which --max-map-drop decides; give labelled data")
+
+
 def _check_export(config: SlimConfig, folder: Path) -> None:
     """Refuse a runtime that the last stage could not export to here."""
     if FORMATS[config.runtime].needs_gpu and not torch.cuda.is_available():
@@ -156,13 +201,13 @@ def with_table(start: Start, *, path: str = "") -> Start:
 
 
 def check_reachable(start: Start) -> None:
-    """Refuse a cut that cannot be made; which layers it will empty is not known before scales fall.
+    """Refuse a run whose last cut cannot be made; under `max_map_drop`, whose first one cannot.
 
     Raises:
-        UserError: The widths fit no layer, or the target cannot be reached.
+        UserError: As `check_cut`.
     """
-    network = start.network
-    settings = start.pruning().plan_settings(start.image_chw, network.trace_chw, start.table)
-    planner = Planner.of(network.model, settings)
-    if start.config.target:
-        planner.decide()
+    config, settings = start.config, start.pruning()
+    if config.max_map_drop is not None:
+        target = target_of_round(config, start.network, start.table, number=1, image_chw=start.image_chw)
+        settings = replace(settings, target=target)
+    check_cut(settings, start.network, start.table, image_chw=start.image_chw)

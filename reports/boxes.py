@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from reports.reading import DENSE, FINETUNE, SPARSE, SlimRun, Stage
+from reports.reading import DENSE, FINETUNE, SPARSE, UNCUT, SlimRun, Stage
 from utils.datasets.indexing.config import load_data_config
 from utils.datasets.indexing.index import LabelIndex, build_label_index
 from utils.errors import DataError, UserError
@@ -49,7 +49,7 @@ class FoundBoxes:
     def read(cls, run: SlimRun) -> FoundBoxes | None:
         """Read boxes and data set; None where one of them is missing, or does not fit the other."""
         stages = [stage for stage in run.stages if (stage.path / PREDICTIONS_NAME).is_file()]
-        stages = [stage for stage in stages if stage.kind in (DENSE, SPARSE, FINETUNE)]
+        stages = [stage for stage in stages if stage.kind in (UNCUT, DENSE, SPARSE, FINETUNE)]
         if not stages:
             return None
         try:

@@ -36,7 +36,7 @@ def report_content(run: SlimRun) -> dict[str, Any]:
     """
     key, rows = task_key(run), network_rows(run)
     boxes = FoundBoxes.read(run) if key == "AP" else None
-    reference, final = rows[0], _final(rows)
+    reference, final = rows[0], _final(run, rows)
     intervals = _intervals(rows, boxes, reference=reference.stage)
     artefacts = artefact_rows(run)
     sections = {
@@ -64,8 +64,14 @@ def report_content(run: SlimRun) -> dict[str, Any]:
     }
 
 
-def _final(rows: Sequence[NetworkRow]) -> NetworkRow:
-    """Return the network that the run is about: the last fine-tuned one, else the last that was cut."""
+def _final(run: SlimRun, rows: Sequence[NetworkRow]) -> NetworkRow:
+    """Return the network that the run is about: the last fine-tuned one, else the last that was cut.
+
+    Where `max_map_drop` ended the rounds it is the one that was taken, which may be the dense one.
+    """
+    if run.drop is not None:
+        taken = f"round{run.drop.taken.number}/{FINETUNE}" if run.drop.taken else rows[0].stage
+        rows = [row for row in rows if row.stage == taken] or rows
     for kind in (FINETUNE, PRUNE):
         of_kind = [row for row in rows if row.stage.endswith(f"/{kind}")]
         if of_kind:
@@ -100,10 +106,12 @@ def _answer(
         "stage": final.stage,
         "weights": final.weights,
         "reference": reference.stage,
-        "is_pruned": bool(run.of_kind(PRUNE)) and reference is not final,
+        "is_pruned": bool(run.cuts) and reference is not final,
         "is_finetuned": final.stage.endswith(f"/{FINETUNE}"),
         "ship": to_ship(artefacts, final.stage),
     }
+    if run.drop is not None:
+        answer["max_map_drop"] = run.drop.to_dict()
     if reference.score is not None and final.score is not None:
         own = intervals.get(final.stage, {})
         answer["score"] = {
@@ -203,7 +211,7 @@ def _scans(run: SlimRun) -> list[dict[str, Any]]:
 
 def _examples(run: SlimRun, boxes: FoundBoxes | None, final: NetworkRow) -> dict[str, Any] | None:
     """Compare the last network with the first whose boxes are known."""
-    if boxes is None or not run.of_kind(PRUNE):
+    if boxes is None or not run.cuts:
         return None
     first = next(iter(boxes.found))
     return boxes.examples(first, final.stage) if first != final.stage else None

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reports.reading import FINETUNE, PRUNE, SPARSE, SlimRun, Stage
+from reports.reading import FINETUNE, PRUNE, SPARSE, UNCUT, SlimRun, Stage
 
 # Scores for the tables, the one that decides last, by a name that the results of the task have.
 HEADLINES: Mapping[str, tuple[str, ...]] = {"accuracy": ("accuracy",), "AP": ("AP50", "AP")}
 TASKS: Mapping[str, str] = {"accuracy": "classification", "AP": "detection"}
-# Name of the network that the first cut was made from, where no stage of the run trained it.
-UNCUT = "uncut"
 _SIZES = ("parameters", "macs", "megabytes", "milliseconds")
 
 
@@ -88,7 +86,7 @@ def _row(run: SlimRun, stage: Stage, key: str) -> NetworkRow:
     else:
         metrics = stage.value("metrics")
     training: dict[str, float] = {n: stage.result[n] for n in ("epochs", "seconds") if n in stage.result}
-    where = f"{stage.name}/{weights}"
+    where = str(run.settings.get("weights", "")) if stage.kind == UNCUT else f"{stage.name}/{weights}"
     return _measured(stage.name, metrics or {}, size, key=key, weights=where, training=training)
 
 
@@ -143,8 +141,11 @@ def _by_class(found: Any, names: tuple[str, ...]) -> dict[str, dict[str, float |
 
 
 def layers_of(run: SlimRun) -> list[dict[str, Any]]:
-    """Return the output channels of each layer before the first cut and after each one, 0 for a removed layer."""
-    reports = [cut.value("report") for cut in run.of_kind(PRUNE)]
+    """Return the output channels of each layer before the first cut and after each one, 0 for a removed layer.
+
+    A cut that is not shipped, because it lost too much, is left out.
+    """
+    reports = [cut.value("report") for cut in run.cuts]
     if not reports:
         return []
     return [

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pruning.selection.score_drop import ScoreDrop
 from utils.errors import ConfigError
 from utils.storage.files import read_yaml
 
@@ -17,6 +18,8 @@ RESULT_NAME, SETTINGS_NAME = "result.json", "opt.yaml"
 SPARSE, PRUNE, FINETUNE = "sparse", "prune", "finetune"
 _ROUND_STAGES = (SPARSE, PRUNE, FINETUNE)
 DENSE, EXPORT, SCAN = "dense", "export", "scan"
+# Network that the first cut was made from, where no stage of the run trained it.
+UNCUT = "uncut"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,7 @@ class SlimRun:
         stages: Finished stages that make or change a network, in order.
         exports: Finished runs of export.py below it.
         scans: Finished runs of prune.py that scanned: those of rounds, then others.
+        drop: Rounds under `max_map_drop` and the one that was taken, once they are over; else None.
     """
 
     path: Path
@@ -80,6 +84,7 @@ class SlimRun:
     stages: tuple[Stage, ...]
     exports: tuple[Stage, ...]
     scans: tuple[Stage, ...]
+    drop: ScoreDrop | None = None
 
     @classmethod
     def read(cls, path: Path) -> SlimRun:
@@ -88,10 +93,11 @@ class SlimRun:
         Raises:
             ConfigError: It is no run folder of slim.py, no stage is finished, or a file is damaged.
         """
+        drop = ScoreDrop.load(path)
         if not (path / SETTINGS_NAME).is_file():
             raise ConfigError(f"{path}: no folder of a run of slim.py; give one such as runs/slim/exp")
         rounds = sorted((folder.name for folder in path.glob("round*")), key=_index_of_round)
-        names = [DENSE, *(f"{name}/{kind}" for name in rounds for kind in _ROUND_STAGES)]
+        names = [UNCUT, DENSE, *(f"{name}/{kind}" for name in rounds for kind in _ROUND_STAGES)]
         stages = _finished(path, names)
         if not stages:
             raise ConfigError(f"{path}: no stage of this run is finished; --resume {path} continues with it")
@@ -102,18 +108,33 @@ class SlimRun:
             stages=stages,
             exports=_finished(path, _begin_with(path, EXPORT)),
             scans=tuple(stage for stage in (*stages, *_finished(path, _begin_with(path, SCAN))) if _has_scan(stage)),
+            drop=drop if drop and drop.is_over else None,
         )
 
     def of_kind(self, kind: str) -> tuple[Stage, ...]:
         """Return the stages of a kind, such as "prune", in the order of their rounds."""
         return tuple(stage for stage in self.stages if stage.kind == kind)
 
+    @property
+    def cuts(self) -> tuple[Stage, ...]:
+        """Cuts that led to the network to ship: all, but for one that lost more than `max_map_drop` allows."""
+        found = self.of_kind(PRUNE)
+        if self.drop is None:
+            return found
+        last = self.drop.taken.number if self.drop.taken else 0
+        return tuple(cut for cut in found if _index_of_round(cut.round) <= last)
+
     def in_round(self, stage: Stage, kind: str) -> Stage | None:
         """Return the stage of a kind in the same round; None where it is not finished."""
         return next((other for other in self.of_kind(kind) if other.round == stage.round), None)
 
     def stage_of(self, weights: str) -> Stage | None:
-        """Return the stage that wrote a checkpoint, also where the run folder was moved; None for other files."""
+        """Return the stage that wrote a checkpoint, also where the run folder was moved; None for other files.
+
+        The weights that the run was given are those of the stage that measured them before any cut, if one did.
+        """
+        if self.stages[0].kind == UNCUT and weights == self.settings.get("weights"):
+            return self.stages[0]
         folder = Path(weights).parent
         folder = folder.parent if folder.name == "weights" else folder
         matches = [stage for stage in self.stages if folder.parts[-len(Path(stage.name).parts) :] == _parts(stage)]

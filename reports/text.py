@@ -109,13 +109,15 @@ def tick(value: float) -> str:
 def headline(report: Mapping[str, Any]) -> str:
     """Return the answer in one sentence: what to ship, how much smaller and faster, at which score of that file."""
     answer = report["answer"]
-    if not answer["is_pruned"]:
+    ship, drop = answer["ship"], answer.get("max_map_drop")
+    if not answer["is_pruned"] and not drop:
         return "Nothing is pruned yet: this run has no finished cut"
-    ship = answer["ship"]
     if ship and ship["passed"] is False:
         return f"Do not ship {Path(ship['path']).name}: it failed its verification"
     name = Path(ship["path"]).name if ship else answer["weights"]
     verb = "Ship" if ship and ship["passed"] else "Export"
+    if not answer["is_pruned"]:
+        return f"{verb} {name}, the dense network: no cut of this run is within {drop['allowed']:g} of its score"
     parts = []
     if "megabytes" in answer:
         parts.append(f"{factor(answer['megabytes']['factor'])} times smaller")
@@ -137,11 +139,15 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     """Return sentences that qualify the answer: what the difference of scores is worth, and what is not verified."""
     answer, name = report["answer"], label(report["scores"][-1])
     found = []
+    if "max_map_drop" in answer:
+        found.append(_sentence(answer["max_map_drop"]["reason"]))
     if answer["is_pruned"] and "score" in answer:
         found.append(_difference(answer, name))
     if answer["is_pruned"] and not answer["is_finetuned"]:
         found.append("The pruned network is not fine-tuned yet; its score is that right after the cut.")
-    epochs = {row["stage"]: row["epochs"] for row in report["networks"] if "epochs" in row}
+    stages = [row["stage"] for row in report["networks"]]
+    trained = report["networks"][: stages.index(answer["stage"]) + 1]
+    epochs = {row["stage"]: row["epochs"] for row in trained if "epochs" in row}
     if answer["is_pruned"] and answer["reference"] == "dense" and "dense" in epochs and len(epochs) > 1:
         found.append(
             f"Not alike in training: the dense network had {epochs['dense']} epochs, the pruned one "
@@ -166,6 +172,10 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     elif ship and ship["passed"] is None:
         found.append(f"{Path(ship['path']).name} was built but not run: the machine that built it cannot.")
     return found
+
+
+def _sentence(line: str) -> str:
+    return f"{line[0].upper()}{line[1:]}."
 
 
 def _difference(answer: Mapping[str, Any], name: str) -> str:

@@ -50,16 +50,9 @@ SLIM_FLAGS = " ".join(
     sorted(
         [
             *SPARSITY_FLAGS.split(),
-            *(
-                "--dense-epochs",
-                "--distill",
-                "--dry-run",
-                "--features",
-                "--finetune-epochs",
-                "--latency-layers",
-                "--preset",
-            ),
-            *("--candidates", "--probe-epochs", "--report", "--rounds", "--stages", "--start", "--teacher"),
+            *("--dense-epochs", "--distill", "--dry-run", "--features", "--finetune-epochs", "--latency-layers"),
+            *("--candidates", "--max-map-drop", "--preset", "--probe-epochs", "--report", "--rounds", "--stages"),
+            *("--start", "--teacher"),
         ]
     )
 )

@@ -9,6 +9,10 @@ from typing import Any
 from pruning.choices import CostQuantity
 from utils.errors import ConfigError
 
+# Least share of its cost that a round leaves where rounds look for the largest cut within a drop of the score. What
+# they find costs at most a quarter more than the best; smaller steps are nearer, and each is two more trainings.
+STEP = 0.8
+
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 # Share by which a measured time may be longer than its target.
 TARGET_TOLERANCE = 0.05
@@ -37,6 +41,12 @@ class Target:
 def absolute_text(quantity: CostQuantity, amount: float) -> str:
     """Write an amount of multiply-adds, parameters or milliseconds in the form that `parse_target` reads."""
     return f"ms={amount:.6g}" if quantity == "ms" else f"{quantity}={amount:.0f}"
+
+
+def steps_towards(share: float) -> int:
+    """Return the fewest equal steps to a share (0, 1] of the present cost of which none leaves less than `STEP`."""
+    # What the text of a target rounded off is no further step.
+    return max(1, math.ceil(round(math.log(share) / math.log(STEP), 3)))
 
 
 def parse_target(text: str) -> Target:

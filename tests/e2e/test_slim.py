@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torch.multiprocessing as mp
 from interruption import KillAfter, Killed, assert_same_weights
 from refusal import make_place, refusal
-from tiny_slim import slim_config, slimmed
+from tiny_slim import slim_config, slim_in_two_processes, slimmed, written_at
 
 from commands.finetune import finetuning_hooks
 from commands.slim import run_slimming
@@ -93,10 +89,6 @@ def test_later_rounds_keep_anchors_and_names_and_start_from_the_round_before(
     assert config["weights"] == str(place / "runs/exp/round1/finetune/weights/best.pt")
 
 
-def written_at(folder: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-
-
 def test_resumed_run_repeats_no_stage_and_ends_with_the_same_weights(
     rows: Sequence[StageResult], place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -144,21 +136,10 @@ def test_round_without_target_cuts_a_share_and_rounds_widths(tmp_path: Path) -> 
     assert load_checkpoint(tuned.weights).config["teacher"] == ""
 
 
-def slim_in_process(rank: int, port: int, config: SlimConfig) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
-    os.environ["MASTER_PORT"] = str(port)
-    torch.set_num_threads(1)
-    result = run_slimming(config)
-    assert (0 if result is None else len(result.stages)) == (0 if rank else len(config.stages) - 1)
-
-
 def test_two_processes_share_one_run_folder(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     stages = ("dense", "sparse", "prune", "finetune", "export")
     config = slim_config(tmp_path, rounds=1, finetune_epochs=1, dense_epochs=1, amp="off", distill=0.0, stages=stages)
-    mp.spawn(slim_in_process, args=(port, config), nprocs=2)  # type: ignore[no-untyped-call]
+    slim_in_two_processes(config, rows=4)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["exp"]
     written = json.loads((tmp_path / "runs/exp/result.json").read_text())
     assert written["stages"][-1]["parameters"] <= 0.4 * DENSE

@@ -22,7 +22,7 @@ import yaml
 from interruption import KillAfter, Killed, assert_same_weights
 from refusal import make_place, refusal
 from tiny import ROOT, TINY_CFG
-from tiny_slim import line_config, slim_config, slimmed
+from tiny_slim import line_config, slim_config, slimmed, written_at
 
 from commands.finetune import finetuning_hooks
 from commands.slim import run_slimming, slim
@@ -51,10 +51,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(place: Path) -> SlimResult:
     """A finished run in runs/exp."""
     return slimmed(line_config(place))
-
-
-def written_at(folder: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 def assert_same_end(one: SlimResult, two: SlimResult) -> None:

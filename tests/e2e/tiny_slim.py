@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.multiprocessing as mp
 from tiny import tiny_config
 
 from commands.slim import run_slimming
@@ -31,3 +35,24 @@ def slimmed(config: SlimConfig) -> SlimResult:
     result = run_slimming(config)
     assert result is not None
     return result
+
+
+def written_at(folder: Path) -> dict[str, int]:
+    """When each file of a folder was last written."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def slim_in_two_processes(config: SlimConfig, *, rows: int) -> None:
+    """Run in two processes, of which the first one gets a result with so many rows."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_slim_in_process, args=(port, config, rows), nprocs=2)  # type: ignore[no-untyped-call]
+
+
+def _slim_in_process(rank: int, port: int, config: SlimConfig, rows: int) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+    os.environ["MASTER_PORT"] = str(port)
+    torch.set_num_threads(1)
+    result = run_slimming(config)
+    assert (0 if result is None else len(result.stages)) == (0 if rank else rows)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hand_run import BEST, HandRun, beside, content_of, report, size
+from hand_run import BEST, HandRun, beside, content_of, metrics, report, size
 
+from pruning.selection.score_drop import ScoreDrop
 from reports import write_report
 from reports.content import report_content
 from reports.reading import SlimRun
@@ -244,6 +245,66 @@ def test_cut_without_fine_tuning_is_named(run: HandRun) -> None:
     content = content_of(run)
     assert content["answer"]["stage"] == "round1/prune"
     assert any("not fine-tuned yet" in line for line in remarks(content))
+
+
+def decide(run: HandRun, *scores: float) -> None:
+    """Write what rounds with these scores decide, of which a drop of .01 from .5 is allowed."""
+    drop = ScoreDrop(metric="AP", allowed=0.01, dense=0.5)
+    for score in scores:
+        drop = drop.after("macs=50%", score)
+    drop.save(run.path)
+
+
+def test_answer_is_the_last_round_within_the_drop_and_says_what_the_next_one_costs(run: HandRun) -> None:
+    run.training("dense", 0.5)
+    run.round(tuned=0.495)
+    run.round(2, before=size(4_000), after=size(2_000), sparse=0.49, tuned=0.45)
+    decide(run, 0.495, 0.45)
+    content = content_of(run)
+    assert (content["answer"]["stage"], content["answer"]["parameters"]["after"]) == ("round1/finetune", 4_000)
+    assert [len(row["after"]) for row in content["layers"]] == [1, 1, 1]
+    lines = remarks(content)
+    assert lines[0] == (
+        "Taking round 1: mAP 0.4950 where the dense network has 0.5000, --max-map-drop allows 0.01; "
+        "round 2 would have lost 0.0500."
+    )
+    assert "Not alike in training: the dense network had 10 epochs, the pruned one 30 in all." in lines
+    assert lines[0] in write_report(run.path).read_text(encoding="utf-8")
+
+
+def test_given_weights_that_were_measured_are_the_network_before(tmp_path: Path) -> None:
+    run = HandRun.create(tmp_path / "exp", weights="my/best.pt", runtime="ncnn", precision="fp32", threads=1)
+    run.write("uncut", {"metrics": metrics(0.5)})
+    run.round(tuned=0.495)
+    decide(run, 0.495)
+    (run.path / "latency.json").write_text(json.dumps({"machine": "a phone", "version": "1.2"}))
+    names = {"uncut": 8.0, "round1/sparse": 8.0, "round1/prune": 3.2, "round1/finetune": 3.2}
+    rows = [{"stage": name, "milliseconds": ms} for name, ms in names.items()]
+    (run.path / "result.json").write_text(json.dumps({"stages": rows}))
+    content = content_of(run)
+    first = content["networks"][0]
+    assert (first["stage"], first["weights"], first["parameters"]) == ("uncut", "my/best.pt", 10_000)
+    assert content["answer"]["score"]["before"] == 0.5
+    assert content["answer"]["milliseconds"]["factor"] == 2.5
+    assert not any("sparse" in line for line in remarks(content))
+    run.round(2)  # while rounds go on, the latest one is shown
+    assert content_of(run)["answer"]["stage"] == "round2/finetune"
+
+
+def test_dense_network_is_the_answer_where_no_round_is_within_the_drop(run: HandRun) -> None:
+    run.training("dense", 0.5)
+    run.round(tuned=0.45)
+    decide(run, 0.45)
+    content = content_of(run)
+    assert (content["answer"]["stage"], content["answer"]["is_pruned"]) == ("dense", False)
+    assert "layers" not in content
+    assert headline(content) == (
+        "Export dense/weights/best.pt, the dense network: no cut of this run is within 0.01 of its score"
+    )
+    assert remarks(content) == [
+        "Taking the dense network, mAP 0.5000: round 1 lost 0.0500 and --max-map-drop allows 0.01."
+    ]
+    assert "no cut of this run is within 0.01" in write_report(run.path).read_text(encoding="utf-8")
 
 
 def test_candidates_that_a_run_lists_are_there(run: HandRun) -> None:
