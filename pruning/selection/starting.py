@@ -11,8 +11,8 @@ from pruning.choices import CostQuantity
 from pruning.selection.targets import absolute_text
 
 # Score that a network keeps when it is cut to a share of its cost: share ** CUT_EXPONENT. Measured twice, on small
-# objects, fine-tuned with features: yolov5s cut to .26 of its multiply-adds ends at .270 of .341, yolov5n cut to .5 at
-# .236 of .275: these are .79 and .86, and .26 ** .18 = .78, .5 ** .18 = .88.
+# objects, fine-tuned with features: yolov5s cut to .26 of its multiply-adds ends at .270 of .341, yolov5n cut to .5
+# at .236 of .275: these are .79 and .86, and .26 ** .18 = .78, .5 ** .18 = .88.
 CUT_EXPONENT = 0.18
 # The score of a probe, as a share of the best one's, counts as this power of it: on the same images, after 5 epochs
 # yolov5n has .107 of yolov5s' .185, after 40 it has .275 of .341, and (.107 / .185) ** .4 = .275 / .341.
