@@ -15,6 +15,7 @@ from commands.train_config import TrainConfig
 from commands.train_result import TrainResult
 from engine.training.distributed import this_process
 from engine.training.hooks import Hook
+from pruning.features import Teaching
 from pruning.sparsity.scale_rate import ScaleRateHook
 from pruning.surgery.plan import PLAN_NAME, PruningPlan
 from pruning.zeros.hooks import FrozenZerosHook
@@ -91,7 +92,8 @@ def _distillation(config: FinetuneConfig, network: Network, task: Task | None) -
     """Return the hook of the teacher."""
     task = task or task_of(data=config.data, weights=config.teacher)
     plan = PruningPlan.load(Path(config.plan)) if config.plan else None
-    return task.distillation(config.teacher, network, strength=config.distill, features=config.features, plan=plan)
+    teaching = Teaching(answers=config.distill, features=config.features, plan=plan)
+    return task.distillation(config.teacher, network, teaching)
 
 
 def find_weights(name: str) -> Path:

@@ -18,6 +18,7 @@ from commands.slim_targets import check_cut, target_of_round
 from commands.train_hyp import read_hyp
 from deploy.formats import FORMATS
 from engine.training.distributed import share, this_process
+from pruning.features import Teaching
 from pruning.selection.latency import LatencyTable
 from reports.reading import UNCUT
 from tasks.choose import task_of
@@ -107,7 +108,7 @@ def prepared_start(config: SlimConfig) -> Start:
     if config.max_map_drop is not None and "finetune" in config.stages:
         _check_comparable(start)
     if config.teacher and config.distill and "finetune" in config.stages:
-        task.distillation(config.teacher, start.network, strength=config.distill)
+        task.distillation(config.teacher, start.network, Teaching(answers=config.distill))
     return start
 
 

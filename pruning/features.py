@@ -83,6 +83,29 @@ class Followed:
         return cls(read=read, strength=strength)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Teaching:
+    """How much a student learns of its teacher.
+
+    Attributes:
+        answers: Weight of the teacher's outputs, at least 0.
+        features: Weight of what the teacher's layers read, at least 0.
+        plan: Cut that made the student of the teacher, or will; without it the student learns answers alone.
+    """
+
+    answers: float
+    features: float = 0.0
+    plan: PruningPlan | None = None
+
+    def followed(
+        self, teacher: nn.Module, student: nn.Module, *, image_chw: tuple[int, int, int] | None = None
+    ) -> Followed | None:
+        """Return the channels that the student follows, as `Followed.of`; None where it learns answers alone."""
+        if self.plan is None or not self.features:
+            return None
+        return Followed.of(teacher, student, self.plan, strength=self.features, image_chw=image_chw)
+
+
 class FeatureLoss:
     """Distance of what the layers of a student read from the same channels of its teacher.
 

@@ -34,8 +34,7 @@ from models.classifiers import (
 from models.classifiers.load import classifier_of, is_classifier
 from models.fingerprint import network_fingerprint
 from pruning.distillation import DistillationHook, LogitsDistillation
-from pruning.features import Followed
-from pruning.surgery.plan import PruningPlan
+from pruning.features import Teaching
 from tasks.classifier_data import check_data, in_order_of, new_spec, of_metadata, spec_of
 from tasks.settings import TaskSettings, ValSettings
 from tasks.task import Columns, Data, Network, Recipe
@@ -339,15 +338,7 @@ class Classification:
         test = self.read_split(settings, "val", network=network)
         return torch.cat(normalised(test.spread(count), spec_of(network)))
 
-    def distillation(
-        self,
-        teacher: str,
-        network: Network,
-        *,
-        strength: float,
-        features: float = 0.0,
-        plan: PruningPlan | None = None,
-    ) -> Hook:
+    def distillation(self, teacher: str, network: Network, teaching: Teaching) -> Hook:
         """Return the hook with which a classifier learns from the logits of a teacher, and from what layers read."""
         loaded, spec = self.load(teacher), spec_of(network)
         own = spec_of(loaded)
@@ -358,7 +349,5 @@ class Classification:
                 "dense checkpoint that the student was pruned from"
             )
         model = loaded.model.eval().requires_grad_(False)
-        followed = None
-        if features and plan:
-            followed = Followed.of(model, network.model, plan, strength=features, image_chw=network.trace_chw)
-        return DistillationHook(model, strength=strength, make_loss=LogitsDistillation.of, followed=followed)
+        followed = teaching.followed(model, network.model, image_chw=network.trace_chw)
+        return DistillationHook(model, strength=teaching.answers, make_loss=LogitsDistillation.of, followed=followed)

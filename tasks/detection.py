@@ -32,8 +32,7 @@ from models.fuse import fuse
 from models.load import create_model, load_model
 from models.spec import ModelSpec
 from pruning.distillation import DetectorDistillation, DistillationHook, load_teacher
-from pruning.features import Followed
-from pruning.surgery.plan import PruningPlan
+from pruning.features import Teaching
 from tasks.detector_data import frame_of, in_common_order, index_of, training_splits, warn_without_boxes
 from tasks.settings import DEFAULT_IMG_SIZE, TaskSettings, ValSettings
 from tasks.task import Columns, Data, Network, Recipe
@@ -353,20 +352,14 @@ class Detection:
         paths = spread(index.paths, count)
         return torch.cat([as_input(path, (image_chw[1], image_chw[2])) for path in paths])
 
-    def distillation(
-        self,
-        teacher: str,
-        network: Network,
-        *,
-        strength: float,
-        features: float = 0.0,
-        plan: PruningPlan | None = None,
-    ) -> Hook:
+    def distillation(self, teacher: str, network: Network, teaching: Teaching) -> Hook:
         """Return the hook with which a detector learns from the raw heads of a teacher, and from what layers read."""
         assert isinstance(network.spec, ModelSpec)
         model = load_teacher(teacher, spec=network.spec, names=network.names)
-        followed = Followed.of(model, network.model, plan, strength=features) if features and plan else None
-        return DistillationHook(fuse(model), strength=strength, make_loss=DetectorDistillation.of, followed=followed)
+        followed = teaching.followed(model, network.model)
+        return DistillationHook(
+            fuse(model), strength=teaching.answers, make_loss=DetectorDistillation.of, followed=followed
+        )
 
 
 class QuantizedHeads:

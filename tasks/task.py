@@ -25,7 +25,7 @@ from engine.training.trainer import TrainingLoader, TrainingLoss
 from engine.training.validation import ValidationHook
 from models.classifiers import ClassifierSpec
 from models.spec import ModelSpec
-from pruning.surgery.plan import PruningPlan
+from pruning.features import Teaching
 from tasks.settings import TaskSettings, ValSettings
 from utils.config.hyp import Hyp
 from utils.storage.checkpoint import Checkpoint
@@ -246,23 +246,13 @@ class Task(Protocol):
     ) -> Tensor:
         """Return validation images (N, C, H, W), as the network takes them, or others where no data is given."""
 
-    def distillation(
-        self,
-        teacher: str,
-        network: Network,
-        *,
-        strength: float,
-        features: float = 0.0,
-        plan: PruningPlan | None = None,
-    ) -> Hook:
+    def distillation(self, teacher: str, network: Network, teaching: Teaching) -> Hook:
         """Return the hook with which the network learns from a teacher.
 
         Args:
             teacher: File of the teacher.
             network: Student.
-            strength: Weight of the teacher's answers, at least 0.
-            features: Weight of what the teacher's layers read.
-            plan: Cut that made the student of the teacher, or will; without it the student learns answers alone.
+            teaching: What the student learns of the teacher.
 
         Raises:
             CheckpointError: The file cannot be read.

@@ -21,6 +21,7 @@ from pruning.distillation import (
     divergence,
     load_teacher,
 )
+from pruning.features import Teaching
 from tasks.choose import DETECTION
 from utils.config.hyp import Hyp
 from utils.errors import ConfigError
@@ -171,7 +172,7 @@ def save(spec: ModelSpec, path: Path, *, names: tuple[str, ...] = NAMES) -> Path
 
 def test_teacher_is_fused_and_learns_nothing(tmp_path: Path) -> None:
     network = DETECTION.load(save(SPEC, tmp_path / "s.pt"))
-    hook = DETECTION.distillation(str(save(SPEC, tmp_path / "t.pt")), network, strength=1.0)
+    hook = DETECTION.distillation(str(save(SPEC, tmp_path / "t.pt")), network, Teaching(answers=1.0))
     assert isinstance(hook, DistillationHook)
     assert not hook.teacher.training
     assert not any("bn." in name for name in hook.teacher.state_dict())
