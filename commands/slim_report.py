@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from commands.prune_latency import LATENCY_NAME, predicted_ms
 from commands.slim_candidates import compared
 from commands.slim_config import SlimConfig
-from commands.slim_stages import Stage
+from commands.slim_stages import Stage, result_in
 from commands.slim_start import uncut_stage
 from deploy.latency.side_by_side import OtherTime
 from engine.evaluation.evaluator import label
@@ -96,7 +95,7 @@ class Exported:
     @classmethod
     def of(cls, folder: Path) -> Exported:
         """Read what export.py wrote into its run folder."""
-        result = _read(folder)
+        result = result_in(folder)
         if not result["reports"]:
             return cls(path=Path(result["not_run"][0]), passed=None, milliseconds=None)
         report = result["reports"][0]
@@ -252,7 +251,7 @@ def _predicted(made: Sequence[Stage], rows: Sequence[StageResult]) -> NetworkTim
     is_cut = made[0].name in ("prune", "finetune")
     before = None if is_cut else rows[0].milliseconds
     if made[0].name == "prune":
-        before = _read(made[0].folder)["report"]["before"].get("milliseconds")
+        before = made[0].result["report"]["before"].get("milliseconds")
     return NetworkTimes(now=rows[-1].milliseconds, before=before)
 
 
@@ -283,9 +282,4 @@ def _metrics(stage: Stage) -> dict[str, Any]:
     if stage.name != "sparse":
         return dict(result["metrics"])
     cut = stage.folder.with_name("prune")
-    return dict(_read(cut)["before"] if (cut / "result.json").exists() else result["final"])
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    return content
+    return dict(result_in(cut)["before"] if (cut / "result.json").exists() else result["final"])

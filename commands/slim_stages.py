@@ -68,8 +68,13 @@ class Stage:
     @property
     def result(self) -> dict[str, Any]:
         """Content of the result.json of a complete step."""
-        content: dict[str, Any] = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
-        return content
+        return result_in(self.folder)
+
+
+def result_in(folder: Path) -> dict[str, Any]:
+    """Read the result.json of the run folder of a complete step."""
+    content: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return content
 
 
 def stages_of(config: SlimConfig, folder: Path, *, rounds: int | None = None) -> list[Stage]:
@@ -283,24 +288,21 @@ def _prune(config: SlimConfig, folder: Path, number: int, settings: PruneConfig)
 def _finetune(config: SlimConfig, folder: Path, number: int, settings: FinetuneConfig) -> None:
     """Fine-tune in a round, counted from 1; the usual teacher is the network before the cuts of all rounds so far."""
     if number > 1 and settings.teacher and not config.teacher:
-        plan = _joint_plan(folder, number)
-        settings = replace(settings, plan=share(str(plan) if plan else ""))
+        settings = replace(settings, plan=share(_joint_plan(folder, number) if this_process().is_main else ""))
     train_stage(settings, run_finetuning)
 
 
-def _joint_plan(folder: Path, number: int) -> Path | None:
-    """Write the plan that cuts at once what the rounds until this one have cut; None if they removed bottlenecks."""
+def _joint_plan(folder: Path, number: int) -> str:
+    """Write the plan that cuts at once what the rounds until this one have cut; "" if they removed bottlenecks."""
     joint, *later = [PruningPlan.load(folder / f"round{index + 1}/prune" / PLAN_NAME) for index in range(number)]
     path = folder / f"round{number}" / PLAN_NAME
     try:
         for plan in later:
             joint = joint.then(plan)
     except PruningError:
-        return None
-    if this_process().is_main:
-        joint.save(path)
-    wait_for_all()
-    return path
+        return ""
+    joint.save(path)
+    return str(path)
 
 
 def _of_round(config: SlimConfig, folder: Path, number: int, weights: str) -> dict[str, Any]:
