@@ -1,4 +1,4 @@
-"""`--target ms=8` and `speedup=3`: the latency table that prune.py and slim.py plan by, or its list of layers."""
+"""`--target ms=8` and `speedup=3`: the latency table that prune.py and slim.py plan by, its list of layers, costs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from deploy.latency.networks import Subject
 from deploy.latency.tables import latency_table
 from deploy.outputs.outputs import Source
 from pruning.channels.graph import ChannelGraph
+from pruning.choices import CostQuantity
+from pruning.selection.costs import Costs
 from pruning.selection.latency import Conditions, LatencyTable
 from pruning.selection.latency_cost import LatencyCost
+from pruning.selection.planner import Planner
 from tasks.task import Network, Task
 
 LOGGER = logging.getLogger(__name__)
@@ -83,3 +86,24 @@ def predicted_ms(network: Network, table: LatencyTable | None, *, image_chw: tup
         return None
     graph = ChannelGraph.of(network.model, image_chw=network.trace_chw)
     return LatencyCost.of(network.model, graph, image_chw, table).milliseconds()
+
+
+def check_cut(
+    settings: PruneConfig, network: Network, table: LatencyTable | None, *, image_chw: tuple[int, int, int]
+) -> None:
+    """Refuse a cut that cannot be made; which layers it will empty is not known before scales fall.
+
+    Raises:
+        UserError: The widths fit no layer, or the target cannot be reached.
+    """
+    planner = Planner.of(network.model, settings.plan_settings(image_chw, network.trace_chw, table))
+    if settings.target:
+        planner.decide()
+
+
+def cost_of(
+    network: Network, quantity: CostQuantity, table: LatencyTable | None, *, image_chw: tuple[int, int, int]
+) -> float:
+    """Return the multiply-adds, parameters or, by a table, milliseconds of a network for one image."""
+    graph = ChannelGraph.of(network.model, image_chw=network.trace_chw)
+    return Costs.of(network.model, graph, image_chw, table).amount(quantity)

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from commands.prune_latency import LATENCY_NAME
+from commands.prune_latency import LATENCY_NAME, cost_of
 from commands.slim_config import SlimConfig, StageName
 from commands.slim_stages import train_stage
 from commands.slim_start import (
@@ -20,7 +20,6 @@ from commands.slim_start import (
     stages_to_run,
     with_table,
 )
-from commands.slim_targets import cost_of
 from commands.train import run_training
 from commands.train_sparsity_config import AUTO
 from engine.training.distributed import share, this_process

@@ -11,9 +11,8 @@ from commands.finetune_config import FinetuneConfig
 from commands.prune_config import PruneConfig
 from commands.prune_latency import predicted_ms
 from commands.slim_probe import Pace, probe
-from commands.slim_stages import stages_of
+from commands.slim_stages import stages_of, target_of_round
 from commands.slim_start import Start
-from commands.slim_targets import target_of_round
 from commands.train_config import TrainConfig
 from pruning.selection.planner import Planner
 from pruning.surgery.cut import cut

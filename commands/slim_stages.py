@@ -18,18 +18,20 @@ from commands.finetune import run_finetuning
 from commands.finetune_config import FinetuneConfig
 from commands.prune import CHECKPOINT_NAME, run_pruning
 from commands.prune_config import PruneConfig
-from commands.prune_latency import LATENCY_NAME, table_for
+from commands.prune_latency import LATENCY_NAME, check_cut, cost_of, table_for
 from commands.slim_config import SlimConfig, StageName
-from commands.slim_targets import check_cut, target_of_round
 from commands.train import run_training
 from commands.train_config import TrainConfig
 from commands.train_result import TrainResult, best_checkpoint
 from commands.train_sparsity import run_sparsity_training
 from commands.train_sparsity_config import SparsityConfig
 from engine.training.distributed import share, this_process, wait_for_all
+from pruning.selection.latency import LatencyTable
 from pruning.selection.score_drop import ScoreDrop
+from pruning.selection.targets import absolute_text, parse_target, steps_towards
 from pruning.surgery.plan import PLAN_NAME, PruningPlan
 from tasks.choose import task_of
+from tasks.task import Network
 from utils.datasets.class_names import class_order
 from utils.errors import CheckpointError, ConfigError, PruningError
 
@@ -326,6 +328,33 @@ def _of_round(config: SlimConfig, folder: Path, number: int, weights: str) -> di
     latency = table_for(settings, task, uncut, image_chw=image_chw, weights=weights)
     target = target_of_round(config, uncut, latency, number=number, image_chw=image_chw)
     return {**own, "target": target}
+
+
+def target_of_round(
+    config: SlimConfig,
+    uncut: Network,
+    table: LatencyTable | None,
+    *,
+    number: int,
+    image_chw: tuple[int, int, int],
+) -> str:
+    """Return what one round must reach, in MACs, parameters or ms; rounds cut by equal factors.
+
+    Under `max_map_drop` no step is larger than `STEP`; rounds beyond the last step have its target.
+
+    Args:
+        config: Settings of the run, with a target.
+        uncut: Network before any cut.
+        table: Latency table, for a target in milliseconds.
+        number: Index of the round, from 1.
+        image_chw: Size of an image for which costs are counted.
+    """
+    target = parse_target(config.target)
+    now = cost_of(uncut, target.quantity, table, image_chw=image_chw)
+    left = min(1.0, target.absolute(now) / now)
+    steps = config.rounds if config.max_map_drop is None else steps_towards(left)
+    goal = now * left ** (min(number, steps) / steps)
+    return absolute_text(target.quantity, goal)
 
 
 def checked_target(config: SlimConfig, folder: Path, number: int, *, weights: str) -> str:

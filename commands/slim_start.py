@@ -11,10 +11,9 @@ import torch
 
 from commands.export import check_export
 from commands.prune_config import PruneConfig
-from commands.prune_latency import LATENCY_NAME, table_for, write_layers
+from commands.prune_latency import LATENCY_NAME, check_cut, table_for, write_layers
 from commands.slim_config import STAGES, SlimConfig, StageName
-from commands.slim_stages import Stage, knows_classes, stages_of
-from commands.slim_targets import check_cut, target_of_round
+from commands.slim_stages import Stage, knows_classes, stages_of, target_of_round
 from commands.train_hyp import read_hyp
 from deploy.formats import FORMATS
 from engine.training.distributed import share, this_process

@@ -252,7 +252,7 @@ class Task(Protocol):
         Args:
             teacher: File of the teacher.
             network: Student.
-            teaching: What the student learns of the teacher.
+            teaching: How much the student learns of the teacher.
 
         Raises:
             CheckpointError: The file cannot be read.
