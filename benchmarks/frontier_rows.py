@@ -20,7 +20,7 @@ from commands.finetune import run_finetuning
 from commands.finetune_config import FinetuneConfig
 from commands.prune import CHECKPOINT_NAME
 from commands.slim import run_slimming
-from commands.slim_config import STAGES, SlimConfig, StageName
+from commands.slim_config import STAGES, SlimConfig
 from commands.slim_stages import train_stage
 from commands.train import run_training
 from commands.train_config import TrainConfig
@@ -33,6 +33,9 @@ from utils.storage.files import read_yaml
 LOGGER = logging.getLogger(__name__)
 
 Way = Literal["dense", "torch-pruning", "ours", "trained"]
+
+# A dense network is there before them, and the benchmark exports.
+_OUR_STAGES = STAGES[1:-1]
 
 # Widths that ncnn is fast at, which our latency table finds by itself.
 _PEER_ROUND = 8
@@ -156,9 +159,13 @@ def folder_of(row: Row, seed: int, recipe: Recipe) -> Path:
 
 
 def _dense(row: Row, seed: int, recipe: Recipe) -> Path:
-    folder = folder_of(row, seed, recipe) / "dense"
-    values = {**recipe.shared(folder, size=row.size, seed=seed), "weights": recipe.weights[row.network]}
-    return train_stage(TrainConfig(**values, epochs=recipe.epochs), run_training) / "weights/last.pt"
+    return _trained_dense(folder_of(row, seed, recipe), row, seed, recipe, epochs=recipe.epochs)
+
+
+def _trained_dense(folder: Path, row: Row, seed: int, recipe: Recipe, *, epochs: int) -> Path:
+    """Train the network of a row as it is, in the folder `dense` of a folder."""
+    values = {**recipe.shared(folder / "dense", size=row.size, seed=seed), "weights": recipe.weights[row.network]}
+    return train_stage(TrainConfig(**values, epochs=epochs), run_training) / "weights/last.pt"
 
 
 def _peer(row: Row, seed: int, recipe: Recipe) -> Path:
@@ -196,42 +203,29 @@ def _cut_with_peer(uncut: Path, folder: Path, share: float, *, peer: Any, size: 
 
 
 def _ours(row: Row, seed: int, recipe: Recipe) -> Path:
-    dense, sparse, tuning = recipe.split("dense", "sparse", "finetune")
-    return _slimmed(
-        row,
-        seed,
-        recipe,
-        weights=recipe.weights[row.network],
-        stages=STAGES[:-1],  # all but export
-        epochs={"dense_epochs": dense, "epochs": sparse, "finetune_epochs": tuning},
-    )
+    """Slim a dense network of this many epochs, which is the same one at all speeds."""
+    epochs, sparse, tuning = recipe.split("dense", "sparse", "finetune")
+    folder = recipe.folder / f"begun_{row.network}_{row.size}_seed{seed}"
+    dense = _trained_dense(folder, row, seed, recipe, epochs=epochs)
+    return _slimmed(row, seed, recipe, weights=dense, sparse=sparse, tuning=tuning)
 
 
 def _ours_from_trained(row: Row, seed: int, recipe: Recipe) -> Path:
     """Slim the network of the dense row, which is trained first where it is not yet."""
     dense = _dense(Row(way="dense", network=row.network, size=row.size), seed, recipe)
     sparse, tuning = recipe.split("sparse", "finetune")
-    return _slimmed(
-        row,
-        seed,
-        recipe,
-        weights=str(dense),
-        stages=STAGES[1:-1],
-        epochs={"epochs": sparse, "finetune_epochs": tuning},
-    )
+    return _slimmed(row, seed, recipe, weights=dense, sparse=sparse, tuning=tuning)
 
 
-def _slimmed(
-    row: Row, seed: int, recipe: Recipe, *, weights: str, stages: tuple[StageName, ...], epochs: dict[str, int]
-) -> Path:
+def _slimmed(row: Row, seed: int, recipe: Recipe, *, weights: Path, sparse: int, tuning: int) -> Path:
     """Run slim.py, or go on with it."""
     folder = folder_of(row, seed, recipe) / "slim"
     if not (folder / "result.json").exists():
         # A run that was killed before it had settings is begun again.
         resume = str(folder) if (folder / "opt.yaml").exists() else ""
-        values = {**slim_preset(), **recipe.shared(folder, size=row.size, seed=seed), **epochs}
-        target = f"speedup={_own_speedup(row, recipe):g}"
-        run_slimming(SlimConfig(**values, weights=weights, stages=stages, target=target, resume=resume))
+        values = {**slim_preset(), **recipe.shared(folder, size=row.size, seed=seed)}
+        values |= {"epochs": sparse, "finetune_epochs": tuning, "target": f"speedup={_own_speedup(row, recipe):g}"}
+        run_slimming(SlimConfig(**values, weights=str(weights), stages=_OUR_STAGES, resume=resume))
     return best_checkpoint(folder / "round1/finetune")
 
 
