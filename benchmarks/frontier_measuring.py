@@ -120,8 +120,8 @@ def measure_row(row: Row, seed: int, weights: Path, precision: Precision, recipe
     )
     with _threads_kept():
         passed = run_export(config)
-    artefact = artefact_path(config, RUNTIME)
-    scored = {split: _scored(split, weights, artefact, row, recipe) for split in SPLITS}
+        artefact = artefact_path(config, RUNTIME)
+        scored = {split: _scored(split, weights, artefact, row, recipe) for split in SPLITS}
     value = {"artefact": artefact.relative_to(folder).as_posix(), "passed": passed, **scored}
     write_json(file, value)
     maps = ", ".join(f"{split} {scored[split]['AP']:.3f}" for split in SPLITS)
@@ -218,7 +218,7 @@ def points_of(measured: Sequence[Measured], ms: Sequence[float]) -> list[Point]:
 
 @contextmanager
 def _threads_kept() -> Iterator[None]:
-    """Give torch back its threads: exports and ncnn set them for the whole process."""
+    """Give torch back its threads: exports and runtimes set them for the whole process."""
     threads = torch.get_num_threads()
     try:
         yield
