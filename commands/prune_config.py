@@ -19,6 +19,8 @@ from utils.config.cli import spelled
 from utils.config.values import check_least
 from utils.errors import ConfigError
 
+# Measured best of 0, .6 and 1, see docs/pruning.md.
+_BALANCE = 0.6
 MAX_COST_POWER = 4.0  # far beyond use; keeps costs to this power within float64
 
 
@@ -48,8 +50,9 @@ class PruneConfig:
     # with a target: divide importance by what a channel costs, to this power; by default 1 for ms, speedup and the
     # criterion fisher, else 0
     cost_power: float | None = None
-    # with a target: least width of a layer, as a share of the one it would have if all layers were cut alike, 0 to 1
-    balance: float = 0.0
+    # with a target: least width of a layer, as a share of the one it would have if all layers were cut alike, 0 to 1;
+    # by default 0.6 for the criteria taylor and fisher, else 0
+    balance: float | None = None
     protect: tuple[str, ...] = ()  # patterns of layer paths that are kept whole, such as "model.2*"
     unstructured: float | None = None  # also set this share of all single weights to zero; alone, no channel is cut
     unstructured_scope: Scope = (
@@ -102,7 +105,7 @@ class PruneConfig:
             )
         if self.cost_power and not self.target:
             raise ConfigError("--cost-power weighs what --target counts; give --target or leave --cost-power out")
-        if not 0 <= self.balance <= 1:
+        if self.balance is not None and not 0 <= self.balance <= 1:
             raise ConfigError(f"--balance {self.balance}: expected a share from 0 to 1, such as 0.6")
         if self.balance and not self.target:
             raise ConfigError("--balance limits what --target takes; give --target or leave --balance out")
@@ -162,7 +165,7 @@ class PruneConfig:
             "--drop-bottlenecks": bool(self.drop_bottlenecks),
             "--dry-run": self.dry_run,
             "--strict": self.strict,
-            "--balance": self.balance > 0,
+            "--balance": bool(self.balance),
         }
         for name, is_given in others.items():
             if is_given:
@@ -206,6 +209,13 @@ class PruneConfig:
             return self.cost_power
         return float(self.is_timed or (bool(self.target) and self.criterion == "fisher"))
 
+    @property
+    def least_share(self) -> float:
+        """Least width of a layer, as a share of the one it would have if all layers were cut alike."""
+        if self.balance is not None:
+            return self.balance
+        return _BALANCE if self.target and self.is_measured and not self.iterative else 0.0
+
     def plan_settings(
         self,
         image_chw: tuple[int, int, int],
@@ -230,7 +240,7 @@ class PruneConfig:
             min_channels=self.min_channels,
             target=parse_target(self.target) if self.target else None,
             cost_power=self.power,
-            balance=self.balance,
+            balance=self.least_share,
             latency=latency,
             has_fast_widths=self.has_fast_widths,
             protect=self.protect,

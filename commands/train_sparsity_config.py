@@ -20,8 +20,6 @@ CHOICE = (
     *("percent", "target", "runtime", "precision", "threads", "latency_table"),
     *("round", "round_direction", "min_channels"),
 )
-# Measured best of 0, .6 and 1, see docs/pruning.md.
-_BALANCE = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +82,6 @@ class SparsityConfig(TrainConfig):
             threads=self.threads,
             latency_table=self.latency_table,
             criterion="fisher",
-            balance=_BALANCE if self.target else 0.0,
             shortcuts=self.shortcuts,
             round=self.round,
             round_direction=self.round_direction,

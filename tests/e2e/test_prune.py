@@ -235,9 +235,7 @@ def test_every_way_of_pruning_gives_a_smaller_network_that_loads(place: Place, s
     assert all(head.isfinite().all() for head in outputs(loaded))
 
 
-@pytest.mark.parametrize(
-    "how", [{"criterion": "taylor"}, {"criterion": "fisher", "target": "macs=50%", "balance": 0.6}]
-)
+@pytest.mark.parametrize("how", [{"criterion": "taylor"}, {"criterion": "fisher", "target": "macs=50%"}])
 def test_importance_of_data_is_measured_on_training_pictures(place: Place, how: dict[str, Any]) -> None:
     settings = {**how, "data": str(place.data), "batch_size": 2, "taylor_batches": 1}
     result = run_pruning(config_of(place, dry_run=True, **settings))

@@ -112,6 +112,21 @@ def test_cost_power_out_of_range_is_refused(power: float) -> None:
         PruneConfig(weights="a.pt", target="macs=50%", cost_power=power)
 
 
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        ({"target": "ms=8", "criterion": "taylor", "data": "d.yaml"}, 0.6),
+        ({"target": "macs=50%", "criterion": "fisher", "data": "d.yaml"}, 0.6),
+        ({"target": "macs=50%", "criterion": "fisher", "data": "d.yaml", "balance": 0.0}, 0.0),
+        ({"target": "macs=50%", "criterion": "taylor", "data": "d.yaml", "iterative": True}, 0.0),
+        ({"target": "macs=50%"}, 0.0),
+        ({"percent": 0.5, "criterion": "taylor", "data": "d.yaml"}, 0.0),
+    ],
+)
+def test_importance_measured_on_images_leaves_every_layer_a_share(settings: dict[str, Any], share: float) -> None:
+    assert PruneConfig(weights="a.pt", **settings).least_share == share
+
+
 def test_cost_power_without_a_target_is_refused() -> None:
     with pytest.raises(ConfigError, match="--cost-power weighs what --target counts; give --target"):
         PruneConfig(weights="a.pt", percent=0.5, cost_power=0.5)
