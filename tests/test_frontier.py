@@ -181,10 +181,10 @@ def test_rows_are_those_that_need_a_cut(tmp_path: Path) -> None:
 
 def test_epochs_keep_the_shares_of_the_preset_and_their_sum(tmp_path: Path) -> None:
     preset = slim_preset()
-    assert (preset["dense_epochs"], preset["epochs"], preset["finetune_epochs"]) == (40, 15, 45)
+    assert (preset["dense_epochs"], preset["epochs"], preset["finetune_epochs"]) == (40, 5, 55)
     for epochs, thirds, halves in (
-        (100, [40, 15, 45], [25, 75]),
-        (60, [24, 9, 27], [15, 45]),
+        (100, [40, 5, 55], [8, 92]),
+        (60, [24, 3, 33], [5, 55]),
         (3, [1, 1, 1], [1, 2]),
     ):
         own = recipe(tmp_path, epochs=epochs)
