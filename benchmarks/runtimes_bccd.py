@@ -32,7 +32,7 @@ class RuntimesConfig:
     img_size: int = 320
     formats: tuple[str, ...] = ("ncnn", "onnx", "openvino", "torchscript")
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-    int8_search: bool = False  # let ncnn find layers to leave in 16 bits
+    int8_search: bool = False  # find layers that int8 leaves out
     int8_skip: tuple[str, ...] = ()  # patterns of layers that int8 leaves out
     rounds: int = 30
     project: str = "runs/benchmark/runtimes"
@@ -79,7 +79,7 @@ def _exported(weights: str, precision: Precision, config: RuntimesConfig) -> lis
             half=precision == "fp16",
             int8=is_int8,
             int8_skip=config.int8_skip if is_int8 else (),
-            int8_search=is_int8 and config.int8_search and "ncnn" in formats,
+            int8_search=is_int8 and config.int8_search,
             threads=1,
             project=config.project,
             name=name,

@@ -27,9 +27,9 @@ class ExportConfig:
     int8: bool = False  # weights and activations in 8 bits; needs --data for calibration
     data: str = ""  # data set YAML: mAP before and after on val, and calibration on train
     calib_images: int = 128  # images of the train split that int8 ranges are learnt from
-    calib_method: Int8Method = "minmax"  # how ncnn's int8 ranges are chosen
+    calib_method: Int8Method = "mse"  # how int8 ranges are chosen: least squared error, extremes, or kl
     int8_skip: tuple[str, ...] = ()  # patterns of layer paths that int8 leaves out, such as "model.1.*"
-    int8_search: bool = False  # ncnn: find the few layers that cost most mAP and leave them in 16 bits
+    int8_search: bool = False  # find the few layers that cost most mAP in int8 and leave them out
     opset: int = 17  # of ONNX, 11 to 20; attention needs 14, int8 needs 13
     nms: bool = False  # ONNX: decoding and suppression inside, boxes come out
     conf_thres: Annotated[float, spelled("--conf")] = 0.25  # least score of a box, for --nms
@@ -61,8 +61,8 @@ class ExportConfig:
             raise ConfigError("--half and --int8 are two precisions; choose one (int8 leaves the rest in 16 bits)")
         if self.int8 and not self.data:
             raise ConfigError("--int8 learns ranges from images; give --data")
-        if self.int8_search and not (self.int8 and "ncnn" in self.include):
-            raise ConfigError("--int8-search is for ncnn; give --int8 --include ncnn")
+        if self.int8_search and not self.int8:
+            raise ConfigError("--int8-search finds what int8 leaves out; give --int8")
         if self.int8_skip and not self.int8:
             raise ConfigError("--int8-skip says what int8 leaves out; give --int8")
         if self.nms and ("onnx" not in self.include or self.half or self.int8):

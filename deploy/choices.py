@@ -8,4 +8,5 @@ from typing import Literal, TypeAlias
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "integer"]
 # Precisions that latency tables are of.
 LatencyPrecision: TypeAlias = Literal["fp32", "fp16", "int8"]
-Int8Method: TypeAlias = Literal["kl", "minmax"]
+# How int8 chooses the ranges of activations.
+Int8Method: TypeAlias = Literal["mse", "minmax", "kl"]

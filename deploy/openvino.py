@@ -19,7 +19,8 @@ from deploy.choices import Precision
 from deploy.formats import FORMATS
 from deploy.job import ExportJob
 from deploy.onnx.graph import save_onnx
-from deploy.onnx.network import onnx_graph
+from deploy.onnx.int8 import FOR_OPENVINO
+from deploy.onnx.network import int8_graph, onnx_graph
 from deploy.outputs.metadata import Metadata, folder_metadata
 from deploy.outputs.outputs import INPUT_NAME, RunGraph
 from deploy.settings import RuntimeOptions
@@ -47,18 +48,31 @@ def write_openvino(job: ExportJob, path: Path) -> Metadata:
             unwritable folder.
     """
     metadata = job.metadata("openvino", path)
-    openvino = optional_package("openvino", purpose="export to OpenVINO")
-    is_half = metadata.precision == "fp16"
-    with replaced_folder(path, marker=GRAPH_NAME) as new, tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch, "model.onnx")
+    if metadata.precision == "int8":
+        graph = int8_graph(job, metadata, FOR_OPENVINO, run=_run_here)
+    else:
         # Only the file stores weights in 16 bits; the graph is in float32.
-        precision: Precision = "fp32" if is_half else metadata.precision
-        save_onnx(onnx_graph(job, metadata, precision=precision), source, properties={})
-        graph = openvino.Core().read_model(source)
-        graph.set_rt_info(_identity(metadata), _IDENTITY_KEY)
-        openvino.save_model(graph, new / GRAPH_NAME, compress_to_fp16=is_half)
-        (new / METADATA_NAME).write_text(metadata.to_json(), encoding="utf-8")
+        graph = onnx_graph(job, metadata, precision="fp32")
+    with replaced_folder(path, marker=GRAPH_NAME) as new:
+        _save(graph, metadata, new)
     return metadata
+
+
+def _save(onnx_model: Any, metadata: Metadata, folder: Path) -> None:
+    """Convert a graph to OpenVINO's files, with the metadata beside them."""
+    openvino = optional_package("openvino", purpose="export to OpenVINO")
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch, "model.onnx")
+        save_onnx(onnx_model, source, properties={})
+        graph = openvino.Core().read_model(source)
+    graph.set_rt_info(_identity(metadata), _IDENTITY_KEY)
+    openvino.save_model(graph, folder / GRAPH_NAME, compress_to_fp16=metadata.precision == "fp16")
+    (folder / METADATA_NAME).write_text(metadata.to_json(), encoding="utf-8")
+
+
+def _run_here(onnx_model: Any, metadata: Metadata, folder: Path) -> RuntimeModel:
+    _save(onnx_model, metadata, folder)
+    return load_openvino(folder, device=torch.device("cpu"), options=RuntimeOptions())
 
 
 def load_openvino(path: Path, *, device: torch.device, options: RuntimeOptions) -> RuntimeModel:

@@ -34,14 +34,14 @@ class FormatSettings:
 
     Attributes:
         int8_skip: Patterns of the paths of layers that int8 keeps in floating point.
-        int8_search: Whether to search for the layers in which int8 costs most mAP (ncnn).
-        calib_method: Method that chooses the ranges of int8 (ncnn).
+        int8_search: Whether to search for the layers in which int8 costs most mAP, and leave them out too.
+        calib_method: Method that chooses the ranges of int8, as `QuantConfig.observer`.
         compute_capability: Compute capability of the GPU to build for, such as 8.6; "" for this machine's (TensorRT).
     """
 
     int8_skip: tuple[str, ...] = ()
     int8_search: bool = False
-    calib_method: Int8Method = "minmax"
+    calib_method: Int8Method = "mse"
     compute_capability: str = ""
 
 

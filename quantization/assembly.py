@@ -51,6 +51,7 @@ def operations_of(
     """
     operations = []
     for node in graph.nodes.values():
+        assert node.kind != "opaque", f"{node.name} has no integer form"
         output = affines[graph.scale_of(node.name)]
         inputs = tuple(affines[graph.scale_of(name)] for name in node.inputs)
         arrays: dict[str, IntArray] = {}

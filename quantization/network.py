@@ -165,9 +165,23 @@ class QuantizedNetwork(nn.Module):
         weights = None
         if node.name in self.bits.weights:
             weights = self.rounded_weights(node) if is_rounded else self.weights(node.name)
+            inputs = [self.rounded_input(node, inputs[0])] if is_rounded else inputs
         result = computed(node, inputs, weights)
-        affine = self._affines.get(node.name) if is_rounded and node.kind not in MOVERS else None
+        affine = self._affine_of_result(node) if is_rounded else None
         return fake_quantise(result, affine) if affine else result
+
+    def rounded_input(self, node: Node, value: Tensor) -> Tensor:
+        """Return what a node with weights reads of a value in fake mode: values may be rounded by their readers."""
+        if self.config.rounded == "values" or self.bits.weights[node.name] is None:
+            return value
+        affine = self.affine_of(node.inputs[0])
+        return fake_quantise(value, affine) if affine else value
+
+    def _affine_of_result(self, node: Node) -> Affine | None:
+        """Return what a node's result is rounded to where it is made; None where it is not rounded."""
+        is_layer = self.bits.weights.get(node.name) is not None
+        is_rounded = {"values": node.kind not in MOVERS, "inputs": False, "ends": is_layer}[self.config.rounded]
+        return self._affines.get(node.name) if is_rounded else None
 
     def rounded_weights(self, node: Node) -> tuple[Tensor, Tensor]:
         """Return the weight and bias of a node in fake mode."""
@@ -175,8 +189,9 @@ class QuantizedNetwork(nn.Module):
         grid, source = self.grid(node), self.affine_of(node.inputs[0])
         if grid is None:
             return weight, bias
-        rounded = fake_bias(bias, grid.scales * source.scale) if source else bias
-        return fake_weight(weight, grid), rounded
+        if source is None or self.config.rounded != "values":
+            return fake_weight(weight, grid), bias
+        return fake_weight(weight, grid), fake_bias(bias, grid.scales * source.scale)
 
     def grid(self, node: Node) -> Grid | None:
         """Return the scales and zero points of a node's weight; None if it is not quantised."""
@@ -184,7 +199,7 @@ class QuantizedNetwork(nn.Module):
         if bits is None or node.name in self._held_grids:
             return self._held_grids.get(node.name)
         weight, bias = self.weights(node.name)
-        scale = source.scale if source else None
+        scale = source.scale if source and self.config.rounded == "values" else None
         return weight_grid(weight, bias, bits=bits, config=self.config, input_scale=scale)
 
     def hold_grid_(self, name: str, grid: Grid) -> None:
@@ -268,7 +283,7 @@ def quantize(
     Args:
         model: Network; it is not changed, see `lowering.lower`.
         batches: Calibration images (B, C, H, W), preprocessed for the network.
-        config: Bits and kinds of ranges.
+        config: Bits and kinds of ranges; with `rounded` not "values", operators without an integer form are allowed.
         image_shape: Shape of an image (C, H, W).
 
     Raises:
@@ -276,7 +291,7 @@ def quantize(
         DataError: There are no images, or a value becomes NaN or infinite.
         ConfigError: A pattern of `config.layers` matches no layer.
     """
-    graph = lower(model, image_shape=image_shape)
+    graph = lower(model, image_shape=image_shape, allow_opaque=config.rounded != "values")
     network = QuantizedNetwork(
         graph, config=config, fingerprint=network_fingerprint(model), image_shape=image_shape
     ).eval()

@@ -13,9 +13,10 @@ import torch
 from deploy.artefact.checksums import write_checksums
 from deploy.artefact.folder import replaced_folder
 from deploy.artefact.metadata import METADATA_NAME
+from deploy.artefact.runtime import RuntimeModel
+from deploy.int8 import Layers, int8_layers
 from deploy.job import ExportJob
-from deploy.ncnn.int8 import Int8Settings, calibrate, write_int8
-from deploy.ncnn.int8_search import Int8SearchSettings, search_int8_skips
+from deploy.ncnn.int8 import ARITHMETIC, FloatFolder, write_int8
 from deploy.ncnn.names import executed_layers, named_by_module
 from deploy.ncnn.param import read_param, write_param
 from deploy.ncnn.pnnx import convert_to_ncnn
@@ -31,17 +32,16 @@ _CPU = torch.device("cpu")
 _BOUND_TO_SIZE = "Reshape"
 
 
-def write_ncnn(job: ExportJob, path: Path, *, int8: Int8Settings | None = None) -> Metadata:
+def write_ncnn(job: ExportJob, path: Path) -> Metadata:
     """Write a network as a folder for ncnn: param, bin, their checksums, metadata and a README.
 
     ncnn computes one image at a time, and a detector without attention takes any multiple of the stride; the metadata
     say so whatever batch size the settings have. Convolutions are named by their module paths. fp16 halves the file;
-    the arithmetic is chosen when loading.
+    the arithmetic is chosen when loading. In int8, what is not a convolution is stored in fp16.
 
     Args:
         job: Network and settings.
         path: Folder whose name ends in `_ncnn_model`; an earlier export there is replaced.
-        int8: Settings for int8 convolutions, everything else is stored in fp16; None for those of the job.
 
     Raises:
         ConfigError: Unsupported precision, size or name, int8 without images, a pattern that matches no layer, a
@@ -50,13 +50,11 @@ def write_ncnn(job: ExportJob, path: Path, *, int8: Int8Settings | None = None) 
     job = replace(job, settings=replace(job.settings, batch_size=1))
     metadata = job.metadata("ncnn", path)
     is_int8 = metadata.precision == "int8"
-    if is_int8 and not job.calibration:
-        raise ConfigError("ncnn in int8 needs images to calibrate with, got none; give --data")
     with replaced_folder(path, marker=PARAM_NAME) as new, tempfile.TemporaryDirectory(suffix=FORMAT) as scratch:
         floats = Path(scratch) if is_int8 else new
         _write_converted(job, floats, metadata=replace(metadata, precision="fp32") if is_int8 else metadata)
         if is_int8:
-            _write_int8(job, floats, new, int8=int8)
+            _write_int8(job, floats, new)
         write_checksums(new, (PARAM_NAME, BIN_NAME))
         metadata = folder_metadata(new)
         page = job.source.ncnn_page(metadata, folder_name=path.name)
@@ -82,23 +80,19 @@ def _write_converted(job: ExportJob, folder: Path, *, metadata: Metadata) -> Non
     (folder / METADATA_NAME).write_text(metadata.to_json(), encoding="utf-8")
 
 
-def _write_int8(job: ExportJob, floats: Path, folder: Path, *, int8: Int8Settings | None) -> None:
+def _write_int8(job: ExportJob, floats: Path, folder: Path) -> None:
     """Write param, bin and metadata in int8, from the folder of an fp32 export."""
-    special, measure = job.special, job.measure
-    int8 = int8 or Int8Settings(method=special.calib_method, skip=special.int8_skip)
-    if special.int8_search:
-        assert measure is not None, "searching needs data, which the settings have checked"
+    source = FloatFolder.read(floats)
 
-        def metric_of(some: Path) -> float:
-            runtime = load_ncnn(some, device=_CPU, options=RuntimeOptions())
-            return measure(runtime, runtime.input_hw)
+    def run(layers: Layers) -> RuntimeModel:
+        with tempfile.TemporaryDirectory(suffix=FORMAT) as scratch:
+            write_int8(source, Path(scratch), layers)
+            runtime: RuntimeModel = load_ncnn(Path(scratch), device=_CPU, options=RuntimeOptions())
+            return runtime
 
-        search = Int8SearchSettings(metric=job.source.metric)
-        found = search_int8_skips(floats, images=job.calibration, metric_of=metric_of, int8=int8, search=search)
-        int8 = found.settings
-        logger.info("kept in 16 bits: %s", ", ".join(int8.skip) or "only the last layers")
-    skip = int8.skipped(read_param(floats / PARAM_NAME))
-    write_int8(calibrate(floats, images=job.calibration, method=int8.method), folder, skip=skip)
+    metadata = folder_metadata(floats)
+    layers = int8_layers(job, ARITHMETIC, metadata=metadata, stored=source.stored, run=run, floats=source.floats)
+    write_int8(source, folder, layers)
 
 
 def _run_once(job: ExportJob, folder: Path, metadata: Metadata, *, name: str) -> None:

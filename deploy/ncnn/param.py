@@ -6,7 +6,7 @@ process instead of failing with an error.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils.errors import CheckpointError
@@ -37,6 +37,11 @@ class ParamLayer:
         prefix = f"{key}="
         found = next((item for item in self.settings if item.startswith(prefix)), None)
         return default if found is None else int(found.removeprefix(prefix))
+
+    def with_number(self, key: int, value: int) -> ParamLayer:
+        """Return the layer with another value of the integer setting with id `key`."""
+        others = tuple(item for item in self.settings if not item.startswith(f"{key}="))
+        return replace(self, settings=(*others, f"{key}={value}"))
 
     def as_line(self) -> str:
         """Format the layer as a line that reads back as the same layer."""

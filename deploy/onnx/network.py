@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,18 @@ from deploy.artefact.metadata import METADATA_NAME
 from deploy.artefact.runtime import RuntimeModel
 from deploy.choices import Precision
 from deploy.formats import FORMATS
+from deploy.int8 import Arithmetic, Layers, int8_layers
 from deploy.job import ExportJob
-from deploy.onnx.graph import GraphSettings, join_zeros_, open_session, run_session, save_onnx, trace_onnx
-from deploy.onnx.int8 import as_int8
+from deploy.onnx.graph import (
+    GraphSettings,
+    check_opset,
+    join_zeros_,
+    open_session,
+    run_session,
+    save_onnx,
+    trace_onnx,
+)
+from deploy.onnx.int8 import FOR_ONNXRUNTIME, as_int8, stored_weights
 from deploy.outputs.metadata import Metadata, read_metadata
 from deploy.outputs.outputs import INPUT_NAME
 from deploy.settings import RuntimeOptions
@@ -37,22 +48,64 @@ def write_onnx(job: ExportJob, path: Path) -> Metadata:
             unwritable folder.
     """
     metadata = job.metadata("onnx", path)
-    graph = onnx_graph(job, metadata, precision=metadata.precision)
-    save_onnx(graph, path, properties={METADATA_NAME: metadata.to_json()})
+    if metadata.precision == "int8":
+        graph = int8_graph(job, metadata, FOR_ONNXRUNTIME)
+    else:
+        graph = onnx_graph(job, metadata, precision=metadata.precision)
+    _save(graph, path, metadata)
     return metadata
 
 
-def onnx_graph(job: ExportJob, metadata: Metadata, *, precision: Precision, for_tensorrt: bool = False) -> Any:
-    """Build the graph of a network, an `onnx.ModelProto`, without decoding.
+def _save(graph: Any, path: Path, metadata: Metadata) -> None:
+    save_onnx(graph, path, properties={METADATA_NAME: metadata.to_json()})
+
+
+def _run_here(graph: Any, metadata: Metadata, folder: Path) -> RuntimeModel:
+    _save(graph, folder / "trial.onnx", metadata)
+    return load_onnx(folder / "trial.onnx", device=torch.device("cpu"), options=RuntimeOptions())
+
+
+def int8_graph(
+    job: ExportJob,
+    metadata: Metadata,
+    arithmetic: Arithmetic,
+    *,
+    run: Callable[[Any, Metadata, Path], RuntimeModel] = _run_here,
+) -> Any:
+    """Build the graph of a network in int8, an `onnx.ModelProto`, without decoding.
 
     Args:
-        job: Network, opset, and calibration images for int8.
+        job: Network, opset, and calibration images.
         metadata: Metadata of the artefact, with the names and free axes of the outputs.
-        precision: Precision of the graph.
-        for_tensorrt: Whether int8 is for TensorRT; see `deploy.onnx.int8.as_int8`.
+        arithmetic: How the runtime that reads the graph computes.
+        run: Function that loads a graph by way of files in a folder, for the search; by default with onnxruntime.
 
     Raises:
-        ConfigError: Unsupported opset, or int8 without images of the right size.
+        ConfigError: Unsupported opset, no images, or a pattern that matches no layer.
+    """
+    check_opset(job.settings.opset, is_int8=True)
+    plain = onnx_graph(job, metadata, precision="fp32")
+
+    def graph_of(layers: Layers) -> Any:
+        return as_int8(plain, layers, rounds_results=arithmetic.rounding.rounded == "ends")
+
+    def run_layers(layers: Layers) -> RuntimeModel:
+        with tempfile.TemporaryDirectory() as scratch:
+            return run(graph_of(layers), metadata, Path(scratch))
+
+    return graph_of(int8_layers(job, arithmetic, metadata=metadata, stored=stored_weights(plain), run=run_layers))
+
+
+def onnx_graph(job: ExportJob, metadata: Metadata, *, precision: Precision) -> Any:
+    """Build the graph of a network in floating point, an `onnx.ModelProto`, without decoding.
+
+    Args:
+        job: Network and opset.
+        metadata: Metadata of the artefact, with the names and free axes of the outputs.
+        precision: Precision of the graph, fp32 or fp16.
+
+    Raises:
+        ConfigError: Unsupported opset.
     """
     network = job.source.network()
     join_zeros_(network)
@@ -61,10 +114,7 @@ def onnx_graph(job: ExportJob, metadata: Metadata, *, precision: Precision, for_
     settings = GraphSettings(
         inputs=[INPUT_NAME], outputs=metadata.output_names, opset=job.settings.opset, dynamic=metadata.free_axes
     )
-    graph = trace_onnx(network, [job.example(metadata)], settings)
-    if precision != "int8":
-        return graph
-    return as_int8(graph, job.calibration, skip=job.special.int8_skip, for_tensorrt=for_tensorrt)
+    return trace_onnx(network, [job.example(metadata)], settings)
 
 
 def load_onnx(path: Path, *, device: torch.device, options: RuntimeOptions) -> RuntimeModel:

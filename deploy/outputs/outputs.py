@@ -59,6 +59,10 @@ class Source(Protocol):
     timed_calls: ClassVar[int]
 
     @property
+    def model(self) -> nn.Module:
+        """The network itself; not to be changed."""
+
+    @property
     def identity(self) -> Mapping[str, str]:
         """Digests that an artefact of this network repeats in its metadata."""
 

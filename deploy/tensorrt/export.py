@@ -16,7 +16,8 @@ import torch
 from deploy.artefact.packages import optional_package
 from deploy.job import ExportJob
 from deploy.onnx.graph import save_onnx
-from deploy.onnx.network import onnx_graph
+from deploy.onnx.int8 import FOR_TENSORRT
+from deploy.onnx.network import int8_graph, onnx_graph
 from deploy.outputs.metadata import Metadata
 from deploy.tensorrt.build import BuildRequest, capabilities
 from deploy.tensorrt.engine_file import EngineFile, write_engine
@@ -56,7 +57,10 @@ def _engine(job: ExportJob, metadata: Metadata, *, package: str) -> EngineFile:
     """Build the plan of a network, and return it with the facts about it."""
     capability = job.special.compute_capability
     shapes = image_shapes(metadata, batch_size=job.settings.batch_size)
-    graph = onnx_graph(job, metadata, precision=metadata.precision, for_tensorrt=True)
+    if metadata.precision == "int8":
+        graph = int8_graph(job, metadata, FOR_TENSORRT)
+    else:
+        graph = onnx_graph(job, metadata, precision=metadata.precision)
     with tempfile.TemporaryDirectory() as scratch:
         source, plan = Path(scratch, "model.onnx"), Path(scratch, "model.plan")
         save_onnx(graph, source, properties={})

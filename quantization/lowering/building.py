@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
 
 from quantization.lowering.graph import INPUT, Node
 from utils.errors import QuantizationError
@@ -109,6 +110,45 @@ class Builder:
 
 
 Rule: TypeAlias = Callable[[Builder, Call], Any]
+
+
+def opaque(
+    build: Builder, call: Call, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, result: Any
+) -> Any:
+    """Add a module that is called as it is, one node for each tensor that it returns.
+
+    Args:
+        build: Builder of the graph.
+        call: Call of the module.
+        module: The module.
+        args, kwargs: What it is called with; tensors of the network are a `Ref`.
+        result: What it returned for the example.
+
+    Returns:
+        The result with a `Ref` for each tensor.
+    """
+    refs = list(dict.fromkeys(item for item in tree_flatten((args, kwargs))[0] if isinstance(item, Ref)))
+
+    def run(tensors: Sequence[Tensor]) -> list[Tensor]:
+        value_of = dict(zip(refs, tensors, strict=True))
+        given, named = tree_map(lambda item: value_of[item] if isinstance(item, Ref) else item, (args, kwargs))
+        return [item for item in tree_flatten(module(*given, **named))[0] if isinstance(item, Tensor)]
+
+    def add(item: Any) -> Any:
+        if not isinstance(item, Tensor):
+            return item
+        index = len(made)
+        made.append(call.name if index == 0 else build.unique(f"{call.name}.{index}"))
+        node = Node(
+            name=made[index],
+            kind="opaque",
+            inputs=tuple(ref.name for ref in refs),
+            function=lambda *tensors: run(tensors)[index],
+        )
+        return build.add(node, tuple(item.shape))
+
+    made: list[str] = []
+    return tree_map(add, result)
 
 
 def constant(value: Tensor) -> Tensor:

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantization.lowering.graph import Node
-from quantization.program.program import Kind
+from quantization.lowering.graph import Node, NodeKind
 
 
 def pair_of(node: Node, name: str) -> tuple[int, int]:
@@ -57,9 +56,9 @@ def _conv(node: Node, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.conv2d(x, weight, bias, stride, padding, dilation, number_of(node, "groups"))
 
 
-def _lookup(node: Node, inputs: Sequence[Tensor]) -> Tensor:
+def _function(node: Node, inputs: Sequence[Tensor]) -> Tensor:
     assert node.function is not None
-    return node.function(inputs[0])
+    return node.function(*inputs)
 
 
 def _max_pool(node: Node, inputs: Sequence[Tensor]) -> Tensor:
@@ -99,8 +98,9 @@ def _permute(node: Node, inputs: Sequence[Tensor]) -> Tensor:
     return inputs[0].permute(axes)
 
 
-_OPERATIONS: dict[Kind, Callable[[Node, Sequence[Tensor]], Tensor]] = {
-    "lookup": _lookup,
+_OPERATIONS: dict[NodeKind, Callable[[Node, Sequence[Tensor]], Tensor]] = {
+    "lookup": _function,
+    "opaque": _function,
     "add": lambda node, inputs: inputs[0] + inputs[1],
     "concat": lambda node, inputs: torch.cat(list(inputs), number_of(node, "axis")),
     "multiply": lambda node, inputs: inputs[0] * inputs[1],

@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from torch import Tensor
 
 from quantization.program.program import Kind, Setting
 
-# Any elementwise function of one tensor.
-Function: TypeAlias = Callable[[Tensor], Tensor]
+# An elementwise function of one tensor; of an opaque node, any function of its inputs.
+Function: TypeAlias = Callable[..., Tensor]
+# Kinds of operations, and those that only runtimes with floating point have.
+NodeKind: TypeAlias = Kind | Literal["opaque"]
 
 INPUT = "input"
-WEIGHTED: frozenset[Kind] = frozenset({"conv", "linear"})
+WEIGHTED: frozenset[NodeKind] = frozenset({"conv", "linear"})
 # Operations that move or select values, and so keep the scale of their input.
-MOVERS: frozenset[Kind] = frozenset({"max_pool", "upsample", "slice", "flatten", "reshape", "permute"})
+MOVERS: frozenset[NodeKind] = frozenset({"max_pool", "upsample", "slice", "flatten", "reshape", "permute"})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,18 +28,18 @@ class Node:
 
     Attributes:
         name: Name, as in `program.Operation`.
-        kind: Kind of operation, as in `program.Operation`.
+        kind: Kind of operation, as in `program.Operation`; opaque: one without an integer form.
         inputs: Names of the nodes it reads.
         settings: Settings by kind, as in `program.Operation`.
         clamp: Limits of the result; a ReLU is (0, inf).
-        function: Function of a lookup.
+        function: Function of a lookup or an opaque node.
         weight: Weight of conv (O, I / groups, KH, KW) or linear (O, I).
         bias: Bias of conv or linear (O,).
         area: Number of values in a window of mean.
     """
 
     name: str
-    kind: Kind
+    kind: NodeKind
     inputs: tuple[str, ...]
     settings: Mapping[str, Setting] = field(default_factory=dict)
     clamp: tuple[float, float] = (-math.inf, math.inf)

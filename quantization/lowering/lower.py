@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from models.copies import twin_with_numbers
 from models.detector import Detector
 from models.prepare import ready_for_export
-from quantization.lowering.building import Builder, Call, Ref
+from quantization.lowering.building import Builder, Call, Ref, opaque
 from quantization.lowering.float_ops import computed
 from quantization.lowering.graph import INPUT, Graph, Node
 from quantization.lowering.merging import merged
@@ -29,22 +29,32 @@ _TOLERANCE = 1e-2
 _EXAMPLES = 2
 
 
-def lower(model: nn.Module, *, image_shape: tuple[int, int, int]) -> Graph:
+def lower(model: nn.Module, *, image_shape: tuple[int, int, int], allow_opaque: bool = False) -> Graph:
     """Lower a network at inference, with batch norms and clamps merged into the layers before them.
 
     Args:
         model: Network; it is not changed. For a `Detector` the graph extends from the image to the head maps
             (B, A * (5 + nc), H, W), since decoding is the same for all runtimes.
         image_shape: Shape of an image (C, H, W).
+        allow_opaque: Whether the smallest modules with operators that have no integer form become opaque nodes.
 
     Raises:
         QuantizationError: The network cannot be traced, does not run on such images, or has an operator without an
-            integer form.
+            integer form outside of all modules, or with `allow_opaque` False anywhere.
     """
     _check_leaves(model)
     network = ready_for_export(model) if isinstance(model, Detector) else twin_with_numbers(model)
-    lowering = _Lowering(fx.GraphModule(network, _traced(network)), image_shape)
-    graph = merged(lowering.run())
+    opaque: set[str] = set()
+    while True:
+        try:
+            traced = fx.GraphModule(network, _traced(network, opaque))
+            lowering = _Lowering(traced, image_shape, allow_opaque=allow_opaque)
+            graph = merged(lowering.run())
+            break
+        except RefusedError as refused:
+            if not allow_opaque or refused.module in {"", *opaque}:
+                raise
+            opaque.add(refused.module)
     _check_same(graph, lowering.example, lowering.outputs)
     return graph
 
@@ -89,29 +99,54 @@ def _check_same(graph: Graph, images: Tensor, expected: Sequence[Tensor]) -> Non
             )
 
 
-class _Tracer(fx.Tracer):
-    """Tracer that remembers the innermost module that could not be traced."""
+class RefusedError(QuantizationError):
+    """Something in the code of a module cannot be lowered.
 
-    failed = ""
+    Attributes:
+        module: Path of the innermost module whose code it is, in the traced network.
+    """
+
+    def __init__(self, message: str, *, module: str) -> None:
+        super().__init__(message)
+        self.module = module
+
+
+class _Tracer(fx.Tracer):
+    """Tracer that remembers the innermost module that could not be traced.
+
+    Args:
+        opaque: Paths of modules that are called as they are.
+    """
+
+    def __init__(self, opaque: Collection[str]) -> None:
+        super().__init__()
+        self.failed: tuple[str, str] | None = None
+        self._opaque = opaque
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Return whether a module is called as it is."""
+        return module_qualified_name in self._opaque or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Trace `m`, and remember it if that fails."""
         try:
             return super().call_module(m, forward, args, kwargs)
         except _CODE_ERRORS:
-            self.failed = self.failed or f"{self.path_of_module(m)} ({type(m).__name__})"
+            self.failed = self.failed or (self.path_of_module(m), type(m).__name__)
             raise
 
 
-def _traced(network: nn.Module) -> fx.Graph:
-    tracer = _Tracer()
+def _traced(network: nn.Module, opaque: Collection[str]) -> fx.Graph:
+    tracer = _Tracer(opaque)
     try:
         return tracer.trace(network)
     except _CODE_ERRORS as error:
-        where = (tracer.failed or type(network).__name__).removeprefix(_PREFIX)
-        raise QuantizationError(
+        path, kind = tracer.failed or ("", type(network).__name__)
+        where = f"{path.removeprefix(_PREFIX)} ({kind})" if path else kind
+        raise RefusedError(
             f"{where}: torch.fx cannot trace it ({_cause(error)}); "
-            "rewrite what depends on data, or use a network without it"
+            "rewrite what depends on data, or use a network without it",
+            module=path,
         ) from error
 
 
@@ -153,10 +188,11 @@ class _Lowering:
         outputs: Outputs of the network for the example.
     """
 
-    def __init__(self, traced: fx.GraphModule, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, traced: fx.GraphModule, image_shape: tuple[int, int, int], *, allow_opaque: bool) -> None:
         self.example = torch.rand(_EXAMPLES, *image_shape, generator=torch.Generator().manual_seed(0))
         self.outputs: tuple[Tensor, ...] = ()
         self._traced = traced
+        self._allow_opaque = allow_opaque
         self._builder = Builder()
         self._values: dict[fx.Node, Any] = {}
 
@@ -204,9 +240,14 @@ class _Lowering:
             arguments=found[1] if found else {},
             shapes=shapes,
         )
-        if found is None:
-            raise call.refusal("is an operator")
-        return found[0](self._builder, call)
+        try:
+            if found is None:
+                raise call.refusal("is an operator")
+            return found[0](self._builder, call)
+        except QuantizationError as error:
+            if module is None or not self._allow_opaque:
+                raise RefusedError(str(error), module=_module_of(node)) from error
+            return opaque(self._builder, call, module, args, dict(kwargs), result=result)
 
     def _graph(self, node: fx.Node) -> Graph:
         given = fx.node.map_arg(node.args[0], self._values.__getitem__)
@@ -220,13 +261,18 @@ class _Lowering:
         return Graph(nodes=self._builder.nodes, outputs=names, is_single=is_single)
 
 
+def _module_of(node: fx.Node) -> str:
+    """Return the path of the innermost module whose code calls a node."""
+    around = list(node.meta.get("nn_module_stack", {}).values())
+    return str(around[-1][0]) if around else ""
+
+
 def _path_of(node: fx.Node) -> str:
     """Return the path of a module, or for a function its name within the path of the surrounding module."""
     if node.op == "call_module":
         return str(node.target).removeprefix(_PREFIX)
-    around = list(node.meta.get("nn_module_stack", {}).values())
-    scope = f"{around[-1][0]}." if around and around[-1][0] else ""
-    return f"{scope}{operator_name(node)}".removeprefix(_PREFIX)
+    scope = _module_of(node)
+    return f"{scope}.{operator_name(node)}".removeprefix(_PREFIX) if scope else operator_name(node)
 
 
 def _attribute(root: nn.Module, path: str) -> Any:

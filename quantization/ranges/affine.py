@@ -46,7 +46,7 @@ def integer_limits(bits: int, *, symmetric: bool) -> tuple[int, int]:
     return 0, 2**bits - 1
 
 
-def affine_of_range(low: float, high: float, *, bits: int, symmetric: bool) -> Affine:
+def affine_of_range(low: float, high: float, *, bits: int, symmetric: bool, signed: bool = False) -> Affine:
     """Compute S = (high - low) / (2^bits - 1) and Z = round(-low / S) for a range widened to include zero.
 
     A symmetric range without negative values uses all integers for the positive ones: its Z is 0 as well.
@@ -55,9 +55,10 @@ def affine_of_range(low: float, high: float, *, bits: int, symmetric: bool) -> A
         low, high: Ends of the real range; a range of only zero gets the scale 1.
         bits: Number of bits, 2 to 16.
         symmetric: Whether Z must be 0.
+        signed: Whether symmetric integers are signed even without negative values.
     """
     low, high = min(low, 0.0), max(high, 0.0)
-    is_signed = symmetric and low < 0
+    is_signed = symmetric and (signed or low < 0)
     smallest, largest = integer_limits(bits, symmetric=is_signed)
     if is_signed:
         high = max(-low, high)

@@ -38,7 +38,7 @@ def planned_bits(graph: Graph, config: QuantConfig) -> BitPlan:
             raise ConfigError(f"layers: {pattern!r} matches none; known: {', '.join(graph.scaled)}")
         if bits.activations is None and not set(fitting) & set(graph.weighted):
             raise ConfigError(f"layers: {pattern!r} matches none with weights; known: {', '.join(graph.weighted)}")
-    wide = graph.wide()
+    wide = graph.wide() if config.rounded == "values" else frozenset()
     weights, values = {}, {}
     for name in graph.scaled:
         given = _exception(config, name)

@@ -12,6 +12,7 @@ from utils.errors import ConfigError
 
 Observer: TypeAlias = Literal["minmax", "percentile", "kl", "mse"]
 WeightRange: TypeAlias = Literal["minmax", "mse"]
+Rounded: TypeAlias = Literal["values", "inputs", "ends"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,10 @@ class QuantConfig:
             a second time, and the first rounding should have no effect. Each bit doubles the length of a table.
         weight_symmetric: Whether the zero point of weights is 0.
         activation_symmetric: Whether the zero point of activations is 0.
+        activation_signed: Whether symmetric integers are signed even where no value is negative.
+        rounded: Which values are rounded in fake mode. values: all, as in integer arithmetic. inputs: only what
+            convolutions and linear layers read, as in runtimes that compute everything else in floating point. ends:
+            what these layers read and what they return.
         per_channel: Whether each output channel of a weight has its own scale.
         observer: Choice of the range of activations. minmax: the extremes. percentile: all but a few values. kl: the
             least change of the distribution. mse: the least squared change of the values.
@@ -60,6 +65,8 @@ class QuantConfig:
     table_bits: int = 4
     weight_symmetric: bool = True
     activation_symmetric: bool = False
+    activation_signed: bool = False
+    rounded: Rounded = "values"
     per_channel: bool = True
     observer: Observer = "minmax"
     weight_range: WeightRange = "minmax"
@@ -77,6 +84,8 @@ class QuantConfig:
             raise ConfigError(
                 f"weight_range is {self.weight_range!r}, expected one of {', '.join(get_args(WeightRange))}"
             )
+        if self.rounded not in get_args(Rounded):
+            raise ConfigError(f"rounded is {self.rounded!r}, expected one of {', '.join(get_args(Rounded))}")
         if not math.isfinite(self.percentile) or not 50 < self.percentile <= 100:
             raise ConfigError(f"percentile is {self.percentile}, expected more than 50 and at most 100")
 

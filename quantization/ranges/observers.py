@@ -227,5 +227,6 @@ class Calibration:
             percentile=self._config.percentile,
             symmetric=symmetric,
         )
-        affine = affine_of_range(low, high, bits=bits, symmetric=symmetric)
+        signed = self._config.activation_signed
+        affine = affine_of_range(low, high, bits=bits, symmetric=symmetric, signed=signed)
         return within(affine, *self._graph.nodes[name].clamp)

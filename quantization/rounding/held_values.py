@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ _MAGNITUDE = 10
 _LEAST_EXPONENT = -100
 
 
-class _HeldParts(ABC):
+class HeldParts(ABC):
     """Results of nodes, stored for parts of the images.
 
     Args:
@@ -30,6 +30,10 @@ class _HeldParts(ABC):
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
         self._parts: dict[str, list[Tensor]] = {}
+
+    @abstractmethod
+    def add(self, name: str, value: Tensor) -> None:
+        """Store the result of a node for the next part of the images."""
 
     @abstractmethod
     def part(self, name: str, index: int) -> Tensor:
@@ -44,15 +48,23 @@ class _HeldParts(ABC):
         self._parts = {name: parts for name, parts in self._parts.items() if name in names}
 
 
-class HeldValues(_HeldParts):
-    """Results in fake mode, stored as their integers in one or two bytes."""
+class HeldValues(HeldParts):
+    """Results in fake mode, stored as their integers in one or two bytes.
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    Args:
+        dtype: Type of the values that are returned.
+        affine_of: Function from the name of a node to the scale and zero point of its result.
+    """
+
+    def __init__(self, dtype: torch.dtype, affine_of: Callable[[str], Affine | None]) -> None:
         super().__init__(dtype)
+        self._affine_of = affine_of
         self._affines: dict[str, Affine] = {}
 
-    def add(self, name: str, value: Tensor, affine: Affine) -> None:
-        """Store the result of a node for the next part of the images, rounded to `affine`."""
+    def add(self, name: str, value: Tensor) -> None:
+        """Store the result of a node for the next part of the images, as its integers."""
+        affine = self._affine_of(name)
+        assert affine is not None, f"{name} stays in real numbers"
         self._affines[name] = affine
         integers = quantise(value, affine) - affine.low
         packed = integers.byte() if _is_of_a_byte(affine) else (integers - _HALF).short()
@@ -65,7 +77,7 @@ class HeldValues(_HeldParts):
         return (self._parts[name][index].to(self._dtype) + (lowest - affine.zero_point)) * affine.scale
 
 
-class HeldReals(_HeldParts):
+class HeldReals(HeldParts):
     """Results in floating point, stored in two bytes to within a thousandth of each value.
 
     Values below a millionth of the largest of their part are stored less precisely.

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from deploy.job import ExportJob
 from deploy.ncnn.export import write_ncnn
-from deploy.ncnn.int8 import Int8Settings
 from deploy.onnx.network import write_onnx
 from deploy.onnx.nms import NmsSettings, write_onnx_with_nms
 from deploy.openvino import write_openvino
@@ -89,15 +88,11 @@ def _export(write: Callable[..., Any], model: Detector, path: Path, **arguments:
     return write(detector_job(model, **arguments), path)
 
 
+export_ncnn = partial(_export, write_ncnn)
 export_onnx = partial(_export, write_onnx)
 export_openvino = partial(_export, write_openvino)
 export_tensorrt = partial(_export, write_tensorrt)
 export_torchscript = partial(_export, write_torchscript)
-
-
-def export_ncnn(model: Detector, path: Path, *, int8: Int8Settings | None = None, **arguments: Any) -> Any:
-    """A detector for ncnn."""
-    return write_ncnn(detector_job(model, **arguments), path, int8=int8)
 
 
 def export_onnx_with_nms(model: Detector, path: Path, *, nms: NmsSettings, **arguments: Any) -> Any:

@@ -135,7 +135,7 @@ def test_boxes_from_the_graph_are_compared_too(place: Place, caplog: pytest.LogC
         (["--int8"], "--int8 learns ranges from images; give --data"),
         (["--half", "--int8", "--data", "data.yaml"], "choose one"),
         (["--int8-skip", "model.0*"], "--int8-skip says what int8 leaves out; give --int8"),
-        (["--int8-search"], "--int8-search is for ncnn; give --int8 --include ncnn"),
+        (["--int8-search"], "--int8-search finds what int8 leaves out; give --int8"),
         (["--nms"], "--nms is for ONNX"),
         (["--include", "torchscript", "--half"], "torchscript in fp16 is not supported; expected fp32"),
         (["--include", "torchscript", "--verify-only"], "tiny.torchscript does not exist; leave --verify-only"),

@@ -1,0 +1,179 @@
+"""One calibration for every runtime in int8: `quantization` learns ranges and rounds weights for its arithmetic."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deploy.artefact.runtime import RuntimeModel
+from deploy.calibration import skipped_layers
+from deploy.int8_search import Int8SearchSettings, search_int8_skips
+from deploy.job import ExportJob
+from deploy.outputs.metadata import Metadata
+from quantization.lowering.graph import INPUT
+from quantization.network import QuantizedNetwork, quantize
+from quantization.ranges.config import QuantConfig
+from quantization.rounding.compensation import compensate_
+from quantization.runtime_layers import RuntimeLayer, runtime_layers
+from utils.datasets.spread import spread
+from utils.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+Layers: TypeAlias = Mapping[str, RuntimeLayer]
+
+# Images on which weights are fitted and rounded; ranges are of all. Twice as many changed heads by a hundredth.
+_MOST_IMAGES = 32
+# Two conversions of one network fold batch norms in another order.
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """How a runtime computes in int8.
+
+    Attributes:
+        rounding: What it rounds, and to which integers.
+        keeps_first: Whether the layers that read the images stay in floating point.
+    """
+
+    rounding: QuantConfig
+    keeps_first: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Int8Calibration:
+    """A network with the ranges of its values, whose weights can be rounded with any layers left in floating point.
+
+    Attributes:
+        network: Calibrated network with its real weights.
+        images: Images that weights are fitted on.
+        floats: Layers that stay in floating point in any case.
+        fixed: Those among them whose weights stay as they are.
+    """
+
+    network: QuantizedNetwork
+    images: Sequence[Tensor]
+    floats: frozenset[str]
+    fixed: frozenset[str]
+
+    @property
+    def choosable(self) -> tuple[str, ...]:
+        """Layers that can be in int8, in execution order."""
+        return tuple(name for name in self.network.graph.weighted if name not in self.floats)
+
+    def layers(self, *, skip: Collection[str] = ()) -> Layers:
+        """Fit and round the weights, with further layers in floating point; return all but those that stay fixed."""
+        weights = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        self.keep_(skip)
+        compensate_(self.network, self.images, fixed=self.fixed)
+        found = {name: layer for name, layer in runtime_layers(self.network).items() if name not in self.fixed}
+        self.network.load_state_dict(weights)
+        self.keep_(())
+        return found
+
+    def keep_(self, skip: Collection[str]) -> None:
+        """Leave further layers in floating point, with all weights as they are."""
+        kept = {*self.floats, *skip}
+        bits = {name: None if name in kept else 8 for name in self.network.graph.weighted}
+        self.network.set_bits_(replace(self.network.bits, weights=bits))
+
+
+def int8_layers(
+    job: ExportJob,
+    arithmetic: Arithmetic,
+    *,
+    metadata: Metadata,
+    stored: Mapping[str, NDArray[Any]],
+    run: Callable[[Layers], RuntimeModel],
+    floats: Collection[str] = (),
+) -> Layers:
+    """Calibrate a network for a runtime, choose what stays in floating point, and round the weights.
+
+    Args:
+        job: Network, calibration images, patterns of layers to leave out, and whether to search for further ones.
+        arithmetic: How the runtime computes.
+        metadata: Metadata of the artefact.
+        stored: Weight of each layer that can be replaced, as the artefact in floating point has it.
+        run: Function that writes and loads an artefact with given layers, for the search.
+        floats: Layers that the runtime has in floating point alone.
+
+    Raises:
+        ConfigError: There are no images, some are of another size, or a pattern matches no layer.
+    """
+    calibration = calibrated(job, arithmetic, metadata=metadata, stored=stored, floats=floats)
+    if not job.special.int8_search:
+        return calibration.layers()
+    assert job.measure is not None, "searching needs data, which the settings have checked"
+    measure = job.measure
+
+    def metric_of(layers: Layers) -> float:
+        runtime = run(layers)
+        return measure(runtime, runtime.input_hw)
+
+    found = search_int8_skips(
+        calibration,
+        metric_of=metric_of,
+        reference=measure(job.source.runtime(torch.device("cpu")), metadata.input_hw),
+        metadata=metadata,
+        search=Int8SearchSettings(metric=job.source.metric),
+    )
+    logger.info("kept in floating point: %s", ", ".join(found.best.skip) or "no further layers")
+    return found.layers
+
+
+def calibrated(
+    job: ExportJob,
+    arithmetic: Arithmetic,
+    *,
+    metadata: Metadata,
+    stored: Mapping[str, NDArray[Any]],
+    floats: Collection[str] = (),
+) -> Int8Calibration:
+    """Measure the ranges of a network; see `int8_layers`."""
+    images = job.calibration
+    if not images:
+        raise ConfigError("int8 needs images to calibrate on; give --data")
+    for image in images:
+        if tuple(image.shape[1:]) != metadata.image_chw:
+            raise ConfigError(f"calibration image: got shape {tuple(image.shape[1:])}, expected {metadata.image_chw}")
+    rounding = replace(arithmetic.rounding, observer=job.special.calib_method)
+    network = quantize(job.source.model, images, config=rounding, image_shape=metadata.image_chw)
+    nodes = network.graph.nodes.values()
+    fixed = _unlike(network, stored)
+    skipped = skipped_layers([name for name in network.graph.weighted if name not in fixed], job.special.int8_skip)
+    first = {node.name for node in nodes if arithmetic.keeps_first and INPUT in node.inputs}
+    # The last layers have a few thousandths of the weights, and no later one evens out their rounding.
+    last = set(network.graph.outputs)
+    calibration = Int8Calibration(
+        network=network,
+        images=spread(images, _MOST_IMAGES),
+        floats=frozenset({*floats, *skipped, *first, *last, *fixed}),
+        fixed=frozenset(fixed),
+    )
+    calibration.keep_(())
+    return calibration
+
+
+def _unlike(network: QuantizedNetwork, stored: Mapping[str, NDArray[Any]]) -> set[str]:
+    """Return the layers that an artefact does not have under their name with their weight, and say so."""
+    unlike = {name for name in network.graph.weighted if not _is_like(network, name, stored.get(name))}
+    named = sorted(unlike & stored.keys())
+    if named:
+        logger.warning("kept in floating point, since the artefact has another weight: %s", ", ".join(named))
+    return unlike
+
+
+def _is_like(network: QuantizedNetwork, name: str, stored: NDArray[Any] | None) -> bool:
+    weight = network.weights(name)[0].detach().numpy()
+    if stored is None or stored.size != weight.size:
+        return False
+    distance = np.abs(stored.ravel() - weight.ravel()).max(initial=0)
+    return bool(distance <= _TOLERANCE * np.abs(weight).max(initial=0))
