@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.int8_peers import PEERS
 from benchmarks.report import table, write_report
 from benchmarks.scores import boxes_of, data_name, load, scores_on
 from deploy.calibration import as_input
@@ -46,6 +47,7 @@ class Int8LossConfig:
     data: str = "data/bccd.yaml"
     img_size: int = 320
     formats: tuple[str, ...] = ("ncnn", "onnx", "openvino")
+    peers: bool = False  # also onnxruntime's own quantisation and NNCF's
     splits: tuple[str, ...] = ("val", "test")
     halves: bool = False  # learn from each half of val and measure on the other one
     calib_images: int = 128
@@ -107,7 +109,7 @@ def _rows(weights: str, config: Int8LossConfig) -> Iterator[list[object]]:
     groups = [_halves(network, config)] if config.halves else [[part] for part in _of_splits(network, config)]
     for parts in groups:
         was = [_scores(part, network, None, config) for part in parts]
-        for name in config.formats:
+        for name in (*config.formats, *(PEERS if config.peers else ())):
             runtimes = [_exported(name, source, part, weights, config) for part in parts]
             now = [_scores(part, network, run, config) for part, run in zip(parts, runtimes, strict=True)]
             errors = [_head_error(run, source, part, config) for part, run in zip(parts, runtimes, strict=True)]
@@ -137,7 +139,7 @@ def _index(split: str, network: Any, config: Int8LossConfig) -> LabelIndex:
 
 
 def _exported(name: str, source: DetectorSource, part: _Part, weights: str, config: Int8LossConfig) -> Any:
-    """Write an artefact, and load it."""
+    """Make an artefact, and load it."""
     hw = (config.img_size, config.img_size)
     job = ExportJob(
         source=source,
@@ -145,6 +147,8 @@ def _exported(name: str, source: DetectorSource, part: _Part, weights: str, conf
         calibration=[as_input(path, hw) for path in spread(part.learnt, config.calib_images)],
         special=FormatSettings(int8_skip=config.int8_skip),
     )
+    if name in PEERS:
+        return PEERS[name](job)
     half = f"_{part.measured[0]}" if config.halves else ""
     path = Path(config.project) / f"{Path(weights).stem}{half}{FORMATS[name].suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
