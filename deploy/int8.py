@@ -40,7 +40,7 @@ class Arithmetic:
     """How a runtime computes in int8.
 
     Attributes:
-        rounding: What it rounds, and to which integers.
+        rounding: Which values it rounds, and to which integers.
         keeps_first: Whether the layers that read the images stay in floating point.
     """
 

@@ -17,7 +17,7 @@ Floats: TypeAlias = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Integers:
-    """What a layer in integers has beside its bias.
+    """Weights of a layer in integers, and the scales around it.
 
     Attributes:
         weight: Weight (O, ...), symmetric.

@@ -121,8 +121,8 @@ def opaque(
         build: Builder of the graph.
         call: Call of the module.
         module: The module.
-        args, kwargs: What it is called with; tensors of the network are a `Ref`.
-        result: What it returned for the example.
+        args, kwargs: Arguments of the call; tensors of the network are a `Ref`.
+        result: Result for the example, with any tensors.
 
     Returns:
         The result with a `Ref` for each tensor.
