@@ -96,13 +96,13 @@ def test_failed_verification_ends_with_1_and_the_numbers(
     assert report(place)["passed"] is False
 
 
-def test_int8_search_tells_which_layers_stay_in_16_bits(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_int8_search_tells_which_layers_stay_in_floating_point(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     search = ["--int8", "--int8-search", "--calib-images", "2", "--data", str(place.data), "--workers", "0"]
     with suppress(SystemExit):  # boxes of a network with random numbers may differ; the search is what is asked about
         run("export", arguments(place, *search))
     assert "int8 with 0 more layers skipped: mAP" in caplog.text
-    assert "kept in 16 bits: " in caplog.text
+    assert "kept in floating point: " in caplog.text
     assert (place.root / "tiny_int8_ncnn_model/model.ncnn.bin").is_file()
 
 

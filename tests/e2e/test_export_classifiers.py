@@ -102,7 +102,7 @@ def test_int8_search_of_a_classifier_measures_accuracy(place: Path, caplog: pyte
     with suppress(SystemExit):  # labels of noise may differ; the search is what is asked about
         run("export", arguments(place, *search))
     assert "int8 with 0 more layers skipped: accuracy" in caplog.text
-    assert "kept in 16 bits: " in caplog.text
+    assert "kept in floating point: " in caplog.text
     assert load_classifier(place / "best_int8_ncnn_model").precision == "int8"
 
 
