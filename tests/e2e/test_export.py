@@ -96,7 +96,7 @@ def test_failed_verification_ends_with_1_and_the_numbers(
     assert report(place)["passed"] is False
 
 
-def test_int8_search_tells_which_layers_stay_in_floating_point(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_int8_search_tells_which_layers_stay_in_floats(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     search = ["--int8", "--int8-search", "--calib-images", "2", "--data", str(place.data), "--workers", "0"]
     with suppress(SystemExit):  # boxes of a network with random numbers may differ; the search is what is asked about
