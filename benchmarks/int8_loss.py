@@ -107,10 +107,11 @@ def _rows(weights: str, config: Int8LossConfig) -> Iterator[list[object]]:
     assert isinstance(network.model, Detector)
     source = DetectorSource(model=network.model, names=tuple(network.names))
     groups = [_halves(network, config)] if config.halves else [[part] for part in _of_splits(network, config)]
-    for parts in groups:
-        was = [_scores(part, network, None, config) for part in parts]
-        for name in (*config.formats, *(PEERS if config.peers else ())):
-            runtimes = [_exported(name, source, part, weights, config) for part in parts]
+    floats = [[_scores(part, network, None, config) for part in parts] for parts in groups]
+    for name in (*config.formats, *(PEERS if config.peers else ())):
+        # Splits are measured with one artefact, each half with one that is learnt from the other half.
+        runtimes = [_exported(name, source, part, weights, config) for part in groups[0]]
+        for parts, was in zip(groups, floats, strict=True):
             now = [_scores(part, network, run, config) for part, run in zip(parts, runtimes, strict=True)]
             errors = [_head_error(run, source, part, config) for part, run in zip(parts, runtimes, strict=True)]
             yield [Path(weights).stem, name, parts[0].split, *_compared(was, now), f"{np.mean(errors):.4f}"]

@@ -23,6 +23,7 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 _STEPS = ((64, 8), (128, 16), (256, 32), (512, 128), (1024, 256))
 # Widths that fill no vector, to see what that costs the layers that write and that read them.
 _PROBES = (4, 12, 20)
+_LARGEST_INT8 = 127
 # Random values that weights repeat; drawing megabytes of them would take longer than the layer.
 _BLOCK = np.random.default_rng(0).normal(0, 0.05, 4096).astype(np.float32)
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -172,3 +173,14 @@ def _widths(most: int) -> tuple[int, ...]:
 def _axis(widths: Iterable[int], present: set[int]) -> tuple[int, ...]:
     """Return the widths below the largest present one, and those that are present."""
     return tuple(sorted({width for width in widths if width < max(present)} | present))
+
+
+def quantized_weights(weights: Array) -> tuple[np.ndarray[Any, np.dtype[np.int8]], Array]:
+    """Quantise weights (channels, n) to int8, and return them with the factor of each channel, (channels,).
+
+    The largest magnitude of a channel becomes 127. A channel of zeros gets the factor 1, since ncnn divides by it.
+    """
+    largest = np.abs(weights).max(axis=1)
+    scales = _LARGEST_INT8 / np.where(largest > 0, largest, _LARGEST_INT8)
+    scaled: Array = np.rint(weights * scales[:, None])
+    return scaled.astype(np.int8), scales.astype(np.float32)

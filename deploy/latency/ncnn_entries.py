@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from deploy.artefact.packages import optional_package
-from deploy.latency.entries import Array, Entry, EntrySettings, RunEntry
+from deploy.latency.entries import Array, Entry, EntrySettings, RunEntry, quantized_weights
 from deploy.ncnn.bin import Stored, float_bytes, int8_bytes, write_bin
-from deploy.ncnn.int8 import quantized_weights
 from deploy.ncnn.param import ParamLayer, param_text, write_param
 from deploy.ncnn.runtime import BIN_NAME, INPUT_BLOB, PARAM_NAME, open_network, sixteen_bits_of
 from deploy.settings import RuntimeOptions

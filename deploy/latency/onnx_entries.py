@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from deploy.artefact.packages import optional_package
-from deploy.latency.entries import Entry, EntrySettings, RunEntry
-from deploy.ncnn.int8 import quantized_weights
+from deploy.latency.entries import Entry, EntrySettings, RunEntry, quantized_weights
 from deploy.onnx.graph import onnx_package
 
 _INPUT, _OUTPUT = "images", "out"

@@ -14,7 +14,8 @@ from deploy.artefact.checksums import write_checksums
 from deploy.artefact.folder import replaced_folder
 from deploy.artefact.metadata import METADATA_NAME
 from deploy.artefact.runtime import RuntimeModel
-from deploy.int8 import Layers, int8_layers
+from deploy.int8.calibration import Layers
+from deploy.int8.layers import int8_layers
 from deploy.job import ExportJob
 from deploy.ncnn.int8 import ARITHMETIC, FloatFolder, write_int8
 from deploy.ncnn.names import executed_layers, named_by_module

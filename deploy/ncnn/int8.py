@@ -14,12 +14,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from deploy.artefact.metadata import METADATA_NAME
-from deploy.int8 import Arithmetic
+from deploy.int8.calibration import Arithmetic
 from deploy.ncnn.bin import Floats, Stored, float_bytes, int8_bytes, read_bin, write_bin
 from deploy.ncnn.param import ParamLayer, read_param, write_param
 from deploy.ncnn.runtime import BIN_NAME, PARAM_NAME
@@ -28,7 +27,6 @@ from quantization.ranges.config import QuantConfig
 from quantization.runtime_layers import Integers, RuntimeLayer
 
 ARITHMETIC = Arithmetic(rounding=QuantConfig(rounded="inputs", activation_symmetric=True, activation_signed=True))
-_LARGEST = 127
 # The setting that makes a layer int8, and its value for one scale per output channel.
 _INT8_KEY, _INT8_VALUES = 8, {"Convolution": 2, "ConvolutionDepthWise": 1}
 # The setting that says that a layer has a bias.
@@ -103,14 +101,3 @@ def _scale_bytes(integers: Integers) -> bytes:
     """Return the factors of the weights and of the input: ncnn multiplies by them, we divide by scales."""
     factors: Floats = np.append(1 / integers.scales, 1 / integers.source.scale).astype(np.float32)
     return float_bytes(factors)
-
-
-def quantized_weights(weights: Floats) -> tuple[np.ndarray[Any, np.dtype[np.int8]], Floats]:
-    """Quantise weights (channels, n) to int8, and return them with the factor of each channel, (channels,).
-
-    The largest magnitude of a channel becomes 127. A channel of zeros gets the factor 1, since ncnn divides by it.
-    """
-    largest = np.abs(weights).max(axis=1)
-    scales = _LARGEST / np.where(largest > 0, largest, _LARGEST)
-    scaled: Floats = np.rint(weights * scales[:, None])
-    return scaled.astype(np.int8), scales.astype(np.float32)

@@ -13,15 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from deploy.calibration import skipped_layers
 from deploy.ncnn.bin import LAYOUTS
 from deploy.ncnn.param import ParamLayer
 
 logger = logging.getLogger(__name__)
 
-CONVOLUTIONS = ("Convolution", "ConvolutionDepthWise")
 # pnnx converts a convolution of a single pixel to a linear layer, and a linear layer over rows to a matrix product.
-_WITH_WEIGHTS = (*CONVOLUTIONS, "InnerProduct", "Gemm")
+_WITH_WEIGHTS = ("Convolution", "ConvolutionDepthWise", "InnerProduct", "Gemm")
 _OF_TORCH = ("nn.Conv2d", "nn.Linear")
 _WEIGHT_SHAPE = re.compile(r"@weight=\(([\d,]+)\)")
 
@@ -96,12 +94,3 @@ def _torch_modules(pnnx_param: Path) -> list[tuple[str, int]]:
         if kind in _OF_TORCH and shape is not None:
             modules.append((_without_wrapper(rest[0]), math.prod(map(int, shape[1].split(",")))))
     return modules
-
-
-def matching_convolutions(layers: Sequence[ParamLayer], patterns: Sequence[str]) -> frozenset[str]:
-    """Return the names of the convolutions that match a pattern, in which `*` matches any part.
-
-    Raises:
-        ConfigError: A pattern matches no convolution.
-    """
-    return skipped_layers([layer.name for layer in layers if layer.kind in CONVOLUTIONS], patterns)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.int8 import Arithmetic
+from deploy.int8.calibration import Arithmetic
 from deploy.onnx.graph import check_opset, onnx_package
 from quantization.program.program import Affine
 from quantization.ranges.config import QuantConfig

@@ -15,7 +15,8 @@ from deploy.artefact.metadata import METADATA_NAME
 from deploy.artefact.runtime import RuntimeModel
 from deploy.choices import Precision
 from deploy.formats import FORMATS
-from deploy.int8 import Arithmetic, Layers, int8_layers
+from deploy.int8.calibration import Arithmetic, Layers
+from deploy.int8.layers import int8_layers
 from deploy.job import ExportJob
 from deploy.onnx.graph import (
     GraphSettings,

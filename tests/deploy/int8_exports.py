@@ -10,7 +10,7 @@ import torch
 from exporting import detector_job, export_arguments, export_ncnn
 from torch import Tensor
 
-from deploy.int8 import Int8Calibration, calibrated
+from deploy.int8.calibration import Int8Calibration, calibrated
 from deploy.ncnn.int8 import ARITHMETIC, FloatFolder
 from deploy.ncnn.param import read_param
 from deploy.ncnn.runtime import load_ncnn

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from exporting import detector_job, export_arguments, images_of, network
-from int8_exports import HEADS, HW, calibration_of, exported, int8_layers, pictures
+from exporting import detector_job, export_arguments, images_of
+from int8_exports import HEADS, HW, calibration_of, int8_layers, pictures
 
-from deploy.int8 import Int8Calibration, Layers
-from deploy.int8_search import Int8Search, Int8SearchSettings, Int8Trial, int8_errors, search_int8_skips
+from deploy.int8.calibration import Int8Calibration, Layers
+from deploy.int8.search import Int8Search, Int8SearchSettings, Int8Trial, int8_errors, search_int8_skips
 from deploy.ncnn.export import write_ncnn
 from deploy.ncnn.int8 import FloatFolder, write_int8
 from deploy.onnx.network import write_onnx
@@ -24,17 +24,6 @@ from utils.errors import ConfigError
 
 pytest.importorskip("ncnn", reason="the ncnn package is not installed")
 pytest.importorskip("pnnx", reason="the pnnx package is not installed")
-
-
-@pytest.fixture(scope="module")
-def model() -> Detector:
-    return network("tiny")
-
-
-@pytest.fixture(scope="module")
-def plain(model: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny detector in fp32, not to be changed."""
-    return exported(model, tmp_path_factory.mktemp("fp32") / "tiny_ncnn_model")
 
 
 @pytest.fixture(scope="module")

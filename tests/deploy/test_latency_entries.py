@@ -12,7 +12,15 @@ from timed_layers import ENTRIES
 from tiny import TINY_CFG
 
 from deploy.artefact.packages import optional_package
-from deploy.latency.entries import Entry, EntrySettings, entries_of, grids, open_torchscript_entry, torch_entry
+from deploy.latency.entries import (
+    Entry,
+    EntrySettings,
+    entries_of,
+    grids,
+    open_torchscript_entry,
+    quantized_weights,
+    torch_entry,
+)
 from deploy.latency.ncnn_entries import open_ncnn_entry, write_ncnn_entry
 from deploy.latency.onnx_entries import onnx_entry, open_onnx_entry, open_openvino_entry
 from deploy.ncnn.param import read_param
@@ -127,3 +135,10 @@ def test_widths_are_close_together_where_layers_are_narrow() -> None:
 
 def _outputs(found: Any) -> list[np.ndarray[Any, Any]]:
     return list(found.values()) if hasattr(found, "values") else found
+
+
+def test_largest_weight_of_each_channel_becomes_127_and_zeros_keep_a_finite_scale() -> None:
+    weights = np.array([[1.0, -2.0, 0.5], [0.0, 0.0, 0.0]], dtype=np.float32)
+    quantized, scales = quantized_weights(weights)
+    assert quantized.tolist() == [[64, -127, 32], [0, 0, 0]]
+    assert scales.tolist() == [63.5, 1.0]

@@ -17,9 +17,9 @@ from int8_exports import BIN, CPU, HEADS, HW, PARAM, calibration_of, exported, h
 from torch import Tensor, nn
 
 from deploy.calibration import as_input
-from deploy.int8 import Int8Calibration, Layers, calibrated
+from deploy.int8.calibration import Int8Calibration, Layers, calibrated
 from deploy.ncnn.bin import FLOAT16_TAG, INT8_TAG, Stored, read_bin
-from deploy.ncnn.int8 import ARITHMETIC, FloatFolder, quantized_weights, write_int8
+from deploy.ncnn.int8 import ARITHMETIC, FloatFolder, write_int8
 from deploy.ncnn.param import ParamLayer, read_param, write_param
 from deploy.ncnn.runtime import load_ncnn, open_network
 from deploy.outputs.metadata import folder_metadata
@@ -33,17 +33,6 @@ from utils.errors import CheckpointError, ConfigError
 
 ncnn = pytest.importorskip("ncnn", reason="the ncnn package is not installed")
 pytest.importorskip("pnnx", reason="the pnnx package is not installed")
-
-
-@pytest.fixture(scope="module")
-def model() -> Detector:
-    return network("tiny")
-
-
-@pytest.fixture(scope="module")
-def plain(model: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny detector in fp32, not to be changed."""
-    return exported(model, tmp_path_factory.mktemp("fp32") / "tiny_ncnn_model")
 
 
 @dataclass(frozen=True)
@@ -78,13 +67,6 @@ def blobs_of(folder: Path, names: Sequence[str], image: Tensor) -> list[Tensor]:
 
 
 # The arithmetic
-
-
-def test_largest_weight_of_each_channel_becomes_127_and_zeros_keep_a_finite_scale() -> None:
-    weights = np.array([[1.0, -2.0, 0.5], [0.0, 0.0, 0.0]], dtype=np.float32)
-    quantized, scales = quantized_weights(weights)
-    assert quantized.tolist() == [[64, -127, 32], [0, 0, 0]]
-    assert scales.tolist() == [63.5, 1.0]
 
 
 def fake_quantized(x: Tensor, layer: RuntimeLayer, **conv: Any) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from deploy.artefact.metadata import METADATA_NAME
 from deploy.export import export
-from deploy.int8 import Arithmetic
+from deploy.int8.calibration import Arithmetic
 from deploy.onnx.graph import GraphSettings, trace_onnx
 from deploy.onnx.int8 import FOR_ONNXRUNTIME, FOR_OPENVINO, FOR_TENSORRT, as_int8, stored_weights
 from deploy.onnx.network import load_onnx

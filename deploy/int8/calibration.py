@@ -1,20 +1,17 @@
-"""One calibration for every runtime in int8: `quantization` learns ranges and rounds weights for its arithmetic."""
+"""A network calibrated for the arithmetic of a runtime; `quantization` learns its ranges and rounds its weights."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deploy.artefact.runtime import RuntimeModel
 from deploy.calibration import skipped_layers
-from deploy.int8_search import Int8SearchSettings, search_int8_skips
 from deploy.job import ExportJob
 from deploy.outputs.metadata import Metadata
 from quantization.lowering.graph import INPUT
@@ -29,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 Layers: TypeAlias = Mapping[str, RuntimeLayer]
 
-# Images on which weights are fitted and rounded; ranges are of all. Twice as many changed heads by a hundredth.
+# Images on which weights are fitted and rounded, which takes seconds for each; ranges are of all.
 _MOST_IMAGES = 32
 # Two conversions of one network fold batch norms in another order.
 _TOLERANCE = 1e-3
@@ -86,49 +83,6 @@ class Int8Calibration:
         self.network.set_bits_(replace(self.network.bits, weights=bits))
 
 
-def int8_layers(
-    job: ExportJob,
-    arithmetic: Arithmetic,
-    *,
-    metadata: Metadata,
-    stored: Mapping[str, NDArray[Any]],
-    run: Callable[[Layers], RuntimeModel],
-    floats: Collection[str] = (),
-) -> Layers:
-    """Calibrate a network for a runtime, choose what stays in floating point, and round the weights.
-
-    Args:
-        job: Network, calibration images, patterns of layers to leave out, and whether to search for further ones.
-        arithmetic: How the runtime computes.
-        metadata: Metadata of the artefact.
-        stored: Weight of each layer that can be replaced, as the artefact in floating point has it.
-        run: Function that writes and loads an artefact with given layers, for the search.
-        floats: Layers that the runtime has in floating point alone.
-
-    Raises:
-        ConfigError: There are no images, some are of another size, or a pattern matches no layer.
-    """
-    calibration = calibrated(job, arithmetic, metadata=metadata, stored=stored, floats=floats)
-    if not job.special.int8_search:
-        return calibration.layers()
-    assert job.measure is not None, "searching needs data, which the settings have checked"
-    measure = job.measure
-
-    def metric_of(layers: Layers) -> float:
-        runtime = run(layers)
-        return measure(runtime, runtime.input_hw)
-
-    found = search_int8_skips(
-        calibration,
-        metric_of=metric_of,
-        reference=measure(job.source.runtime(torch.device("cpu")), metadata.input_hw),
-        metadata=metadata,
-        search=Int8SearchSettings(metric=job.source.metric),
-    )
-    logger.info("kept in floating point: %s", ", ".join(found.best.skip) or "no further layers")
-    return found.layers
-
-
 def calibrated(
     job: ExportJob,
     arithmetic: Arithmetic,
@@ -137,7 +91,7 @@ def calibrated(
     stored: Mapping[str, NDArray[Any]],
     floats: Collection[str] = (),
 ) -> Int8Calibration:
-    """Measure the ranges of a network; see `int8_layers`."""
+    """Measure the ranges of a network; see `deploy.int8.layers.int8_layers`."""
     images = job.calibration
     if not images:
         raise ConfigError("int8 needs images to calibrate on; give --data")

@@ -5,17 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from deploy.int8.calibration import Int8Calibration, Layers
 from deploy.outputs.metadata import Metadata
-from quantization.runtime_layers import RuntimeLayer
 from utils.errors import ConfigError
-
-if TYPE_CHECKING:
-    from deploy.int8 import Int8Calibration
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +67,7 @@ class Int8Search:
             that no search was needed.
     """
 
-    layers: Mapping[str, RuntimeLayer]
+    layers: Layers
     best: Int8Trial
     is_within: bool
     trials: tuple[Int8Trial, ...]
@@ -80,7 +77,7 @@ class Int8Search:
 def search_int8_skips(
     calibration: Int8Calibration,
     *,
-    metric_of: Callable[[Mapping[str, RuntimeLayer]], float],
+    metric_of: Callable[[Layers], float],
     reference: float,
     metadata: Metadata,
     search: Int8SearchSettings | None = None,
@@ -99,7 +96,7 @@ def search_int8_skips(
     search = search or Int8SearchSettings()
     trials: list[Int8Trial] = []
     errors: dict[str, float] = {}
-    best: Mapping[str, RuntimeLayer] = {}
+    best: Layers = {}
     for count in range(search.max_skips + 1):
         if count == 1:
             # Ranking takes a while, and most networks do not need it.

@@ -1,0 +1,1 @@
+"""int8 for every runtime that computes in floating point between its layers."""

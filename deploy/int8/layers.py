@@ -1,0 +1,61 @@
+"""The layers of a network in int8 for a runtime: one calibration serves every exporter."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from deploy.artefact.runtime import RuntimeModel
+from deploy.int8.calibration import Arithmetic, Layers, calibrated
+from deploy.int8.search import Int8SearchSettings, search_int8_skips
+from deploy.job import ExportJob
+from deploy.outputs.metadata import Metadata
+
+logger = logging.getLogger(__name__)
+
+
+def int8_layers(
+    job: ExportJob,
+    arithmetic: Arithmetic,
+    *,
+    metadata: Metadata,
+    stored: Mapping[str, NDArray[Any]],
+    run: Callable[[Layers], RuntimeModel],
+    floats: Collection[str] = (),
+) -> Layers:
+    """Calibrate a network for a runtime, choose what stays in floating point, and round the weights.
+
+    Args:
+        job: Network, calibration images, patterns of layers to leave out, and whether to search for further ones.
+        arithmetic: How the runtime computes.
+        metadata: Metadata of the artefact.
+        stored: Weight of each layer that can be replaced, as the artefact in floating point has it.
+        run: Function that writes and loads an artefact with given layers, for the search.
+        floats: Layers that the runtime has in floating point alone.
+
+    Raises:
+        ConfigError: There are no images, some are of another size, or a pattern matches no layer.
+    """
+    calibration = calibrated(job, arithmetic, metadata=metadata, stored=stored, floats=floats)
+    if not job.special.int8_search:
+        return calibration.layers()
+    assert job.measure is not None, "searching needs data, which the settings have checked"
+    measure = job.measure
+
+    def metric_of(layers: Layers) -> float:
+        runtime = run(layers)
+        return measure(runtime, runtime.input_hw)
+
+    found = search_int8_skips(
+        calibration,
+        metric_of=metric_of,
+        reference=measure(job.source.runtime(torch.device("cpu")), metadata.input_hw),
+        metadata=metadata,
+        search=Int8SearchSettings(metric=job.source.metric),
+    )
+    logger.info("kept in floating point: %s", ", ".join(found.best.skip) or "no further layers")
+    return found.layers
