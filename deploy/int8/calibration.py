@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 Layers: TypeAlias = Mapping[str, RuntimeLayer]
 
-# Images on which weights are fitted and rounded, which takes seconds for each; ranges are of all. 64 lowered the error
-# of a yolov5n's heads by a twentieth (BCCD, 224 px).
+# Images on which weights are fitted and rounded, which takes seconds for each; ranges are of all. 64 lowered the
+# error of a yolov5n's heads by a twentieth (BCCD, 224 px).
 _MOST_IMAGES = 32
 # Two conversions of one network fold batch norms in another order.
 _TOLERANCE = 1e-3

@@ -114,8 +114,8 @@ def _round_block(remaining: Tensor, result: Tensor, factor: Tensor, grid: Grid, 
     return errors
 
 
-# Most rows of inputs that the second moments of a layer are measured on; half as many gave a yolov5n the same error of
-# its heads.
+# Most rows of inputs that the second moments of a layer are measured on; half as many gave a yolov5n the same error
+# of its heads.
 _MOST_ROWS = 20_000
 # Most pixels of the images that are computed at one time: one large image.
 _MOST_PIXELS = 640 * 640
