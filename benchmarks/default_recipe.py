@@ -18,8 +18,7 @@ from typing import Any
 from benchmarks.report import table, write_report
 from benchmarks.scores import data_name, load, scores_on
 from benchmarks.training_settings import training_settings
-from commands.slim_stages import train_stage
-from commands.train import run_training
+from commands.train import run_training, train_stage
 from commands.train_config import TrainConfig
 from utils.config.cli import run_script
 

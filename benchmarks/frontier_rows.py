@@ -21,8 +21,7 @@ from commands.finetune_config import FinetuneConfig
 from commands.prune import CHECKPOINT_NAME
 from commands.slim import run_slimming
 from commands.slim_config import STAGES, SlimConfig
-from commands.slim_stages import train_stage
-from commands.train import run_training
+from commands.train import run_training, train_stage
 from commands.train_config import TrainConfig
 from commands.train_result import TrainResult, best_checkpoint
 from utils.config.cli import RECIPES

@@ -26,8 +26,7 @@ from commands.finetune import run_finetuning
 from commands.finetune_config import FinetuneConfig
 from commands.prune import CHECKPOINT_NAME, run_pruning
 from commands.prune_config import PruneConfig
-from commands.slim_stages import train_stage
-from commands.train import run_training
+from commands.train import run_training, train_stage
 from commands.train_config import TrainConfig
 from commands.train_sparsity import run_sparsity_training
 from commands.train_sparsity_config import SparsityConfig

@@ -62,6 +62,7 @@ def measure(config: BitsConfig) -> None:
             )
         )
         seconds = time.perf_counter() - start
+        assert result is not None, "this is the only process"
         measured, size = result.measured, next(size for size in result.sizes if size.form == "npz dense")
         rows.append([name, f"{measured.integer:.4f}", f"{measured.integer - measured.floats:+.4f}"])
         rows[-1] += [_on_test(result.artefact, config)] if config.test else []

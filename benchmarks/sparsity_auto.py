@@ -19,8 +19,7 @@ from benchmarks.scores import load
 from benchmarks.training_settings import training_settings
 from commands.prune import run_pruning
 from commands.prune_config import PruneConfig
-from commands.slim_stages import train_stage
-from commands.train import run_training
+from commands.train import run_training, train_stage
 from commands.train_config import TrainConfig
 from commands.train_sparsity import run_sparsity_training
 from commands.train_sparsity_config import SparsityConfig

@@ -11,8 +11,7 @@ from typing import TypeAlias
 import optuna
 
 from commands.train_config import TrainConfig
-from commands.train_hyp import read_hyp
-from commands.train_recipe import settled
+from commands.train_recipe import read_hyp, settled
 from commands.train_result import TrainResult
 from tasks.choose import task_of
 from utils.config.hyp import Hyp

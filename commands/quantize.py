@@ -1,37 +1,68 @@
-"""quantize.py: calibrate, choose bits, write the artefact, and measure what was written."""
+"""quantize.py: calibrate, choose bits, train if asked for, write the artefact, and measure what was written."""
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from commands.quantize_config import QuantizeConfig, parse_bytes
-from commands.quantize_report import Measured, plot_sensitivity, result_table, sensitivity_rows, sensitivity_table
+from commands.quantize_report import (
+    SENSITIVITY_NAME,
+    Measured,
+    plot_sensitivity,
+    read_sensitivity,
+    result_table,
+    sensitivity_rows,
+    sensitivity_table,
+)
+from commands.quantize_training import QatRun
 from deploy.artefact.folder import check_replaceable
 from deploy.formats import load_runtime
 from deploy.integer.export import Forms, bits_text, write_integer
 from deploy.integer.runtime import FORMAT, NETWORK_NAME
 from engine.evaluation.evaluator import Evaluator
+from engine.training.distributed import process_group, share, this_process
 from quantization.choices import Part
 from quantization.network import QuantizedNetwork, quantize
+from quantization.ranges.config import LayerBits
 from quantization.rounding.compensation import compensate_
 from quantization.sensitivity import Sensitivity, mixed_precision, sensitivities, weight_bytes
 from quantization.storage.sizes import FormSize, form_sizes
 from tasks.choose import task_of
 from tasks.measuring import open_evaluator
 from tasks.task import Network, Task
+from utils.config.cli import config_from_values
 from utils.config.values import warn_of_ignored
+from utils.device import select_device
 from utils.errors import ConfigError
-from utils.storage.files import check_writable, write_json
-from utils.storage.run_folder import RunFolder, plain
+from utils.storage.files import check_writable, read_yaml, write_json
+from utils.storage.run_folder import CONFIG_NAME, RunFolder, continued_by, plain, resumed_folder
 
 logger = logging.getLogger(__name__)
+
+# File of a run folder with the metric of rounded real numbers before training.
+_UNTRAINED_NAME = "untrained.json"
+# Settings of the training with simulated rounding.
+_OF_TRAINING = (
+    "lr0",
+    "learn_scales",
+    "teacher",
+    "distill",
+    "features",
+    "batch_size",
+    "hyp",
+    "augment",
+    "seed",
+    "device",
+    "amp",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,39 +88,101 @@ class QuantizeResult:
     sensitivity: tuple[Sensitivity, ...] = ()
 
 
-def run_quantization(config: QuantizeConfig) -> QuantizeResult:
-    """Quantise a network, write it, measure the file, write the run folder.
+def run_quantization(config: QuantizeConfig) -> QuantizeResult | None:
+    """Quantise a network, train it if asked for, write it, measure the file, write the run folder.
+
+    Args:
+        config: All settings; with `resume`, those of the resumed run count instead, but for `device`.
+
+    Returns:
+        The result; None on all but the first process.
 
     Raises:
         ConfigError, CheckpointError, DataError, QuantizationError: Something cannot be had as asked.
+        KeyboardInterrupt: The user stopped the training; the message is the command that continues it.
     """
-    task = task_of(data=config.data, weights=config.weights)
-    _warn_of_ignored(config, task)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    check_replaceable(artefact_path(config), marker=NETWORK_NAME)
-    check_writable(config.project)
-    subject = _Subject.of(task, config)
-    images = task.calibration(
-        config.data_settings(), subject.network, count=config.calib_images, image_chw=subject.image_chw
-    )
-    network = quantize(subject.network.model, images, config=config.quantisation(), image_shape=subject.image_chw)
-    check_budget(network, config)
-    folder = RunFolder.begin(config)
-    logger.info("results in %s", folder.path)
-    table = _sensitivity(network, subject, config)
-    if table:
-        _write_sensitivity(table, folder.path, network=network, metric=task.metric)
-    if config.budget:
-        network.set_config_(mixed_precision(network, table, budget_bytes=parse_bytes(config.budget)))
-    if config.compensate:  # last, for it is right for these bits alone
+    process = this_process()
+    if not process.is_main:
+        logging.disable(logging.INFO)
+    with process_group(process, select_device(config.device, local_rank=process.local_rank)):
+        config, folder = _resumed(config) if config.resume else (config, None)
+        task = task_of(data=config.data, weights=config.weights)
+        if process.is_main and folder is None:
+            _warn_of_ignored(config, task)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        check_replaceable(artefact_path(config), marker=NETWORK_NAME)
+        check_writable(config.project)
+        return _quantised(_Subject.of(task, config), config, folder)
+
+
+def _resumed(config: QuantizeConfig) -> tuple[QuantizeConfig, Path]:
+    """Return the settings that a run began with, but for its device, and its folder."""
+    folder = Path(share(str(resumed_folder(config.resume, config.project, script="quantize"))))
+    path = folder / CONFIG_NAME
+    settings = config_from_values(QuantizeConfig, read_yaml(path, what="configuration"), where=str(path))
+    if not settings.qat_epochs:
+        raise ConfigError(f"--resume {folder}: nothing is trained in this run; run its command again")
+    logger.info("resuming %s", folder)
+    return replace(settings, device=config.device), folder
+
+
+def _quantised(subject: _Subject, config: QuantizeConfig, folder: Path | None) -> QuantizeResult | None:
+    """Do what the settings ask for, in a folder that was begun, or in a new one."""
+    network = subject.quantised(config)
+    training = QatRun.of(network, subject.task, subject.network, config) if config.qat_epochs else None
+    is_main = this_process().is_main
+    begun = share(_begin(network, subject, config, folder) if is_main else None)
+    assert begun is not None, "the first process begins"
+    network.set_config_(replace(network.config, layers=begun.layers))
+    if config.compensate and not (training and training.is_begun(begun.folder)):
         logger.info("rounding weights on %d calibration images", config.calib_images)
-        compensate_(network, images)
-    result = _written(network, subject, config, folder=folder.path, table=table)
-    folder.write_result({**plain(result), "config": plain(config)})
+        compensate_(network, subject.images)  # last, for it is right for these bits alone
+    if training:
+        if is_main and not training.is_begun(begun.folder):
+            write_json(begun.folder / _UNTRAINED_NAME, {subject.task.metric: subject.score(network)})
+        with continued_by(f"python quantize.py --resume {begun.folder}"):
+            network = training.run(begun.folder)
+    if not is_main:
+        return None
+    result = _written(network, subject, config, begun)
+    RunFolder(path=begun.folder).write_result({**plain(result), "config": plain(config)})
     logger.info("%s", result_table(result.measured, result.sizes, written=f"npz {config.layout}"))
-    logger.info("%s: %s; report in %s", result.artefact, result.bits, folder.path / "result.json")
+    logger.info("%s: %s; report in %s", result.artefact, result.bits, begun.folder / "result.json")
+    if result.measured.is_spoilt:
+        logger.warning("training lost against rounding alone; give more --qat-epochs, or a lower --lr0")
     return result
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Begun:
+    """A run whose bits are chosen.
+
+    Attributes:
+        folder: Run folder.
+        layers: Bits of single layers, by pattern of their paths, as `QuantConfig.layers`.
+        table: Cost of each layer, where that was measured.
+    """
+
+    folder: Path
+    layers: Mapping[str, LayerBits]
+    table: tuple[Sensitivity, ...]
+
+
+def _begin(network: QuantizedNetwork, subject: _Subject, config: QuantizeConfig, folder: Path | None) -> _Begun:
+    """Make the run folder, and choose the bits of each layer; a run that is resumed has both."""
+    layers = network.config.layers
+    if folder is None:
+        check_budget(network, config)
+        folder = RunFolder.begin(config).path
+        logger.info("results in %s", folder)
+    if (folder / SENSITIVITY_NAME).exists():
+        table = read_sensitivity(folder / SENSITIVITY_NAME)
+    elif table := _sensitivity(network, subject, config):
+        _write_sensitivity(table, folder, network=network, metric=subject.task.metric)
+    if config.budget:
+        layers = mixed_precision(network, table, budget_bytes=parse_bytes(config.budget)).layers
+    return _Begun(folder=folder, layers=layers, table=table)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,24 +193,32 @@ class _Subject:
         task: Task of the network.
         network: In evaluation mode, on the CPU.
         image_chw: Size of the images it is quantised for.
+        images: Training images that ranges are learnt from.
         evaluator: Measures on the val split, on the CPU.
     """
 
     task: Task
     network: Network
     image_chw: tuple[int, int, int]
+    images: Sequence[Tensor]
     evaluator: Evaluator
 
     @classmethod
     def of(cls, task: Task, config: QuantizeConfig) -> _Subject:
         """Read weights and data."""
-        network = task.load(config.weights)
+        network, settings = task.load(config.weights), config.data_settings()
+        image_chw = task.input_chw(network, config.image_hw)
         return cls(
             task=task,
             network=network,
-            image_chw=task.input_chw(network, config.image_hw),
-            evaluator=open_evaluator(task, config.data_settings(), network, device=torch.device("cpu")),
+            image_chw=image_chw,
+            images=task.calibration(settings, network, count=config.calib_images, image_chw=image_chw),
+            evaluator=open_evaluator(task, settings, network, device=torch.device("cpu")),
         )
+
+    def quantised(self, config: QuantizeConfig) -> QuantizedNetwork:
+        """Return the network with ranges, and with its real weights."""
+        return quantize(self.network.model, self.images, config=config.quantisation(), image_shape=self.image_chw)
 
     def score(self, quantised: QuantizedNetwork, *, num_images: int = 0) -> float:
         """Measure a quantised network in its mode, on so many images; 0 are all."""
@@ -135,6 +236,7 @@ def _warn_of_ignored(config: QuantizeConfig, task: Task) -> None:
         "without --sensitivity and --budget": () if is_measured else ("sensitivity_images",),
         "without --budget": () if config.budget else ("budget_bits",),
         "--budget chooses the bits of weights": ("weight_bits",) if config.budget else (),
+        "without --qat-epochs": () if config.qat_epochs else _OF_TRAINING,
     }
     warn_of_ignored(config, reasons)
 
@@ -165,23 +267,23 @@ def check_budget(network: QuantizedNetwork, config: QuantizeConfig) -> None:
         )
 
 
-def _sensitivity(network: QuantizedNetwork, subject: _Subject, config: QuantizeConfig) -> list[Sensitivity]:
+def _sensitivity(network: QuantizedNetwork, subject: _Subject, config: QuantizeConfig) -> tuple[Sensitivity, ...]:
     """Measure the table that was asked for, or that a budget needs."""
     bits: Sequence[int] = config.budget_bits if config.budget else config.sensitivity
     part: Part = "weights" if config.budget else config.sensitivity_part
     if not bits:
-        return []
+        return ()
 
     def metric(quantised: nn.Module) -> float:
         assert isinstance(quantised, QuantizedNetwork), "sensitivities measures what it is given"
         return subject.score(quantised, num_images=config.sensitivity_images)
 
-    return sensitivities(network, metric, bits=sorted(set(bits)), part=part)
+    return tuple(sensitivities(network, metric, bits=sorted(set(bits)), part=part))
 
 
 def _write_sensitivity(table: Sequence[Sensitivity], folder: Path, *, network: QuantizedNetwork, metric: str) -> None:
     rows = sensitivity_rows(table, num_bytes=lambda layer, bits: weight_bytes(network, {layer: bits}))
-    write_json(folder / "sensitivity.json", [plain(row) for row in rows])
+    write_json(folder / SENSITIVITY_NAME, [plain(row) for row in rows])
     losses: dict[int, dict[str, float]] = {}
     for row in table:
         losses.setdefault(row.bits, {})[row.layer] = row.loss
@@ -189,14 +291,7 @@ def _write_sensitivity(table: Sequence[Sensitivity], folder: Path, *, network: Q
     logger.info("%s", sensitivity_table(rows, metric=metric))
 
 
-def _written(
-    network: QuantizedNetwork,
-    subject: _Subject,
-    config: QuantizeConfig,
-    *,
-    folder: Path,
-    table: Sequence[Sensitivity],
-) -> QuantizeResult:
+def _written(network: QuantizedNetwork, subject: _Subject, config: QuantizeConfig, begun: _Begun) -> QuantizeResult:
     """Write the artefact and measure it."""
     program, path = network.to_program(), artefact_path(config)
     source = subject.task.source(subject.network, path=config.weights)
@@ -209,16 +304,23 @@ def _written(
     measured = Measured(
         metric=subject.task.metric,
         floats=subject.evaluator.evaluate(subject.network.model).score,
+        untrained=_untrained(begun.folder, subject.task.metric) if config.qat_epochs else None,
         fake=subject.score(network) if config.fake else None,
         integer=integer,
         seconds=seconds,
     )
     return QuantizeResult(
-        folder=folder,
+        folder=begun.folder,
         artefact=path,
         measured=measured,
         sizes=form_sizes(program, with_yaml=config.yaml),
         bits=bits_text(program),
         weight_bits={step.name: step.weight_bits for step in program.operations if step.weight_bits},
-        sensitivity=tuple(table),
+        sensitivity=begun.table,
     )
+
+
+def _untrained(folder: Path, metric: str) -> float:
+    value = json.loads((folder / _UNTRAINED_NAME).read_text(encoding="utf-8"))[metric]
+    assert isinstance(value, float)
+    return value

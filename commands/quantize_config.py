@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
+from commands.train_config import TrainConfig
 from deploy.settings import RuntimeOptions
 from quantization.choices import Layout, Part
 from quantization.ranges.config import LayerBits, Observer, QuantConfig, WeightRange, check_bits
 from tasks.settings import TaskSettings
+from utils.config.choices import Amp, Augment
 from utils.config.cli import spelled
 from utils.config.values import check_least, height_width
 from utils.errors import ConfigError
@@ -17,14 +20,16 @@ from utils.errors import ConfigError
 # Images per step when the network is measured.
 _VAL_BATCH = 16
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6}
+# Folder, in that of the run, of the training with simulated rounding.
+QAT_NAME = "qat"
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeConfig:
     """Quantise a detector or a classifier to integers of 2 to 16 bits, and measure it before and after."""
 
-    weights: str  # checkpoint: a detector, or a classifier of this project; dense, pruned or with frozen zeros
-    data: str  # data set YAML; for a classifier a folder of class folders, an .npz, mnist or cifar10
+    weights: str = ""  # checkpoint: a detector, or a classifier of this project; dense, pruned or with frozen zeros
+    data: str = ""  # data set YAML; for a classifier a folder of class folders, an .npz, mnist or cifar10
     img_size: Annotated[tuple[int, ...], spelled("--img", "--imgsz")] = (640,)  # one side, or height and width
     weight_bits: int = 8  # of every weight, 2 to 16
     activation_bits: int = 8  # of every value that a convolution or linear layer reads, 2 to 16
@@ -46,6 +51,20 @@ class QuantizeConfig:
     sensitivity_images: int = 0  # images of val for these measurements and those of --budget; 0 takes all
     budget: str = ""  # most bytes of all weights, such as 500K: bits of each layer's weights are chosen to fit
     budget_bits: tuple[int, ...] = (4, 6, 8)  # that --budget chooses from
+    # then train with simulated rounding for so many passes over the training images; 0 does not train
+    qat_epochs: int = 0
+    lr0: float = 0.002  # first learning rate of that training, which AdamW lowers along a cosine
+    learn_scales: bool = True  # --no-learn-scales trains weights alone; else also the scale of each weight and value
+    teacher: str = ""  # checkpoint whose answers are learnt beside the labels; by default --weights, not quantised
+    distill: float = 1.0  # weight of the teacher's answers
+    features: float = 1.0  # weight of what the layers of --weights read, without another teacher
+    batch_size: Annotated[int, spelled("--batch")] = 16  # images per batch of that training, over all processes
+    hyp: str = ""  # hyper-parameter YAML of that training; by default as for train.py
+    augment: Augment = "none"  # for classifiers: none, crop, crop-flip, resized-crop
+    seed: int = 0  # of order and augmentation
+    device: str = ""  # of that training: cpu, 0, or 0,1 under torchrun; empty takes a GPU if there is one
+    amp: Amp = "auto"  # mixed precision of that training: auto, bf16, fp16, off
+    resume: str = ""  # continue the latest run with --qat-epochs, or the run in this folder
     threads: int | None = None  # of the processor; all cores by default
     workers: int = 8  # data loading processes, at most one per core
     cache_dir: str = ""  # where the label index is cached, by default beside the data; or fetched images
@@ -55,12 +74,51 @@ class QuantizeConfig:
     exist_ok: bool = False  # use the folder even if it exists
 
     def __post_init__(self) -> None:
+        if self.resume:
+            return
+        for name in ("weights", "data"):
+            if not getattr(self, name):
+                raise ConfigError(f"no --{name} given; give a checkpoint and the data it was trained on")
         height_width(self.img_size)
-        check_least(self, calib_images=1, sensitivity_images=0, workers=0)
+        check_least(self, calib_images=1, sensitivity_images=0, workers=0, qat_epochs=0, distill=0, features=0)
         RuntimeOptions(threads=self.threads)
         for bits in (*self.sensitivity, *self.budget_bits):
             check_bits(bits, what="--sensitivity and --budget-bits")
         self._check_budget(self.quantisation())
+        self._check_training()
+
+    def _check_training(self) -> None:
+        if not 0 < self.lr0 < math.inf:
+            raise ConfigError(f"--lr0 {self.lr0}: expected a positive number, such as 0.002")
+        if self.qat_epochs and self.sensitivity:
+            raise ConfigError("--sensitivity is of the network before training; run it without --qat-epochs")
+        if self.qat_epochs:
+            self.training(Path("quantize"))
+
+    def training(self, folder: Path) -> TrainConfig:
+        """Return the settings of the training with simulated rounding, which gets a folder in that of the run."""
+        return TrainConfig(
+            weights=self.weights,
+            data=self.data,
+            img_size=(max(self.image_hw),),
+            epochs=self.qat_epochs,
+            batch_size=self.batch_size,
+            hyp=self.hyp,
+            augment=self.augment,
+            optimizer="adamw",
+            lr0=self.lr0,
+            weight_decay=0.0,
+            # The first steps of Adam are as large as the rate, in every weight at once.
+            warmup_epochs=1.0,
+            seed=self.seed,
+            workers=self.workers,
+            cache_dir=self.cache_dir,
+            device=self.device,
+            amp=self.amp,
+            project=str(folder),
+            name=QAT_NAME,
+            exist_ok=True,
+        )
 
     def _check_budget(self, settings: QuantConfig) -> None:
         if not self.budget:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from quantization.storage.sizes import FormSize
 from utils.plots.colors import line_color
 from utils.plots.save import save_figure
 
+# File of a run folder with what each layer costs.
+SENSITIVITY_NAME = "sensitivity.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
@@ -22,6 +26,7 @@ class Measured:
     Attributes:
         metric: Name of what was measured; higher is better.
         floats: Metric of the network in float32.
+        untrained: Metric with rounded real numbers before training; None without training.
         fake: Metric with rounded real numbers, where that was asked for.
         integer: Metric of the file that was written, in integers.
         seconds: Seconds that measuring the file took, reading images included.
@@ -29,6 +34,7 @@ class Measured:
 
     metric: str
     floats: float
+    untrained: float | None
     fake: float | None
     integer: float
     seconds: float
@@ -37,6 +43,11 @@ class Measured:
     def lost(self) -> float:
         """By how much integers are worse; negative where they are better."""
         return self.floats - self.integer
+
+    @property
+    def is_spoilt(self) -> bool:
+        """Whether training has made the network worse."""
+        return self.untrained is not None and self.integer < self.untrained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +82,12 @@ def sensitivity_rows(table: Sequence[Sensitivity], *, num_bytes: Callable[[str, 
         for row in table
     ]
     return sorted(rows, key=lambda row: row.loss, reverse=True)
+
+
+def read_sensitivity(path: Path) -> tuple[Sensitivity, ...]:
+    """Read the rows that `sensitivity_rows` made from a JSON file."""
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return tuple(Sensitivity(**{name: row[name] for name in ("layer", "bits", "metric", "loss")}) for row in rows)
 
 
 def sensitivity_table(rows: Sequence[SensitivityRow], *, metric: str) -> str:
@@ -112,7 +129,12 @@ def result_table(measured: Measured, sizes: Sequence[FormSize], *, written: str)
         sizes: The forms.
         written: Which of them is the artefact's.
     """
-    modes = [("float32", measured.floats), ("fake", measured.fake), (f"integer, {written}", measured.integer)]
+    modes = [
+        ("float32", measured.floats),
+        ("fake, before training", measured.untrained),
+        ("fake", measured.fake),
+        (f"integer, {written}", measured.integer),
+    ]
     found = [(name, value) for name, value in modes if value is not None]
     metrics = [(name, f"{value:.4f}", f"{value - measured.floats:+.4f}") for name, value in found]
     forms = [

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +18,11 @@ from engine.training.distributed import process_group, share, this_process
 from pruning.selection.score_drop import ScoreDrop
 from reports import write_report
 from tasks.choose import task_of
-from utils.config.cli import RESUME_LATEST, config_from_values
+from utils.config.cli import config_from_values
 from utils.device import select_device
-from utils.errors import ConfigError, DataError, PruningError
+from utils.errors import DataError, PruningError
 from utils.storage.files import read_yaml
-from utils.storage.run_folder import RunFolder
+from utils.storage.run_folder import CONFIG_NAME, RunFolder, continued_by, resumed_folder
 
 LOGGER = logging.getLogger(__name__)
 
@@ -77,7 +75,7 @@ def run_slimming(config: SlimConfig) -> SlimResult | None:
     device = select_device(config.device, local_rank=process.local_rank)
     with process_group(process, device):
         config, folder = _resumed(config) if config.resume else _begun(config)
-        with _continued_by(folder):
+        with continued_by(f"python slim.py --resume {folder}"):
             config = settled(config, folder)
             weights = _run_line(config, folder)
             return _finish(config, folder, weights=weights) if process.is_main else None
@@ -102,8 +100,8 @@ def _new_folder(start: Start | StartingPoints) -> Path:
 
 def _resumed(config: SlimConfig) -> tuple[SlimConfig, Path]:
     """Return the settings that a run began with, but for device and, where given, stages; and its folder."""
-    folder = Path(share(str(_resumed_folder(config))))
-    path = folder / "opt.yaml"
+    folder = Path(share(str(resumed_folder(config.resume, config.project, script="slim"))))
+    path = folder / CONFIG_NAME
     values = {"stages": _FIRST_STAGES, **read_yaml(path, what="configuration")}
     settings = replace(config_from_values(SlimConfig, values, where=str(path)), device=config.device)
     if config.stages:
@@ -113,28 +111,6 @@ def _resumed(config: SlimConfig) -> tuple[SlimConfig, Path]:
     if config.stages and this_process().is_main:
         RunFolder(path=folder).write_config(settings)
     return settings, folder
-
-
-def _resumed_folder(config: SlimConfig) -> Path:
-    """Return the run folder that `--resume` means."""
-    if config.resume == RESUME_LATEST:
-        found = sorted(Path(config.project).glob("*/opt.yaml"), key=lambda path: path.stat().st_mtime)
-        if not found:
-            raise ConfigError(f"--resume: no run in {config.project}; give the folder of one")
-        return found[-1].parent
-    folder = Path(config.resume)
-    if not (folder / "opt.yaml").exists():
-        raise ConfigError(f"--resume {folder}: no folder of a run of slim.py; give one such as runs/slim/exp")
-    return folder
-
-
-@contextmanager
-def _continued_by(folder: Path) -> Iterator[None]:
-    """Let an interrupt say how the run goes on, whichever stage it meets."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"python slim.py --resume {folder} continues this run") from None
 
 
 def _run_line(config: SlimConfig, folder: Path) -> str:

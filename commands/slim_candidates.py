@@ -11,7 +11,6 @@ from typing import Any
 
 from commands.prune_latency import LATENCY_NAME, cost_of
 from commands.slim_config import SlimConfig, StageName
-from commands.slim_stages import train_stage
 from commands.slim_start import (
     START_FOLDER,
     Start,
@@ -20,7 +19,7 @@ from commands.slim_start import (
     stages_to_run,
     with_table,
 )
-from commands.train import run_training
+from commands.train import run_training, train_stage
 from commands.train_sparsity_config import AUTO
 from engine.training.distributed import share, this_process
 from pruning.selection.latency import LatencyTable

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -20,9 +20,8 @@ from commands.prune import CHECKPOINT_NAME, run_pruning
 from commands.prune_config import PruneConfig
 from commands.prune_latency import LATENCY_NAME, check_cut, cost_of, table_for
 from commands.slim_config import SlimConfig, StageName
-from commands.train import run_training
-from commands.train_config import TrainConfig
-from commands.train_result import TrainResult, best_checkpoint
+from commands.train import run_training, train_stage
+from commands.train_result import best_checkpoint
 from commands.train_sparsity import run_sparsity_training
 from commands.train_sparsity_config import SparsityConfig
 from engine.training.distributed import share, this_process, wait_for_all
@@ -36,8 +35,6 @@ from utils.datasets.class_names import class_order
 from utils.errors import CheckpointError, ConfigError, PruningError
 
 LOGGER = logging.getLogger(__name__)
-
-_Training = TypeVar("_Training", bound=TrainConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,19 +183,6 @@ def run_stages(stages: Sequence[Stage], *, chosen: Sequence[StageName], weights:
         if stage.network is not None:
             weights = str(stage.network(stage.folder))
     return weights
-
-
-def train_stage(config: _Training, run: Callable[[_Training], TrainResult | None]) -> Path:
-    """Run a training, or continue with a killed one, or do nothing where it is complete; returns its folder."""
-    folder = Path(config.project) / config.name
-    last = folder / "weights/last.pt"
-    is_complete, is_begun = share(((folder / "result.json").exists(), last.exists()))
-    if is_complete:
-        LOGGER.info("%s is complete", folder)
-    else:
-        run(replace(config, resume=str(last)) if is_begun else config)
-    wait_for_all()
-    return folder
 
 
 def check_order(stages: Sequence[Stage], *, chosen: Sequence[StageName]) -> None:

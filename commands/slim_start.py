@@ -14,7 +14,7 @@ from commands.prune_config import PruneConfig
 from commands.prune_latency import LATENCY_NAME, check_cut, table_for, write_layers
 from commands.slim_config import STAGES, SlimConfig, StageName
 from commands.slim_stages import Stage, knows_classes, stages_of, target_of_round
-from commands.train_hyp import read_hyp
+from commands.train_recipe import read_hyp
 from deploy.formats import FORMATS
 from engine.training.distributed import share, this_process
 from pruning.features import Teaching

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from commands.train_assembly import make_hooks, make_trainer
 from commands.train_config import TrainConfig
-from commands.train_hyp import read_hyp
-from commands.train_recipe import settled, tell
+from commands.train_recipe import read_hyp, settled, tell
 from commands.train_result import TrainResult, best_checkpoint, finish_run
 from engine.evaluation.evaluator import Evaluator
 from engine.training.checkpointing import EmaHook, resumed_path
@@ -41,6 +41,8 @@ LOGGER = logging.getLogger(__name__)
 # the engine.
 HookFactory = Callable[[Network, TrainConfig, Path], Sequence[Hook]]
 
+_Training = TypeVar("_Training", bound=TrainConfig)
+
 
 def train(config: TrainConfig) -> TrainResult | None:
     """Train as `config` says, or search hyper-parameters over many such trainings.
@@ -54,6 +56,19 @@ def train(config: TrainConfig) -> TrainResult | None:
         run_evolution(config, run=run_training)
         return None
     return run_training(config)
+
+
+def train_stage(config: _Training, run: Callable[[_Training], TrainResult | None]) -> Path:
+    """Run a training, or continue with a killed one, or do nothing where it is complete; returns its folder."""
+    folder = Path(config.project) / config.name
+    last = folder / "weights/last.pt"
+    is_complete, is_begun = share(((folder / "result.json").exists(), last.exists()))
+    if is_complete:
+        LOGGER.info("%s is complete", folder)
+    else:
+        run(replace(config, resume=str(last)) if is_begun else config)
+    wait_for_all()
+    return folder
 
 
 def no_hooks(network: Network, config: TrainConfig, folder: Path) -> Sequence[Hook]:

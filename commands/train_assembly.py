@@ -97,8 +97,6 @@ def make_hooks(
             names=data.names,
             config=config,
             ema=average,
-            policy=SavePolicy(
-                period=config.save_period, is_final_only=config.nosave, is_half=task.recipe.is_averaged
-            ),
+            policy=SavePolicy(period=config.save_period, is_final_only=config.nosave, is_half=task.recipe.is_half),
         ),
     ]

@@ -1,4 +1,4 @@
-"""The choices of a training where its settings leave them open: by the length of the run, shown, and kept."""
+"""The hyper-parameters of a training, and its choices where settings leave them open: by its length, shown, kept."""
 
 from __future__ import annotations
 
@@ -11,13 +11,40 @@ from commands.train_config import TrainConfig
 from engine.training.recipe import RunLength, averaged_steps
 from engine.training.schedule import Schedule
 from tasks.task import Recipe
-from utils.config.hyp import Hyp
+from utils.config.hyp import Hyp, load_hyp
 from utils.storage.files import read_yaml, write_yaml
 
 LOGGER = logging.getLogger(__name__)
 
+# Hyper-parameters that settings override.
+_OVERRIDES = ("lr0", "lrf", "momentum", "weight_decay", "warmup_epochs", "label_smoothing")
 # File of a run folder.
 RECIPE_NAME = "recipe.yaml"
+
+
+def read_hyp(config: TrainConfig, recipe: Recipe) -> Hyp:
+    """Return the hyper-parameters of a training.
+
+    Args:
+        config: Settings, which name the YAML or override its values.
+        recipe: Where the settings name no YAML, the task's own.
+    """
+    hyp = load_hyp(config.hyp or recipe.hyp)
+    if config.optimizer_name != "sgd":
+        share = recipe.adaptive_rate if config.lr0 is None else config.lr0 / hyp.lr0
+        # Biases begin the warm-up at a rate of their own, which must suit the optimiser too.
+        hyp = replace(hyp, lr0=hyp.lr0 * share, warmup_bias_lr=hyp.warmup_bias_lr * share)
+        if config.lr0 is None:
+            LOGGER.info(
+                "learning rate %g for %s (%g of the YAML's; --lr0 sets it)", hyp.lr0, config.optimizer_name, share
+            )
+    if not config.hyp and config.optimizer_name in recipe.momenta:
+        momentum = recipe.momenta[config.optimizer_name]
+        hyp = replace(hyp, momentum=momentum, warmup_momentum=momentum)
+    given = {name: value for name in _OVERRIDES if (value := getattr(config, name)) is not None}
+    if "momentum" in given and hyp.warmup_momentum == hyp.momentum:
+        given["warmup_momentum"] = given["momentum"]  # a warm-up without one of its own
+    return replace(hyp, **given)
 
 
 def settled(config: TrainConfig, hyp: Hyp, recipe: Recipe, *, images: int) -> tuple[TrainConfig, Hyp]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from commands.prune_latency import table_for
 from commands.train import run_training
 from commands.train_config import TrainConfig
-from commands.train_hyp import read_hyp
+from commands.train_recipe import read_hyp
 from commands.train_result import TrainResult
 from commands.train_sparsity_config import CHOICE, SparsityConfig
 from engine.training.hooks import Hook

@@ -18,8 +18,7 @@ import torch
 from commands.finetune import run_finetuning
 from commands.finetune_config import FinetuneConfig
 from commands.prune_config import PruneConfig
-from commands.slim_stages import train_stage
-from commands.train import run_training
+from commands.train import run_training, train_stage
 from commands.train_config import TrainConfig
 from engine.evaluation.evaluator import Evaluator
 from examples.stages import Stage, experiment_folder, prune_stage

@@ -13,10 +13,9 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from commands.slim_stages import train_stage
-from commands.train import repr_hooks, run_training
+from commands.train import repr_hooks, run_training, train_stage
 from commands.train_config import TrainConfig
-from commands.train_hyp import read_hyp
+from commands.train_recipe import read_hyp
 from examples.stages import Stage, experiment_folder
 from pruning.repr.settings import ReprSettings
 from tasks.choose import CLASSIFICATION

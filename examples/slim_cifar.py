@@ -17,10 +17,9 @@ from typing import Any, Literal
 from commands.finetune import run_finetuning
 from commands.finetune_config import FinetuneConfig
 from commands.prune_config import PruneConfig
-from commands.slim_stages import train_stage
-from commands.train import run_training
+from commands.train import run_training, train_stage
 from commands.train_config import TrainConfig
-from commands.train_hyp import read_hyp
+from commands.train_recipe import read_hyp
 from commands.train_sparsity import run_sparsity_training
 from commands.train_sparsity_config import SparsityConfig
 from engine.choices import OptimizerName, ScheduleName

@@ -14,12 +14,23 @@ from models.fingerprint import network_fingerprint
 from quantization.assembly import Layer, operations_of
 from quantization.execution.executor import Executor
 from quantization.lowering.float_ops import computed
-from quantization.lowering.graph import MOVERS, Graph, Node
+from quantization.lowering.graph import INPUT, MOVERS, Graph, Node
 from quantization.lowering.lower import lower
 from quantization.program.program import Affine, IntegerProgram
-from quantization.ranges.affine import Grid, dequantise, fake_bias, fake_quantise, fake_weight, quantise, weight_grid
+from quantization.ranges.affine import (
+    Grid,
+    dequantise,
+    fake_bias,
+    fake_quantise,
+    fake_weight,
+    integer_limits,
+    quantise,
+    weight_grid,
+    within,
+)
 from quantization.ranges.bits import BitPlan, planned_bits
 from quantization.ranges.config import QuantConfig
+from quantization.ranges.learnt import LearntScales
 from quantization.ranges.observers import Calibration
 from utils.errors import DataError, QuantizationError
 
@@ -45,6 +56,14 @@ class _Prepared:
     executor: Executor
 
 
+class _Place(nn.Module):
+    """Where the weights of a layer are; it is called with what the layer reads, for hooks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the layer reads."""
+        return x
+
+
 class QuantizedNetwork(nn.Module):
     """A network whose parameters are real weights with batch norms folded in, under their old paths in `layers`.
 
@@ -56,7 +75,10 @@ class QuantizedNetwork(nn.Module):
         bits: Number of bits of each weight and value; those of `config` until `set_bits_`.
         fingerprint: Fingerprint of the network that it was made from.
         image_shape: Shape (C, H, W) of the images that it was made for.
+        scales: Scales that train in fake mode, see `learn_scales_`; None where they are fixed or follow the weights.
     """
+
+    scales: LearntScales | None
 
     def __init__(
         self, graph: Graph, *, config: QuantConfig, fingerprint: str, image_shape: tuple[int, int, int]
@@ -73,6 +95,7 @@ class QuantizedNetwork(nn.Module):
         self._affines: Mapping[str, Affine] = {}
         self._held_grids: dict[str, Grid] = {}
         self._prepared: _Prepared | None = None
+        self.scales = None
 
     def _without_weights(self, node: Node) -> Node:
         """Register the weights of a node as parameters; return the node without them."""
@@ -81,7 +104,7 @@ class QuantizedNetwork(nn.Module):
         place = self.layers
         for part in node.name.split("."):
             if part not in place._modules:
-                place.add_module(part, nn.Module())
+                place.add_module(part, _Place())
             place = place.get_submodule(part)
         place.register_parameter("weight", nn.Parameter(node.weight))
         place.register_parameter("bias", nn.Parameter(node.bias))
@@ -165,42 +188,58 @@ class QuantizedNetwork(nn.Module):
         weights = None
         if node.name in self.bits.weights:
             weights = self.rounded_weights(node) if is_rounded else self.weights(node.name)
-            inputs = [self.rounded_input(node, inputs[0])] if is_rounded else inputs
+            read = self.rounded_input(node, inputs[0]) if is_rounded else inputs[0]
+            inputs = [self.layers.get_submodule(node.name)(read)]
         result = computed(node, inputs, weights)
-        affine = self._affine_of_result(node) if is_rounded else None
-        return fake_quantise(result, affine) if affine else result
+        return self._rounded(node.name, result) if is_rounded and self._rounds_result(node) else result
 
     def rounded_input(self, node: Node, value: Tensor) -> Tensor:
         """Return what a node with weights reads of a value in fake mode: values may be rounded by their readers."""
         if self.config.rounded == "values" or self.bits.weights[node.name] is None:
             return value
-        affine = self.affine_of(node.inputs[0])
-        return fake_quantise(value, affine) if affine else value
+        return self._rounded(self.graph.scale_of(node.inputs[0]), value)
 
-    def _affine_of_result(self, node: Node) -> Affine | None:
-        """Return what a node's result is rounded to where it is made; None where it is not rounded."""
+    def _rounds_result(self, node: Node) -> bool:
+        """Return whether a node's result is rounded where it is made."""
         is_layer = self.bits.weights.get(node.name) is not None
-        is_rounded = {"values": node.kind not in MOVERS, "inputs": False, "ends": is_layer}[self.config.rounded]
-        return self._affines.get(node.name) if is_rounded else None
+        return {"values": node.kind not in MOVERS, "inputs": False, "ends": is_layer}[self.config.rounded]
+
+    def _rounded(self, name: str, value: Tensor) -> Tensor:
+        """Round a value with the scale of a node, if that has one."""
+        if self.scales is not None:
+            return self.scales.rounded(name, value)
+        affine = self._affines.get(name)
+        return fake_quantise(value, affine) if affine else value
 
     def rounded_weights(self, node: Node) -> tuple[Tensor, Tensor]:
         """Return the weight and bias of a node in fake mode."""
         weight, bias = self.weights(node.name)
-        grid, source = self.grid(node), self.affine_of(node.inputs[0])
+        grid, source = self.grid(node), self._source_scale(node)
         if grid is None:
             return weight, bias
-        if source is None or self.config.rounded != "values":
-            return fake_weight(weight, grid), bias
-        return fake_weight(weight, grid), fake_bias(bias, grid.scales * source.scale)
+        rounded = fake_weight(weight, grid)
+        return rounded, bias if source is None else fake_bias(bias, grid.scales.detach() * source)
+
+    def _source_scale(self, node: Node) -> float | Tensor | None:
+        """Return the scale of what a node with weights reads, if its bias is rounded too; else None."""
+        if self.config.rounded != "values":
+            return None
+        if self.scales is not None:
+            return self.scales.scale(self.graph.scale_of(node.inputs[0]))
+        source = self.affine_of(node.inputs[0])
+        return source.scale if source else None
 
     def grid(self, node: Node) -> Grid | None:
         """Return the scales and zero points of a node's weight; None if it is not quantised."""
-        bits, source = self.bits.weights[node.name], self.affine_of(node.inputs[0])
+        bits = self.bits.weights[node.name]
+        weight, bias = self.weights(node.name)
+        if self.scales is not None:
+            return self.scales.grid(node.name, inputs=weight[0].numel())
         if bits is None or node.name in self._held_grids:
             return self._held_grids.get(node.name)
-        weight, bias = self.weights(node.name)
-        scale = source.scale if source and self.config.rounded == "values" else None
-        return weight_grid(weight, bias, bits=bits, config=self.config, input_scale=scale)
+        source = self._source_scale(node)
+        assert not isinstance(source, Tensor), "scales that are learnt have grids"
+        return weight_grid(weight, bias, bits=bits, config=self.config, input_scale=source)
 
     def hold_grid_(self, name: str, grid: Grid) -> None:
         """Fix the scale of a weight until bits or settings change; otherwise it follows the weight."""
@@ -211,6 +250,40 @@ class QuantizedNetwork(nn.Module):
     def held_grids(self) -> Mapping[str, Grid]:
         """Fixed scales, by name of the node."""
         return dict(self._held_grids)
+
+    def learn_scales_(self, *, learns: bool = True) -> None:
+        """Make parameters of all scales, beginning with those of now, until `settle_scales_`.
+
+        A network that is not calibrated gets scales that mean nothing, to be filled by `load_state_dict`.
+
+        Args:
+            learns: Whether the scales get gradients; else they are fixed and only part of the state.
+        """
+        bits = {name: number for name, number in self.bits.values.items() if number is not None}
+        affines = {name: self._unclamped(self._affines.get(name), number) for name, number in bits.items()}
+        grids = {}
+        for name in self.graph.weighted:
+            grid = self.grid(self.graph.nodes[name])
+            if grid is not None:
+                grids[name] = grid
+        self.scales = LearntScales(affines, grids, fixed=(INPUT,)).to(next(self.parameters()).device)
+        self.scales.requires_grad_(learns)
+        self._prepared = None
+
+    def _unclamped(self, affine: Affine | None, bits: int) -> Affine:
+        """Return an affine with the limits of its bits; those of a clamp depend on the scale."""
+        is_signed = self.config.activation_signed or (affine is not None and affine.low < 0)
+        low, high = integer_limits(bits, symmetric=self.config.activation_symmetric and is_signed)
+        return replace(affine, low=low, high=high) if affine else Affine(scale=1.0, zero_point=0, low=low, high=high)
+
+    def settle_scales_(self) -> None:
+        """Fix the scales that were learnt, for all modes."""
+        assert self.scales is not None, "no scales are learnt"
+        affines, grids = self.scales.settled()
+        self.scales = None
+        nodes = self.graph.nodes
+        self._affines = {name: within(affine, *nodes[name].clamp) for name, affine in affines.items()}
+        self._held_grids, self._prepared = grids, None
 
     def affine_of(self, name: str) -> Affine | None:
         """Return the scale and zero point of a node's result; None if it is not quantised."""
@@ -291,10 +364,15 @@ def quantize(
         DataError: There are no images, or a value becomes NaN or infinite.
         ConfigError: A pattern of `config.layers` matches no layer.
     """
-    graph = lower(model, image_shape=image_shape, allow_opaque=config.rounded != "values")
-    network = QuantizedNetwork(
-        graph, config=config, fingerprint=network_fingerprint(model), image_shape=image_shape
-    ).eval()
+    network = uncalibrated(model, config=config, image_shape=image_shape)
     network.calibrate(batches)
     network.mode = "fake"
     return network
+
+
+def uncalibrated(model: nn.Module, *, config: QuantConfig, image_shape: tuple[int, int, int]) -> QuantizedNetwork:
+    """Build a quantised copy of a network without ranges, in float mode; see `quantize`."""
+    graph = lower(model, image_shape=image_shape, allow_opaque=config.rounded != "values")
+    return QuantizedNetwork(
+        graph, config=config, fingerprint=network_fingerprint(model), image_shape=image_shape
+    ).eval()

@@ -34,7 +34,7 @@ from models.classifiers import (
 from models.classifiers.load import classifier_of, is_classifier
 from models.fingerprint import network_fingerprint
 from pruning.distillation import DistillationHook, LogitsDistillation
-from pruning.features import Teaching
+from pruning.features import Followed, Teaching
 from tasks.classifier_data import check_data, in_order_of, new_spec, of_metadata, spec_of
 from tasks.settings import TaskSettings, ValSettings
 from tasks.task import Columns, Data, Network, Recipe
@@ -80,6 +80,7 @@ class Classification:
         has_mean_loss=True,
         has_mixed_validation=False,  # methods are compared by the last epoch
         is_averaged=False,
+        is_half=False,
         searched=("lr0", "lrf", "momentum", "weight_decay", "warmup_epochs", "warmup_momentum"),
     )
     columns = Columns(
@@ -350,4 +351,8 @@ class Classification:
             )
         model = loaded.model.eval().requires_grad_(False)
         followed = teaching.followed(model, network.model, image_chw=network.trace_chw)
-        return DistillationHook(model, strength=teaching.answers, make_loss=LogitsDistillation.of, followed=followed)
+        return self.teaching_hook(model, strength=teaching.answers, followed=followed)
+
+    def teaching_hook(self, teacher: nn.Module, *, strength: float, followed: Followed | None) -> Hook:
+        """Return the hook with which a classifier learns from logits and from what layers read."""
+        return DistillationHook(teacher, strength=strength, make_loss=LogitsDistillation.of, followed=followed)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deploy.artefact.runtime import DetectorRuntime
 from deploy.calibration import as_input, calibration_images, check_image_size
@@ -32,7 +32,7 @@ from models.fuse import fuse
 from models.load import create_model, load_model
 from models.spec import ModelSpec
 from pruning.distillation import DetectorDistillation, DistillationHook, load_teacher
-from pruning.features import Teaching
+from pruning.features import Followed, Teaching
 from tasks.detector_data import frame_of, in_common_order, index_of, training_splits, warn_without_boxes
 from tasks.settings import DEFAULT_IMG_SIZE, TaskSettings, ValSettings
 from tasks.task import Columns, Data, Network, Recipe
@@ -73,6 +73,7 @@ class Detection:
         has_mean_loss=False,
         has_mixed_validation=True,
         is_averaged=True,
+        is_half=True,
         searched=tuple(item.name for item in fields(Hyp) if item.name not in ("iou_t", "mosaic9", "label_smoothing")),
     )
     columns = Columns(
@@ -357,12 +358,14 @@ class Detection:
         assert isinstance(network.spec, ModelSpec)
         model = load_teacher(teacher, spec=network.spec, names=network.names)
         followed = teaching.followed(model, network.model)
-        return DistillationHook(
-            fuse(model), strength=teaching.answers, make_loss=DetectorDistillation.of, followed=followed
-        )
+        return self.teaching_hook(fuse(model), strength=teaching.answers, followed=followed)
+
+    def teaching_hook(self, teacher: nn.Module, *, strength: float, followed: Followed | None) -> Hook:
+        """Return the hook with which a detector learns from raw heads and from what layers read."""
+        return DistillationHook(teacher, strength=strength, make_loss=DetectorDistillation.of, followed=followed)
 
 
-class QuantizedHeads:
+class QuantizedHeads(nn.Module):
     """The head maps of a quantised network, in the shape of a `Detector`'s.
 
     Args:
@@ -372,15 +375,16 @@ class QuantizedHeads:
     """
 
     def __init__(self, maps: Callable[[Tensor], Sequence[Tensor]], detector: Detector) -> None:
-        self._maps = maps
+        super().__init__()
+        self.maps = maps
         self._num_outputs = 5 + detector.spec.num_classes
         self.anchors = detector.anchors
         self.strides = detector.strides
 
-    def __call__(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor) -> list[Tensor]:
         """Compute raw heads (B, A, H / stride, W / stride, 5 + nc) of images (B, 3, H, W)."""
         heads = []
-        for maps in self._maps(images):
+        for maps in self.maps(images):
             batch, channels, height, width = maps.shape
             split = maps.view(batch, channels // self._num_outputs, self._num_outputs, height, width)
             heads.append(split.permute(0, 1, 3, 4, 2))  # (B, A, H, W, 5 + nc)

@@ -25,7 +25,7 @@ from engine.training.trainer import TrainingLoader, TrainingLoss
 from engine.training.validation import ValidationHook
 from models.classifiers import ClassifierSpec
 from models.spec import ModelSpec
-from pruning.features import Teaching
+from pruning.features import Followed, Teaching
 from tasks.settings import TaskSettings, ValSettings
 from utils.config.hyp import Hyp
 from utils.storage.checkpoint import Checkpoint
@@ -92,7 +92,8 @@ class Recipe:
         short_runs: Rules by which runs of few steps differ; None if they do not.
         has_mean_loss: Whether the loss is a mean over the images of a batch, not a sum, to which decay is scaled.
         has_mixed_validation: Whether epochs are validated in mixed precision, not in float32.
-        is_averaged: Whether averaged weights are measured and shipped, in 16 bits, instead of the trained ones.
+        is_averaged: Whether averaged weights are measured and shipped instead of the trained ones.
+        is_half: Whether weights to ship are stored in 16 bits.
         searched: Names of the hyper-parameters that `--evolve` varies.
     """
 
@@ -105,6 +106,7 @@ class Recipe:
     has_mean_loss: bool
     has_mixed_validation: bool
     is_averaged: bool
+    is_half: bool
     searched: tuple[str, ...]
 
 
@@ -258,4 +260,13 @@ class Task(Protocol):
             CheckpointError: The file cannot be read.
             ConfigError: The teacher's answers mean something else than those of the student.
             PruningError: The plan is of another teacher or student.
+        """
+
+    def teaching_hook(self, teacher: nn.Module, *, strength: float, followed: Followed | None) -> Hook:
+        """Return the hook with which a network learns from a teacher that is already there.
+
+        Args:
+            teacher: Network in evaluation mode whose outputs mean the same as the student's.
+            strength: Weight of the outputs.
+            followed: Channels of the teacher that the student follows; None for outputs alone.
         """

@@ -81,10 +81,11 @@ EXPORT_FLAGS = """
     --workers
 """
 QUANTIZE_FLAGS = """
-    --activation-bits --activation-symmetric --budget --budget-bits --cache-dir --calib-images --data --exist-ok
-    --fake --img --img-size --imgsz --layers --layout --name --no-compensate --observer --output --per-tensor
-    --percentile --project --sensitivity --sensitivity-images --sensitivity-part --threads --weight-asymmetric
-    --weight-bits --weight-range --weights --workers --yaml
+    --activation-bits --activation-symmetric --amp --augment --batch --batch-size --budget --budget-bits
+    --cache-dir --calib-images --data --device --distill --exist-ok --fake --features --hyp --img --img-size
+    --imgsz --layers --layout --lr0 --name --no-compensate --no-learn-scales --observer --output --per-tensor
+    --percentile --project --qat-epochs --resume --seed --sensitivity --sensitivity-images --sensitivity-part
+    --teacher --threads --weight-asymmetric --weight-bits --weight-range --weights --workers --yaml
 """
 
 

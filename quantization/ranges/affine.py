@@ -99,10 +99,16 @@ def dequantise(integers: Tensor, affine: Affine) -> Tensor:
     return ((integers - affine.zero_point).double() * affine.scale).float()
 
 
-def fake_quantise(x: Tensor, affine: Affine) -> Tensor:
-    """Round real values to those that integers represent; gradients pass where nothing was clamped."""
+def fake_quantise(x: Tensor, affine: Affine, *, scale: Tensor | None = None) -> Tensor:
+    """Round real values to those that integers represent; gradients pass where nothing was clamped.
+
+    Args:
+        x: Values of any shape.
+        affine: Scale, zero point and limits of the integers.
+        scale: Scale that is learnt (scalar), instead of that of `affine`; it gets a gradient too.
+    """
     result: Tensor = _Round.apply(  # type: ignore[no-untyped-call]
-        x, affine.scale, affine.zero_point, affine.low, affine.high
+        x, affine.scale if scale is None else scale, affine.zero_point, affine.low, affine.high
     )
     return result
 
@@ -138,19 +144,32 @@ def _rounded(x: Tensor, scale: Number, zero_point: Number, low: float, high: flo
 
 
 class _Round(torch.autograd.Function):
-    """Rounding with the gradient of a clamp (Bengio et al., arXiv 1308.3432: the straight-through estimator)."""
+    """Rounding with the gradient of a clamp (Bengio et al., arXiv 1308.3432: the straight-through estimator).
+
+    A scale that is a tensor with a gradient gets that of Esser et al., "Learned Step Size Quantization", ICLR 2020
+    (arXiv 1902.08153), equation 3: how far rounding moves a value in steps, or the integer to which it is clamped.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Number, zero_point: Number, low: float, high: float) -> Tensor:
-        unclamped = torch.floor(x / scale + 0.5) + zero_point
+        steps = x / scale
+        unclamped = torch.floor(steps + 0.5) + zero_point
         clamped = unclamped.clamp(low, high)
-        ctx.save_for_backward(unclamped == clamped)
-        return (clamped - zero_point) * scale
+        is_inside, whole = unclamped == clamped, clamped - zero_point
+        ctx.scale_shape = None
+        if ctx.needs_input_grad[1]:
+            assert isinstance(scale, Tensor), "numbers have no gradient"
+            ctx.scale_shape = scale.shape
+            ctx.save_for_backward(is_inside, whole - steps * is_inside)
+        else:
+            ctx.save_for_backward(is_inside)
+        return whole * scale
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (is_inside,) = ctx.saved_tensors
-        return gradients[0] * is_inside, None, None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+        is_inside, *slopes = ctx.saved_tensors
+        of_scale = (gradients[0] * slopes[0]).sum_to_size(ctx.scale_shape) if slopes else None
+        return gradients[0] * is_inside, of_scale, None, None, None
 
 
 MOST_SHIFT = 62

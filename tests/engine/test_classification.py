@@ -17,7 +17,7 @@ from tiny_classes import classifier_config, small_pictures, trained
 from torch import nn
 
 from commands.train_config import TrainConfig
-from commands.train_hyp import read_hyp
+from commands.train_recipe import read_hyp
 from commands.train_result import TrainResult
 from engine.evaluation.classification import ClassificationSet
 from engine.evaluation.evaluator import Evaluation, Evaluator

@@ -19,8 +19,7 @@ from commands.evolve import run_evolution
 from commands.finetune_config import FinetuneConfig
 from commands.train import run_training
 from commands.train_config import TrainConfig
-from commands.train_hyp import read_hyp
-from commands.train_recipe import is_settled, settled
+from commands.train_recipe import is_settled, read_hyp, settled
 from commands.train_sparsity_config import SparsityConfig
 from engine.training.ema import ema_decay
 from engine.training.recipe import RunLength, ShortRuns, averaged_steps, warmup_batches
@@ -125,6 +124,15 @@ def test_sparse_training_and_fine_tuning_have_the_same_defaults(kind: type[Train
     result, _ = settled(config, read_hyp(config, DETECTION.recipe), DETECTION.recipe, images=200)
     assert isinstance(result, kind)
     assert (result.nominal_batch, result.close_mosaic, result.lrf) == (16, 20, 0.05)
+
+
+@pytest.mark.parametrize("lr0", [None, 0.0001])
+def test_biases_warm_up_at_a_rate_that_suits_the_optimiser(lr0: float | None) -> None:
+    """.1 for SGD's .01; Adam would move every bias by .1 a step."""
+    hyp = read_hyp(TrainConfig(optimizer="adam", lr0=lr0), DETECTION.recipe)
+    assert hyp.lr0 == pytest.approx(lr0 or 0.001)
+    assert hyp.warmup_bias_lr == pytest.approx(10 * hyp.lr0)
+    assert read_hyp(TrainConfig(lr0=0.0001), DETECTION.recipe).warmup_bias_lr == 0.1
 
 
 def test_steps_are_counted_as_the_schedule_counts_them() -> None:

@@ -11,7 +11,7 @@ from tiny import TINY_CFG, tiny_config
 from torch import Tensor, nn
 
 from benchmarks.taylor_oracle import classification_task
-from commands.train_hyp import read_hyp
+from commands.train_recipe import read_hyp
 from engine.training.task import TrainingTask
 from models.classifiers import LeNet5
 from models.complexity import count_macs, count_parameters

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.taylor_oracle import classification_task, spearman
 from commands.train_config import TrainConfig
-from commands.train_hyp import read_hyp
+from commands.train_recipe import read_hyp
 from models.classifiers import DenseNetCifar, LeNet5
 from models.detector import Detector, build_model
 from models.spec import ModelSpec

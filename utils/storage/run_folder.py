@@ -6,8 +6,8 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,12 +15,17 @@ from typing import Any, Protocol
 
 import torch
 
+from utils.config.cli import RESUME_LATEST
 from utils.device import machine_name
 from utils.errors import ConfigError
 from utils.storage.files import write_json, write_yaml
 
 # Packages that decide results and times, beside torch.
 _PACKAGES = ("torchvision", "numpy", "opencv-python-headless", "ncnn", "onnxruntime", "openvino")
+
+
+# File of a run folder with the settings of the run, which `--config` takes.
+CONFIG_NAME = "opt.yaml"
 
 
 class RunSettings(Protocol):
@@ -77,7 +82,7 @@ class RunFolder:
 
     def write_config(self, config: Any) -> None:
         """Write the settings of the run to opt.yaml, which `--config` reads back."""
-        write_yaml(self.path / "opt.yaml", plain(config))
+        write_yaml(self.path / CONFIG_NAME, plain(config))
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json: the results of the run, the command and the versions."""
@@ -90,6 +95,36 @@ class RunFolder:
             "packages": _versions(_PACKAGES),
         }
         write_json(self.path / "result.json", {**result, "environment": environment})
+
+
+def resumed_folder(resume: str, project: str | Path, *, script: str) -> Path:
+    """Return the run folder that `--resume` names: the one given, or the newest in `project`.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if resume == RESUME_LATEST:
+        found = sorted(Path(project).glob(f"*/{CONFIG_NAME}"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise ConfigError(f"--resume: no run in {project}; give the folder of one")
+        return found[-1].parent
+    folder = Path(resume)
+    if not (folder / CONFIG_NAME).exists():
+        raise ConfigError(f"--resume {folder}: no folder of a run of {script}.py; give one such as runs/{script}/exp")
+    return folder
+
+
+@contextmanager
+def continued_by(command: str) -> Iterator[None]:
+    """Let an interrupt say how the run goes on.
+
+    Raises:
+        KeyboardInterrupt: The user stopped the run; the message has the command.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{command} continues this run") from None
 
 
 def plain(value: Any) -> Any:

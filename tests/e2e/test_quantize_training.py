@@ -1,0 +1,155 @@
+"""quantize.py --qat-epochs: trained with simulated rounding, killed and resumed, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from interruption import KillAfter, Killed
+from refusal import NAMES, Place, make_place, refusal, run
+from tiny import TINY_CFG
+
+from commands.quantize_config import QuantizeConfig
+from commands.train import run_training
+from deploy.integer.runtime import NETWORK_NAME
+from models.detector import build_model
+from models.spec import ModelSpec
+from quantization.storage.binary import load_program
+from utils.errors import ConfigError
+from utils.storage.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+
+ARTEFACT = "tiny_w4a6_integer_model"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return make_place(tmp_path)
+
+
+def arguments(place: Place, *more: str) -> list[str]:
+    common = ["--weights", str(place.weights), "--data", str(place.data), "--img", "64", "--calib-images", "2"]
+    bits = ["--weight-bits", "4", "--activation-bits", "6", "--qat-epochs", "2", "--batch-size", "2"]
+    rest = ["--workers", "0", "--device", "cpu", "--cache-dir", str(place.root / "cache")]
+    return [*common, *bits, *rest, "--project", str(place.project), *more]
+
+
+def written(place: Place) -> bytes:
+    return (place.root / ARTEFACT / NETWORK_NAME).read_bytes()
+
+
+def integers(place: Place) -> dict[str, Any]:
+    program = load_program(place.root / ARTEFACT / NETWORK_NAME)
+    return {step.name: step.arrays["weight"] for step in program.operations if step.weight_bits}
+
+
+def test_training_changes_the_integers_and_is_measured(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    run("quantize", arguments(place, "--qat-epochs", "0"))
+    before = integers(place)
+    run("quantize", [*arguments(place, "--lr0", "0.05", "--fake"), "--name", "trained"])
+    after = integers(place)
+    assert any((before[name] != after[name]).any() for name in before)
+    result = json.loads((place.project / "trained/result.json").read_text())
+    assert result["config"]["qat_epochs"] == 2
+    assert {"floats", "fake", "integer"} <= result["measured"].keys()
+    state = load_checkpoint(place.project / "trained/qat/weights/best.pt").weights
+    # Whole, not in 16 bits: other integers would come out.
+    assert all(tensor.dtype is not torch.float16 for tensor in state.values())
+    assert any(name.endswith("scales.values") for name in state)
+    assert "features" in caplog.text
+
+
+def kill_in(epoch: int) -> Callable[..., Any]:
+    def killed(config: Any, *, hooks: Callable[..., Sequence[Any]], task: Any) -> Any:
+        return run_training(config, hooks=lambda *given: [*hooks(*given), KillAfter(epoch)], task=task)
+
+    return killed
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_killed_training_goes_on_to_the_same_file(
+    place: Place, monkeypatch: pytest.MonkeyPatch, epoch: int
+) -> None:
+    run("quantize", arguments(place))
+    wanted = written(place)
+    with monkeypatch.context() as patched:
+        patched.setattr("commands.quantize_training.run_training", kill_in(epoch))
+        with pytest.raises(Killed):
+            run("quantize", arguments(place))
+    shutil.rmtree(place.root / ARTEFACT)
+    run("quantize", ["--resume", str(place.project / "exp2")])
+    assert written(place) == wanted
+    first, second = (json.loads((place.project / f"{name}/result.json").read_text()) for name in ("exp", "exp2"))
+    assert first["measured"]["integer"] == second["measured"]["integer"]
+
+
+def test_a_run_killed_before_its_file_is_written_trains_no_more(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("commands.quantize._written", partial(_raise, Killed()))
+        with pytest.raises(Killed):
+            run("quantize", arguments(place))
+    monkeypatch.setattr("commands.quantize_training.run_training", partial(_raise, AssertionError("trained again")))
+    run("quantize", ["--resume", "--project", str(place.project)])
+    assert (place.root / ARTEFACT / NETWORK_NAME).exists()
+
+
+def _raise(error: BaseException, *given: Any, **named: Any) -> None:
+    raise error
+
+
+def test_ctrl_c_says_how_to_go_on(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("commands.quantize_training.run_training", partial(_raise, KeyboardInterrupt()))
+    with pytest.raises(SystemExit) as stopped:
+        run("quantize", arguments(place))
+    assert stopped.value.code == 130
+    assert f"python quantize.py --resume {place.project / 'exp'} continues this run" in capsys.readouterr().err
+
+
+def test_zeros_of_the_checkpoint_stay_zero(place: Place) -> None:
+    checkpoint = load_checkpoint(place.weights)
+    name = next(name for name, weight in checkpoint.weights.items() if weight.ndim == 4)
+    checkpoint.weights[name][:, 0] = 0
+    save_checkpoint(checkpoint, place.weights)
+    run("quantize", arguments(place, "--lr0", "0.05"))
+    found = integers(place)[name.removesuffix(".weight")]
+    assert (found[:, 0] == 0).all()
+    assert (found[:, 1:] != 0).any()
+
+
+def test_another_teacher_is_followed_in_its_answers_alone(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    run("quantize", arguments(place, "--teacher", str(place.weights), "--no-learn-scales"))
+    assert "distillation" in caplog.text
+    assert "features" not in caplog.text.split("distillation: teacher")[1].splitlines()[0]
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = ModelSpec.from_yaml(TINY_CFG, num_classes=2)
+    other = place.root / "other.pt"
+    save_checkpoint(Checkpoint(spec=spec.to_dict(), names=NAMES[:2], weights=build_model(spec).state_dict()), other)
+    before = place.snapshot()
+    assert "--teacher" in refusal("quantize", arguments(place, "--teacher", str(other)), capsys)
+    assert "--data" in refusal("quantize", arguments(place, "--data", ""), capsys)
+    assert "no run in" in refusal("quantize", ["--resume", "--project", str(place.project)], capsys)
+    assert "no folder of a run" in refusal("quantize", ["--resume", str(place.root)], capsys)
+    assert place.snapshot() == before
+    run("quantize", arguments(place, "--qat-epochs", "0"))
+    assert "nothing is trained" in refusal("quantize", ["--resume", str(place.project / "exp")], capsys)
+
+
+@pytest.mark.parametrize("wrong", [{"lr0": 0.0}, {"distill": -1.0}, {"qat_epochs": -1}, {"batch_size": 0}])
+def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        QuantizeConfig(**{"weights": "a.pt", "data": "b.yaml", "qat_epochs": 1, **wrong})
