@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from commands.quantize_config import QuantizeConfig, parse_bytes
+from commands.quantize_files import artefact_path, check_place, form_name, write_file
 from commands.quantize_report import (
     SENSITIVITY_NAME,
     Measured,
@@ -23,10 +24,8 @@ from commands.quantize_report import (
     sensitivity_table,
 )
 from commands.quantize_training import QatRun
-from deploy.artefact.folder import check_replaceable
-from deploy.formats import load_runtime
-from deploy.integer.export import Forms, bits_text, write_integer
-from deploy.integer.runtime import FORMAT, NETWORK_NAME
+from deploy.formats import FORMATS, load_runtime, resolve
+from deploy.int8.calibration import Arithmetic, keep_floats_, kept_floats
 from engine.evaluation.evaluator import Evaluator
 from engine.training.distributed import process_group, share, this_process
 from quantization.choices import Part
@@ -34,7 +33,7 @@ from quantization.network import QuantizedNetwork, quantize
 from quantization.ranges.config import LayerBits
 from quantization.rounding.compensation import compensate_
 from quantization.sensitivity import Sensitivity, mixed_precision, sensitivities, weight_bytes
-from quantization.storage.sizes import FormSize, form_sizes
+from quantization.storage.sizes import FormSize
 from tasks.choose import task_of
 from tasks.measuring import open_evaluator
 from tasks.task import Network, Task
@@ -42,7 +41,7 @@ from utils.config.cli import config_from_values
 from utils.config.values import warn_of_ignored
 from utils.device import select_device
 from utils.errors import ConfigError
-from utils.storage.files import check_writable, read_yaml, write_json
+from utils.storage.files import read_yaml, write_json
 from utils.storage.run_folder import CONFIG_NAME, RunFolder, continued_by, plain, resumed_folder
 
 logger = logging.getLogger(__name__)
@@ -111,8 +110,7 @@ def run_quantization(config: QuantizeConfig) -> QuantizeResult | None:
             _warn_of_ignored(config, task)
         if config.threads:
             torch.set_num_threads(config.threads)
-        check_replaceable(artefact_path(config), marker=NETWORK_NAME)
-        check_writable(config.project)
+        check_place(config)
         return _quantised(_Subject.of(task, config), config, folder)
 
 
@@ -134,7 +132,8 @@ def _quantised(subject: _Subject, config: QuantizeConfig, folder: Path | None) -
     is_main = this_process().is_main
     begun = share(_begin(network, subject, config, folder) if is_main else None)
     assert begun is not None, "the first process begins"
-    network.set_config_(replace(network.config, layers=begun.layers))
+    if config.budget:
+        network.set_config_(replace(network.config, layers=begun.layers))
     if config.compensate and not (training and training.is_begun(begun.folder)):
         logger.info("rounding weights on %d calibration images", config.calib_images)
         compensate_(network, subject.images)  # last, for it is right for these bits alone
@@ -147,7 +146,7 @@ def _quantised(subject: _Subject, config: QuantizeConfig, folder: Path | None) -
         return None
     result = _written(network, subject, config, begun)
     RunFolder(path=begun.folder).write_result({**plain(result), "config": plain(config)})
-    logger.info("%s", result_table(result.measured, result.sizes, written=f"npz {config.layout}"))
+    logger.info("%s", result_table(result.measured, result.sizes, written=form_name(config)))
     logger.info("%s: %s; report in %s", result.artefact, result.bits, begun.folder / "result.json")
     if result.measured.is_spoilt:
         logger.warning("training lost against rounding alone; give more --qat-epochs, or a lower --lr0")
@@ -218,7 +217,14 @@ class _Subject:
 
     def quantised(self, config: QuantizeConfig) -> QuantizedNetwork:
         """Return the network with ranges, and with its real weights."""
-        return quantize(self.network.model, self.images, config=config.quantisation(), image_shape=self.image_chw)
+        settings, model = config.quantisation(), self.network.model
+        if config.is_all_integers:
+            return quantize(model, self.images, config=settings, image_shape=self.image_chw)
+        arithmetic: Arithmetic = resolve(FORMATS[config.runtime].int8)
+        settings = replace(arithmetic.rounding, observer=config.observer, percentile=config.percentile)
+        network = quantize(model, self.images, config=settings, image_shape=self.image_chw)
+        keep_floats_(network, kept_floats(network.graph, arithmetic))
+        return network
 
     def score(self, quantised: QuantizedNetwork, *, num_images: int = 0) -> float:
         """Measure a quantised network in its mode, on so many images; 0 are all."""
@@ -239,15 +245,6 @@ def _warn_of_ignored(config: QuantizeConfig, task: Task) -> None:
         "without --qat-epochs": () if config.qat_epochs else _OF_TRAINING,
     }
     warn_of_ignored(config, reasons)
-
-
-def artefact_path(config: QuantizeConfig) -> Path:
-    """Where the artefact is written: best_w8a8_integer_model, best_mixed_a8_integer_model."""
-    weights = Path(config.weights)
-    widths = f"w{config.weight_bits}a{config.activation_bits}"
-    if config.budget:
-        widths = f"mixed_a{config.activation_bits}"
-    return (Path(config.output) if config.output else weights.parent) / f"{weights.stem}_{widths}{FORMAT}"
 
 
 def check_budget(network: QuantizedNetwork, config: QuantizeConfig) -> None:
@@ -293,12 +290,12 @@ def _write_sensitivity(table: Sequence[Sensitivity], folder: Path, *, network: Q
 
 def _written(network: QuantizedNetwork, subject: _Subject, config: QuantizeConfig, begun: _Begun) -> QuantizeResult:
     """Write the artefact and measure it."""
-    program, path = network.to_program(), artefact_path(config)
-    source = subject.task.source(subject.network, path=config.weights)
-    write_integer(program, path, source=source, forms=Forms(layout=config.layout, with_yaml=config.yaml))
+    path = artefact_path(config)
+    sizes, bits = write_file(network, subject.task.source(subject.network, path=config.weights), config, path)
     logger.info("%s: written", path)
     started = time.perf_counter()
-    integer = subject.evaluator.evaluate(load_runtime(path, device=torch.device("cpu"))).score
+    device = torch.device("cuda" if FORMATS[config.runtime].needs_gpu else "cpu")
+    of_file = replace(subject.evaluator, device=device).evaluate(load_runtime(path, device=device)).score
     seconds = time.perf_counter() - started
     network.mode = "fake"
     measured = Measured(
@@ -306,16 +303,16 @@ def _written(network: QuantizedNetwork, subject: _Subject, config: QuantizeConfi
         floats=subject.evaluator.evaluate(subject.network.model).score,
         untrained=_untrained(begun.folder, subject.task.metric) if config.qat_epochs else None,
         fake=subject.score(network) if config.fake else None,
-        integer=integer,
+        integer=of_file,
         seconds=seconds,
     )
     return QuantizeResult(
         folder=begun.folder,
         artefact=path,
         measured=measured,
-        sizes=form_sizes(program, with_yaml=config.yaml),
-        bits=bits_text(program),
-        weight_bits={step.name: step.weight_bits for step in program.operations if step.weight_bits},
+        sizes=sizes,
+        bits=bits,
+        weight_bits={name: number for name, number in network.bits.weights.items() if number is not None},
         sensitivity=begun.table,
     )
 

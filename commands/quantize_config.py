@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from commands.train_config import TrainConfig
+from deploy.formats import FORMATS
 from deploy.settings import RuntimeOptions
 from quantization.choices import Layout, Part
 from quantization.ranges.config import LayerBits, Observer, QuantConfig, WeightRange, check_bits
@@ -20,6 +21,8 @@ from utils.errors import ConfigError
 # Images per step when the network is measured.
 _VAL_BATCH = 16
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6}
+# Our own arithmetic.
+INTEGER = "integer"
 # Folder, in that of the run, of the training with simulated rounding.
 QAT_NAME = "qat"
 
@@ -54,6 +57,8 @@ class QuantizeConfig:
     # then train with simulated rounding for so many passes over the training images; 0 does not train
     qat_epochs: int = 0
     lr0: float = 0.002  # first learning rate of that training, which AdamW lowers along a cosine
+    # whose arithmetic is trained for and written: integer, ncnn, onnx, openvino or tensorrt, which compute in 8 bits
+    runtime: str = "integer"
     learn_scales: bool = True  # --no-learn-scales trains weights alone; else also the scale of each weight and value
     teacher: str = ""  # checkpoint whose answers are learnt beside the labels; by default --weights, not quantised
     distill: float = 1.0  # weight of the teacher's answers
@@ -90,10 +95,33 @@ class QuantizeConfig:
     def _check_training(self) -> None:
         if not 0 < self.lr0 < math.inf:
             raise ConfigError(f"--lr0 {self.lr0}: expected a positive number, such as 0.002")
+        self._check_runtime()
         if self.qat_epochs and self.sensitivity:
             raise ConfigError("--sensitivity is of the network before training; run it without --qat-epochs")
         if self.qat_epochs:
             self.training(Path("quantize"))
+
+    def _check_runtime(self) -> None:
+        known = [name for name, form in FORMATS.items() if form.int8]
+        if self.is_all_integers:
+            return
+        if self.runtime not in known:
+            raise ConfigError(f"--runtime {self.runtime}: expected {INTEGER}, {', '.join(known[:-1])} or {known[-1]}")
+        if not self.qat_epochs:
+            raise ConfigError(
+                f"--runtime {self.runtime} is for training with simulated rounding; give --qat-epochs, such as 20, "
+                f"or use export.py --include {self.runtime} --int8, which trains nothing"
+            )
+        if self.budget or self.sensitivity or self.layers or (self.weight_bits, self.activation_bits) != (8, 8):
+            raise ConfigError(
+                f"--runtime {self.runtime} computes in 8 bits; leave --weight-bits, --activation-bits, --layers, "
+                "--sensitivity and --budget out"
+            )
+
+    @property
+    def is_all_integers(self) -> bool:
+        """Whether everything is computed in integers, not only what layers with weights read."""
+        return self.runtime == INTEGER
 
     def training(self, folder: Path) -> TrainConfig:
         """Return the settings of the training with simulated rounding, which gets a folder in that of the run."""

@@ -28,7 +28,7 @@ class Measured:
         floats: Metric of the network in float32.
         untrained: Metric with rounded real numbers before training; None without training.
         fake: Metric with rounded real numbers, where that was asked for.
-        integer: Metric of the file that was written, in integers.
+        integer: Metric of the file that was written.
         seconds: Seconds that measuring the file took, reading images included.
     """
 
@@ -133,7 +133,7 @@ def result_table(measured: Measured, sizes: Sequence[FormSize], *, written: str)
         ("float32", measured.floats),
         ("fake, before training", measured.untrained),
         ("fake", measured.fake),
-        (f"integer, {written}", measured.integer),
+        (f"file, {written}", measured.integer),
     ]
     found = [(name, value) for name, value in modes if value is not None]
     metrics = [(name, f"{value:.4f}", f"{value - measured.floats:+.4f}") for name, value in found]

@@ -39,6 +39,7 @@ class Format:
         precisions: Precisions that export.py writes; empty if it does not write this format.
         write: Function that writes a network, (ExportJob, Path) -> Metadata.
         load: Function that loads an artefact, (Path, device=, options=) -> RuntimeModel.
+        int8: The `Arithmetic` of int8 there; empty if it computes none.
         engine: Package that runs artefacts, whose version belongs to a latency table.
         entry: Function that opens one layer to time it, (Entry, EntrySettings) -> callable; empty if a table must be
             given.
@@ -51,6 +52,7 @@ class Format:
     precisions: tuple[Precision, ...] = ()
     write: Reference = ""
     load: Reference = ""
+    int8: str = ""
     engine: str = ""
     entry: Reference = ""
 
@@ -64,6 +66,7 @@ FORMATS: dict[str, Format] = {
         precisions=("fp32", "fp16", "int8"),
         write="deploy.ncnn.export:write_ncnn",
         load="deploy.ncnn.runtime:load_ncnn",
+        int8="deploy.ncnn.int8:ARITHMETIC",
         engine="ncnn",
         entry="deploy.latency.ncnn_entries:open_ncnn_entry",
     ),
@@ -73,6 +76,7 @@ FORMATS: dict[str, Format] = {
         precisions=("fp32", "fp16", "int8"),
         write="deploy.onnx.network:write_onnx",
         load="deploy.onnx.network:load_onnx",
+        int8="deploy.onnx.int8:FOR_ONNXRUNTIME",
         engine="onnxruntime",
         entry="deploy.latency.onnx_entries:open_onnx_entry",
     ),
@@ -83,6 +87,7 @@ FORMATS: dict[str, Format] = {
         precisions=("fp32", "fp16", "int8"),
         write="deploy.openvino:write_openvino",
         load="deploy.openvino:load_openvino",
+        int8="deploy.onnx.int8:FOR_OPENVINO",
         engine="openvino",
         entry="deploy.latency.onnx_entries:open_openvino_entry",
     ),
@@ -93,6 +98,7 @@ FORMATS: dict[str, Format] = {
         precisions=("fp32", "fp16", "int8"),
         write="deploy.tensorrt.export:write_tensorrt",
         load="deploy.tensorrt.runtime:load_tensorrt",
+        int8="deploy.onnx.int8:FOR_TENSORRT",
     ),
     "torchscript": Format(
         suffix=".torchscript",
@@ -157,13 +163,12 @@ def format_of(path: str | Path) -> Format | None:
     return found or next((form for form in FORMATS.values() if path.name.lower().endswith(form.suffix)), None)
 
 
-def resolve(reference: Reference) -> Callable[..., Any]:
-    """Import the function that a row of the table names."""
+def resolve(reference: Reference) -> Any:
+    """Import the function, or another object, that a row of the table names."""
     if callable(reference):
         return reference
-    module, _, function = reference.partition(":")
-    found: Callable[..., Any] = getattr(import_module(module), function)
-    return found
+    module, _, name = reference.partition(":")
+    return getattr(import_module(module), name)
 
 
 def load_runtime(path: str | Path, *, device: torch.device, options: RuntimeOptions | None = None) -> RuntimeModel:

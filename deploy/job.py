@@ -15,6 +15,7 @@ from deploy.outputs.metadata import Metadata
 from deploy.outputs.outputs import Source
 from deploy.settings import ExportSettings, FormatSettings
 from deploy.verification.verify import MeasureMetric
+from quantization.network import QuantizedNetwork
 from utils.errors import ConfigError
 
 
@@ -27,6 +28,8 @@ class ExportJob:
         settings: Settings that every format needs.
         calibration: Real images (1, C, H, W) in the form of network input, for int8; empty otherwise.
         special: Settings that only some formats use.
+        rounded: The network in int8 with scales and weights that are trained already, of which nothing is learnt any
+            more; None for one that is calibrated here.
         measure: Function that measures mAP50-95 or accuracy; None without data.
     """
 
@@ -34,6 +37,7 @@ class ExportJob:
     settings: ExportSettings = ExportSettings()  # noqa: RUF009 - immutable
     calibration: Sequence[Tensor] = ()
     special: FormatSettings = FormatSettings()  # noqa: RUF009 - immutable
+    rounded: QuantizedNetwork | None = None
     measure: MeasureMetric | None = None
 
     def metadata(self, name: str, path: Path) -> Metadata:

@@ -370,9 +370,19 @@ def quantize(
     return network
 
 
-def uncalibrated(model: nn.Module, *, config: QuantConfig, image_shape: tuple[int, int, int]) -> QuantizedNetwork:
-    """Build a quantised copy of a network without ranges, in float mode; see `quantize`."""
+def uncalibrated(
+    model: nn.Module, *, config: QuantConfig, image_shape: tuple[int, int, int], bits: BitPlan | None = None
+) -> QuantizedNetwork:
+    """Build a quantised copy of a network without ranges, in float mode; see `quantize`.
+
+    Args:
+        model: Network.
+        config: Bits and kinds of ranges.
+        image_shape: Shape of an image (C, H, W).
+        bits: Bits of each weight and value; by default those of `config`.
+    """
     graph = lower(model, image_shape=image_shape, allow_opaque=config.rounded != "values")
-    return QuantizedNetwork(
-        graph, config=config, fingerprint=network_fingerprint(model), image_shape=image_shape
-    ).eval()
+    fingerprint = network_fingerprint(model)
+    network = QuantizedNetwork(graph, config=config, fingerprint=fingerprint, image_shape=image_shape).eval()
+    network.bits = bits or network.bits
+    return network

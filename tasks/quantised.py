@@ -65,7 +65,7 @@ class QuantisedTask:
     def restored(self, checkpoint: Checkpoint, settings: TaskSettings, *, where: str) -> Network:
         """Rebuild the network of a run to resume."""
         own = self.quantised
-        fresh = uncalibrated(self.floats.model, config=own.config, image_shape=own.image_shape)
+        fresh = uncalibrated(self.floats.model, config=own.config, image_shape=own.image_shape, bits=own.bits)
         network = self._trainable(fresh)
         load_weights_(network.model, checkpoint, where=where)
         return network

@@ -9,13 +9,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from deploy.calibration import skipped_layers
 from deploy.job import ExportJob
 from deploy.outputs.metadata import Metadata
-from quantization.lowering.graph import INPUT
-from quantization.network import QuantizedNetwork, quantize
+from quantization.lowering.graph import INPUT, Graph
+from quantization.network import QuantizedNetwork, quantize, uncalibrated
 from quantization.ranges.config import QuantConfig
 from quantization.rounding.compensation import compensate_
 from quantization.runtime_layers import RuntimeLayer, runtime_layers
@@ -79,9 +79,7 @@ class Int8Calibration:
 
     def keep_(self, skip: Collection[str]) -> None:
         """Leave further layers in floating point, with all weights as they are."""
-        kept = {*self.floats, *skip}
-        bits = {name: None if name in kept else 8 for name in self.network.graph.weighted}
-        self.network.set_bits_(replace(self.network.bits, weights=bits))
+        keep_floats_(self.network, {*self.floats, *skip})
 
 
 def calibrated(
@@ -101,20 +99,50 @@ def calibrated(
             raise ConfigError(f"calibration image: got shape {tuple(image.shape[1:])}, expected {metadata.image_chw}")
     rounding = replace(arithmetic.rounding, observer=job.special.calib_method)
     network = quantize(job.source.model, images, config=rounding, image_shape=metadata.image_chw)
-    nodes = network.graph.nodes.values()
     fixed = _unlike(network, stored)
     skipped = skipped_layers([name for name in network.graph.weighted if name not in fixed], job.special.int8_skip)
-    first = {node.name for node in nodes if arithmetic.keeps_first and INPUT in node.inputs}
-    # The last layers have a few thousandths of the weights, and no later one evens out their rounding.
-    last = set(network.graph.outputs)
     calibration = Int8Calibration(
         network=network,
         images=spread(images, _MOST_IMAGES),
-        floats=frozenset({*floats, *skipped, *first, *last, *fixed}),
+        floats=frozenset({*floats, *skipped, *kept_floats(network.graph, arithmetic), *fixed}),
         fixed=frozenset(fixed),
     )
     calibration.keep_(())
     return calibration
+
+
+def kept_floats(graph: Graph, arithmetic: Arithmetic) -> set[str]:
+    """Return the layers that stay in floating point in any network of a runtime."""
+    first = {node.name for node in graph.nodes.values() if arithmetic.keeps_first and INPUT in node.inputs}
+    # The last layers have a few thousandths of the weights, and no later one evens out their rounding.
+    return first | set(graph.outputs)
+
+
+def keep_floats_(network: QuantizedNetwork, names: Collection[str]) -> None:
+    """Leave layers in floating point, and round the weights of all others to 8 bits."""
+    bits = {name: None if name in names else 8 for name in network.graph.weighted}
+    network.set_bits_(replace(network.bits, weights=bits))
+
+
+def trained_layers(
+    rounded: QuantizedNetwork,
+    model: nn.Module,
+    *,
+    stored: Mapping[str, NDArray[Any]],
+    floats: Collection[str],
+) -> Layers:
+    """Return the layers of a network that was trained with simulated rounding.
+
+    Args:
+        rounded: Trained network, its scales fixed.
+        model: Network in floating point that it was made from.
+        stored: Weight of each layer that can be replaced, as the artefact of `model` has it.
+        floats: Layers that the runtime has in floating point alone: they get the values of their integers.
+    """
+    dense = uncalibrated(model, config=rounded.config, image_shape=rounded.image_shape)
+    fixed = _unlike(dense, stored)
+    layers = {name: layer for name, layer in runtime_layers(rounded).items() if name not in fixed}
+    return {name: replace(layer, integers=None) if name in floats else layer for name, layer in layers.items()}
 
 
 def _unlike(network: QuantizedNetwork, stored: Mapping[str, NDArray[Any]]) -> set[str]:

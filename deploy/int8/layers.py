@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from deploy.artefact.runtime import RuntimeModel
-from deploy.int8.calibration import Arithmetic, Layers, calibrated
+from deploy.int8.calibration import Arithmetic, Layers, calibrated, trained_layers
 from deploy.int8.search import Int8SearchSettings, search_int8_skips
 from deploy.job import ExportJob
 from deploy.outputs.metadata import Metadata
@@ -40,6 +40,8 @@ def int8_layers(
     Raises:
         ConfigError: There are no images, some are of another size, or a pattern matches no layer.
     """
+    if job.rounded is not None:
+        return trained_layers(job.rounded, job.source.model, stored=stored, floats=floats)
     calibration = calibrated(job, arithmetic, metadata=metadata, stored=stored, floats=floats)
     if not job.special.int8_search:
         return calibration.layers()

@@ -12,15 +12,22 @@ from typing import Any
 import pytest
 import torch
 from interruption import KillAfter, Killed
+from mask_oracle import lively
 from refusal import NAMES, Place, make_place, refusal, run
 from tiny import TINY_CFG
 
 from commands.quantize_config import QuantizeConfig
+from commands.quantize_training import QatRun
 from commands.train import run_training
+from deploy.calibration import as_input
+from deploy.formats import load_runtime
 from deploy.integer.runtime import NETWORK_NAME
-from models.detector import build_model
+from models.detector import Detector, build_model
+from models.load import load_model
 from models.spec import ModelSpec
+from quantization.network import QuantizedNetwork
 from quantization.storage.binary import load_program
+from tasks.detection import QuantizedHeads
 from utils.errors import ConfigError
 from utils.storage.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
@@ -153,3 +160,57 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         QuantizeConfig(**{"weights": "a.pt", "data": "b.yaml", "qat_epochs": 1, **wrong})
+
+
+def lively_detector() -> Detector:
+    """The tiny network with statistics as after training, so that its answers differ from place to place."""
+    torch.manual_seed(0)
+    return lively(build_model(ModelSpec.from_yaml(TINY_CFG, num_classes=3))).float()
+
+
+def for_runtime(place: Place, runtime: str, *more: str) -> list[str]:
+    common = ["--weights", str(place.weights), "--data", str(place.data), "--img", "64", "--calib-images", "2"]
+    rest = ["--workers", "0", "--device", "cpu", "--cache-dir", str(place.root / "cache"), "--batch-size", "2"]
+    return [*common, *rest, "--project", str(place.project), "--runtime", runtime, *more]
+
+
+@pytest.mark.parametrize(
+    ("runtime", "artefact"),
+    [("ncnn", "tiny_w8a8_ncnn_model"), ("onnx", "tiny_w8a8.onnx"), ("openvino", "tiny_w8a8_openvino_model")],
+)
+def test_file_for_a_runtime_computes_what_was_trained(
+    place: Place, runtime: str, artefact: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lively = lively_detector()
+    save_checkpoint(Checkpoint(spec=lively.spec.to_dict(), names=NAMES, weights=lively.state_dict()), place.weights)
+    trained: list[QuantizedNetwork] = []
+    run_qat = QatRun.run
+    monkeypatch.setattr(QatRun, "run", lambda self, folder: trained.append(run_qat(self, folder)) or trained[0])
+    run("quantize", for_runtime(place, runtime, "--qat-epochs", "2", "--lr0", "0.02"))
+    images = as_input(place.root / "images/val/c.jpg", (64, 64))
+    model = load_model(place.weights).model
+    loaded = load_runtime(place.root / artefact, device=torch.device("cpu"))
+    assert loaded.precision == "int8"
+    with torch.no_grad():
+        found, wanted, before = (
+            torch.cat([head.flatten() for head in heads])
+            for heads in (loaded(images), QuantizedHeads(trained[0], model)(images), model(images))
+        )
+    # Values halfway between two integers are rounded the other way; training has changed far more.
+    assert (found - wanted).norm() < 0.2 * (before - wanted).norm()
+    assert (found - wanted).norm() < 0.05 * wanted.norm()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ((), "--qat-epochs"),
+        (("--qat-epochs", "1", "--weight-bits", "4"), "8 bits"),
+        (("--qat-epochs", "1", "--budget", "1K"), "8 bits"),
+    ],
+)
+def test_what_a_runtime_lacks_is_refused(
+    place: Place, more: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refusal("quantize", for_runtime(place, "ncnn", *more), capsys)
+    assert "integer, ncnn, onnx" in refusal("quantize", for_runtime(place, "torchscript", *more), capsys)
