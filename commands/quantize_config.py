@@ -36,9 +36,10 @@ class QuantizeConfig:
     img_size: Annotated[tuple[int, ...], spelled("--img", "--imgsz")] = (640,)  # one side, or height and width
     weight_bits: int = 8  # of every weight, 2 to 16
     activation_bits: int = 8  # of every value that a convolution or linear layer reads, 2 to 16
+    head_bits: int = 8  # least of the layers that return the outputs, and of what they read
     observer: Observer = "mse"  # where ranges of activations end
     percentile: float = 99.99  # percent of the values inside, for --observer percentile
-    weight_range: WeightRange = "minmax"  # where ranges of weights end
+    weight_range: WeightRange = "auto"  # where ranges of weights end: minmax, or mse, which auto takes up to 4 bits
     per_tensor: bool = False  # one scale per weight; by default each output channel has its own
     weight_asymmetric: bool = False  # let the integer of a zero weight be other than 0
     activation_symmetric: bool = False  # make the integer of a zero activation 0
@@ -56,7 +57,7 @@ class QuantizeConfig:
     budget_bits: tuple[int, ...] = (4, 6, 8)  # that --budget chooses from
     # then train with simulated rounding for so many passes over the training images; 0 does not train
     qat_epochs: int = 0
-    lr0: float = 0.002  # first learning rate of that training, which AdamW lowers along a cosine
+    lr0: float = 0.001  # first learning rate of that training, which AdamW lowers along a cosine
     # whose arithmetic is trained for and written: integer, ncnn, onnx, openvino or tensorrt, which compute in 8 bits
     runtime: str = "integer"
     learn_scales: bool = True  # --no-learn-scales trains weights alone; else also the scale of each weight and value
@@ -94,7 +95,7 @@ class QuantizeConfig:
 
     def _check_training(self) -> None:
         if not 0 < self.lr0 < math.inf:
-            raise ConfigError(f"--lr0 {self.lr0}: expected a positive number, such as 0.002")
+            raise ConfigError(f"--lr0 {self.lr0}: expected a positive number, such as 0.001")
         self._check_runtime()
         if self.qat_epochs and self.sensitivity:
             raise ConfigError("--sensitivity is of the network before training; run it without --qat-epochs")
@@ -184,6 +185,7 @@ class QuantizeConfig:
         return QuantConfig(
             weight_bits=self.weight_bits,
             activation_bits=self.activation_bits,
+            head_bits=self.head_bits,
             weight_symmetric=not self.weight_asymmetric,
             activation_symmetric=self.activation_symmetric,
             per_channel=not self.per_tensor,

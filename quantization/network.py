@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, TypeAlias
@@ -12,19 +12,17 @@ from torch import Tensor, nn
 
 from models.fingerprint import network_fingerprint
 from quantization.assembly import Layer, operations_of
-from quantization.execution.executor import Executor
+from quantization.execution.executor import Executor, run_program
 from quantization.lowering.float_ops import computed
 from quantization.lowering.graph import INPUT, MOVERS, Graph, Node
 from quantization.lowering.lower import lower
 from quantization.program.program import Affine, IntegerProgram
 from quantization.ranges.affine import (
     Grid,
-    dequantise,
     fake_bias,
     fake_quantise,
     fake_weight,
     integer_limits,
-    quantise,
     weight_grid,
     within,
 )
@@ -32,7 +30,7 @@ from quantization.ranges.bits import BitPlan, planned_bits
 from quantization.ranges.config import QuantConfig
 from quantization.ranges.learnt import LearntScales
 from quantization.ranges.observers import Calibration
-from utils.errors import DataError, QuantizationError
+from utils.errors import QuantizationError
 
 Mode: TypeAlias = Literal["float", "fake", "integer"]
 # One tensor, or several if the network returns several.
@@ -111,9 +109,14 @@ class QuantizedNetwork(nn.Module):
         return replace(node, weight=None, bias=None)
 
     def weights(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
-        """Return the weight and bias of a node that has some."""
+        """Return the weight and bias of a node that has some; the weight in units while scales train."""
         place = self.layers.get_submodule(name)
         return place.get_parameter("weight"), place.get_parameter("bias")
+
+    def real_weights(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return the weight and bias of a node that has some, not rounded."""
+        weight, bias = self.weights(name)
+        return weight if self.scales is None else weight * self.scales.unit(name, weight), bias
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor]) -> None:
@@ -187,7 +190,7 @@ class QuantizedNetwork(nn.Module):
     def _result(self, node: Node, inputs: Sequence[Tensor], *, is_rounded: bool) -> Tensor:
         weights = None
         if node.name in self.bits.weights:
-            weights = self.rounded_weights(node) if is_rounded else self.weights(node.name)
+            weights = self.rounded_weights(node) if is_rounded else self.real_weights(node.name)
             read = self.rounded_input(node, inputs[0]) if is_rounded else inputs[0]
             inputs = [self.layers.get_submodule(node.name)(read)]
         result = computed(node, inputs, weights)
@@ -213,7 +216,7 @@ class QuantizedNetwork(nn.Module):
 
     def rounded_weights(self, node: Node) -> tuple[Tensor, Tensor]:
         """Return the weight and bias of a node in fake mode."""
-        weight, bias = self.weights(node.name)
+        weight, bias = self.real_weights(node.name)
         grid, source = self.grid(node), self._source_scale(node)
         if grid is None:
             return weight, bias
@@ -266,9 +269,17 @@ class QuantizedNetwork(nn.Module):
             grid = self.grid(self.graph.nodes[name])
             if grid is not None:
                 grids[name] = grid
-        self.scales = LearntScales(affines, grids, fixed=(INPUT,)).to(next(self.parameters()).device)
-        self.scales.requires_grad_(learns)
+        units = {name: _unit(self.weights(name)[0]) for name in self.graph.weighted}
+        scales = LearntScales(affines, grids, units=units, fixed=(INPUT,)).to(next(self.parameters()).device)
+        self._multiply_weights_(lambda name, weight: 1 / scales.unit(name, weight))
+        self.scales = scales.requires_grad_(learns)
         self._prepared = None
+
+    @torch.no_grad()
+    def _multiply_weights_(self, factor: Callable[[str, Tensor], Tensor]) -> None:
+        for name in self.graph.weighted:
+            weight, _ = self.weights(name)
+            weight.mul_(factor(name, weight))
 
     def _unclamped(self, affine: Affine | None, bits: int) -> Affine:
         """Return an affine with the limits of its bits; those of a clamp depend on the scale."""
@@ -280,6 +291,7 @@ class QuantizedNetwork(nn.Module):
         """Fix the scales that were learnt, for all modes."""
         assert self.scales is not None, "no scales are learnt"
         affines, grids = self.scales.settled()
+        self._multiply_weights_(self.scales.unit)
         self.scales = None
         nodes = self.graph.nodes
         self._affines = {name: within(affine, *nodes[name].clamp) for name, affine in affines.items()}
@@ -326,26 +338,10 @@ class QuantizedNetwork(nn.Module):
         return run_program(self._prepared.program, self._prepared.executor, images)
 
 
-def run_program(program: IntegerProgram, executor: Executor, images: Tensor) -> list[Tensor]:
-    """Quantise images, run a program on the integers, and dequantise its outputs.
-
-    Args:
-        program: Program to run.
-        executor: Executor of this program.
-        images: Images (B, C, H, W), floating point.
-
-    Returns:
-        Each output, float32, on the device of the images.
-
-    Raises:
-        DataError: The images do not fit the network, or are not finite.
-    """
-    if not images.isfinite().all():
-        raise DataError("images contain NaN or infinity; fix them, or the code that reads them")
-    integers = executor(quantise(images.cpu(), program.operations[0].output))
-    affines = {operation.name: operation.output for operation in program.operations}
-    pairs = zip(integers, program.outputs, strict=True)
-    return [dequantise(result, affines[name]).to(images.device) for result, name in pairs]
+def _unit(weight: Tensor) -> Tensor:
+    """Return the largest magnitude of each output channel (O,) of a weight; 1 for channels of zeros."""
+    largest = weight.detach().abs().flatten(1).amax(1)
+    return torch.where(largest > 0, largest, 1.0)
 
 
 def quantize(

@@ -82,10 +82,11 @@ EXPORT_FLAGS = """
 """
 QUANTIZE_FLAGS = """
     --activation-bits --activation-symmetric --amp --augment --batch --batch-size --budget --budget-bits
-    --cache-dir --calib-images --data --device --distill --exist-ok --fake --features --hyp --img --img-size
-    --imgsz --layers --layout --lr0 --name --no-compensate --no-learn-scales --observer --output --per-tensor
-    --percentile --project --qat-epochs --resume --runtime --seed --sensitivity --sensitivity-images
-    --sensitivity-part --teacher --threads --weight-asymmetric --weight-bits --weight-range --weights --workers --yaml
+    --cache-dir --calib-images --data --device --distill --exist-ok --fake --features --head-bits --hyp --img
+    --img-size --imgsz --layers --layout --lr0 --name --no-compensate --no-learn-scales --observer --output
+    --per-tensor --percentile --project --qat-epochs --resume --runtime --seed --sensitivity --sensitivity-images
+    --sensitivity-part --teacher --threads --weight-asymmetric --weight-bits --weight-range --weights --workers
+    --yaml
 """
 
 

@@ -15,8 +15,7 @@ from deploy.artefact.runtime import RuntimeModel
 from deploy.formats import FORMATS
 from deploy.outputs.metadata import Metadata, folder_metadata
 from deploy.settings import RuntimeOptions
-from quantization.execution.executor import Executor
-from quantization.network import run_program
+from quantization.execution.executor import Executor, run_program
 from quantization.program.program import IntegerProgram
 from quantization.program.shapes import result_shapes
 from quantization.storage.binary import load_program

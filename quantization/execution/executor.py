@@ -11,6 +11,8 @@ from quantization.execution.ops import MAKERS
 from quantization.execution.stored import restored, stored
 from quantization.program.program import IntegerProgram
 from quantization.program.shapes import check_image_shape
+from quantization.ranges.affine import dequantise, quantise
+from utils.errors import DataError
 
 
 class Executor:
@@ -71,3 +73,25 @@ class Executor:
         if shape not in self._checked:
             check_image_shape(self._program, shape)
             self._checked.add(shape)
+
+
+def run_program(program: IntegerProgram, executor: Executor, images: Tensor) -> list[Tensor]:
+    """Quantise images, run a program on the integers, and dequantise its outputs.
+
+    Args:
+        program: Program to run.
+        executor: Executor of this program.
+        images: Images (B, C, H, W), floating point.
+
+    Returns:
+        Each output, float32, on the device of the images.
+
+    Raises:
+        DataError: The images do not fit the network, or are not finite.
+    """
+    if not images.isfinite().all():
+        raise DataError("images contain NaN or infinity; fix them, or the code that reads them")
+    integers = executor(quantise(images.cpu(), program.operations[0].output))
+    affines = {operation.name: operation.output for operation in program.operations}
+    pairs = zip(integers, program.outputs, strict=True)
+    return [dequantise(result, affines[name]).to(images.device) for result, name in pairs]

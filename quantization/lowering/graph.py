@@ -84,6 +84,10 @@ class Graph:
             node = self.nodes[node.inputs[0]]
         return node.name
 
+    def heads(self) -> frozenset[str]:
+        """Return the nodes with weights whose results the network returns, perhaps moved."""
+        return frozenset(self.weighted) & {self.scale_of(name) for name in self.outputs}
+
     def readers(self) -> dict[str, list[str]]:
         """Map each node to the names of the nodes that read it, once per use."""
         found: dict[str, list[str]] = {name: [] for name in self.nodes}

@@ -211,6 +211,8 @@ def common_fixed_point(reals: Sequence[float], *, bounds: Sequence[int]) -> tupl
 
 # Biases are integers of 32 bits at the scale of input times weight; a quarter of their range is enough.
 _MOST_BIAS = 2**30
+# Bits up to which a range that cuts off large weights is better than one that has them all.
+_FEW_BITS = 4
 # Shares of the full range among which "mse" chooses.
 _SHARES = torch.linspace(0.2, 1.0, 41, dtype=torch.float64).tolist()
 
@@ -234,7 +236,7 @@ def weight_grid(weight: Tensor, bias: Tensor, *, bits: int, config: QuantConfig,
     if config.weight_symmetric:
         high = torch.maximum(high, -low)
         low = -high
-    if config.weight_range == "mse":
+    if config.weight_range == "mse" or (config.weight_range == "auto" and bits <= _FEW_BITS):
         low, high = _least_error(rows, low, high, bits, symmetric=config.weight_symmetric)
     least = torch.zeros_like(low)
     if input_scale is not None:

@@ -39,14 +39,18 @@ def planned_bits(graph: Graph, config: QuantConfig) -> BitPlan:
         if bits.activations is None and not set(fitting) & set(graph.weighted):
             raise ConfigError(f"layers: {pattern!r} matches none with weights; known: {', '.join(graph.weighted)}")
     wide = graph.wide() if config.rounded == "values" else frozenset()
+    heads = graph.heads()
+    read_by_heads = {graph.scale_of(graph.nodes[name].inputs[0]) for name in heads}
     weights, values = {}, {}
     for name in graph.scaled:
         given = _exception(config, name)
         usual = config.input_bits if name == INPUT else config.activation_bits
+        usual = max(usual, config.head_bits) if name in read_by_heads else usual
         extra = config.table_bits if name in wide else 0
         values[name] = min((given.activations or usual) + extra, MOST_BITS)
         if name in graph.weighted:
-            weights[name] = given.weights or config.weight_bits
+            least = config.head_bits if name in heads else 0
+            weights[name] = given.weights or max(config.weight_bits, least)
     return BitPlan(weights=weights, values=values)
 
 

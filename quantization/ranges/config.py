@@ -11,7 +11,7 @@ from quantization.program.program import LEAST_BITS, MOST_BITS
 from utils.errors import ConfigError
 
 Observer: TypeAlias = Literal["minmax", "percentile", "kl", "mse"]
-WeightRange: TypeAlias = Literal["minmax", "mse"]
+WeightRange: TypeAlias = Literal["auto", "minmax", "mse"]
 Rounded: TypeAlias = Literal["values", "inputs", "ends"]
 
 
@@ -44,6 +44,8 @@ class QuantConfig:
         table_bits: Bits beyond `activation_bits` for a value that no convolution or linear layer reads, but a lookup
             table, an addition or a concatenation, or that is an output; at most 16 in total. Such values are rounded
             a second time, and the first rounding should have no effect. Each bit doubles the length of a table.
+        head_bits: Least bits of the weights of layers whose results the network returns, and of what these read: no
+            later layer evens out their rounding, and they have a few thousandths of the weights.
         weight_symmetric: Whether the zero point of weights is 0.
         activation_symmetric: Whether the zero point of activations is 0.
         activation_signed: Whether symmetric integers are signed even where no value is negative.
@@ -53,7 +55,7 @@ class QuantConfig:
         per_channel: Whether each output channel of a weight has its own scale.
         observer: Choice of the range of activations. minmax: the extremes. percentile: all but a few values. kl: the
             least change of the distribution. mse: the least squared change of the values.
-        weight_range: Choice of the range of weights, "minmax" or "mse".
+        weight_range: Choice of the range of weights, "minmax" or "mse"; "auto" is mse for weights of few bits.
         percentile: Percentage of the values below the upper end, and above the lower end.
         layers: Bits of single layers, by pattern of their paths such as "model.2.*"; "input" means the images. If
             several patterns match, the last one applies.
@@ -63,18 +65,19 @@ class QuantConfig:
     activation_bits: int = 8
     input_bits: int = 8
     table_bits: int = 4
+    head_bits: int = 8
     weight_symmetric: bool = True
     activation_symmetric: bool = False
     activation_signed: bool = False
     rounded: Rounded = "values"
     per_channel: bool = True
     observer: Observer = "minmax"
-    weight_range: WeightRange = "minmax"
+    weight_range: WeightRange = "auto"
     percentile: float = 99.99
     layers: Mapping[str, LayerBits] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("weight_bits", "activation_bits", "input_bits"):
+        for name in ("weight_bits", "activation_bits", "input_bits", "head_bits"):
             check_bits(getattr(self, name), what=name)
         if not _is_whole(self.table_bits) or not 0 <= self.table_bits <= MOST_BITS - LEAST_BITS:
             raise ConfigError(f"table_bits is {self.table_bits!r}, expected 0 to {MOST_BITS - LEAST_BITS}")

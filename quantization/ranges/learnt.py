@@ -2,7 +2,8 @@
 
 Esser et al., "Learned Step Size Quantization", ICLR 2020 (arXiv 1902.08153). The parameters are logarithms, as in
 Jain et al., "Trained Quantization Thresholds", MLSys 2020 (arXiv 1903.08066): scales stay positive, and an optimiser
-whose steps do not depend on the magnitude of a gradient changes large and small ones by the same share.
+whose steps do not depend on the magnitude of a gradient changes large and small ones by the same share. For the same
+reason weights train in units of the largest of their channel: norms, which made channels alike, are folded in.
 """
 
 from __future__ import annotations
@@ -27,19 +28,27 @@ class LearntScales(nn.Module):
     Attributes:
         values: Logarithm of the scale of each value (N,).
         weights: Logarithm of the scale of each output channel of all weights (M,).
+        units: Unit of each output channel of all layers with weights, rounded or not.
     """
 
     limits: Tensor
     zero_points: Tensor
+    units: Tensor
 
     def __init__(
-        self, affines: Mapping[str, Affine], grids: Mapping[str, Grid], *, fixed: Collection[str] = ()
+        self,
+        affines: Mapping[str, Affine],
+        grids: Mapping[str, Grid],
+        *,
+        units: Mapping[str, Tensor],
+        fixed: Collection[str] = (),
     ) -> None:
         """Begin with given scales.
 
         Args:
             affines: Scale, zero point and limits of each value, by name of the node.
             grids: Scales and zero points of each weight, by name of the node.
+            units: Unit of each output channel (O,) of every weight, by name of the node.
             fixed: Names of values whose scale gets no gradient.
         """
         super().__init__()
@@ -49,6 +58,8 @@ class LearntScales(nn.Module):
         self.values = nn.Parameter(scales.log().float())
         weights = [grid.scales.double().log() for grid in grids.values()]
         self.weights = nn.Parameter(torch.cat(weights).float() if weights else torch.zeros(0))
+        self._channels = {name: len(values) for name, values in units.items()}
+        self.register_buffer("units", torch.cat(list(units.values())) if units else torch.zeros(0))
         limits = [(affine.low, affine.zero_point, affine.high) for affine in affines.values()]
         self.register_buffer("limits", torch.tensor(limits, dtype=torch.int64).view(-1, 3))
         zero_points = [grid.zero_points.double() for grid in grids.values()]
@@ -80,14 +91,14 @@ class LearntScales(nn.Module):
         """
         if name not in self._grids:
             return None
-        grid, start = self._grids[name], 0
-        for other, before in self._grids.items():
-            if other == name:
-                break
-            start += len(before.scales)
-        place = slice(start, start + len(grid.scales))
+        grid = self._grids[name]
+        place = _place(name, {other: len(before.scales) for other, before in self._grids.items()})
         scales = _slowed(self.weights[place], 1 / math.sqrt(inputs * max(grid.high, 1))).double().exp()
         return Grid(scales=scales, zero_points=self.zero_points[place], low=grid.low, high=grid.high)
+
+    def unit(self, name: str, weight: Tensor) -> Tensor:
+        """Return the units of a weight (O, ...), in a shape to multiply it by."""
+        return self.units[_place(name, self._channels)].view(-1, *(1 for _ in weight.shape[1:]))
 
     @torch.no_grad()
     def settled(self) -> tuple[dict[str, Affine], dict[str, Grid]]:
@@ -98,6 +109,16 @@ class LearntScales(nn.Module):
             affines[name] = Affine(scale=scale, zero_point=zero_point, low=low, high=high)
         grids = {name: self.grid(name) for name in self._grids}
         return affines, {name: grid for name, grid in grids.items() if grid is not None}
+
+
+def _place(name: str, lengths: Mapping[str, int]) -> slice:
+    """Return where the numbers of a node are, after those of all nodes before it."""
+    start = 0
+    for other, length in lengths.items():
+        if other == name:
+            return slice(start, start + length)
+        start += length
+    raise KeyError(name)
 
 
 def _read_limits(module: nn.Module, keys: Any) -> None:

@@ -128,7 +128,7 @@ def test_metadata_say_how_wide_the_integers_are(artefact: Path, in_integers: Qua
 
 
 def test_bits_of_exceptions_are_told(detector: Detector) -> None:
-    settings = {"weight_bits": 4, "activation_bits": 6, "table_bits": 0, "input_bits": 6}
+    settings = {"weight_bits": 4, "activation_bits": 6, "table_bits": 0, "input_bits": 6, "head_bits": 4}
     made = quantised(detector, **settings, layers={"model.9*": LayerBits(weights=8)})
     assert bits_text(made.to_program()) == "weights in 4 to 8 bits, values in 6"
 

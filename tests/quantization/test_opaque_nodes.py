@@ -102,7 +102,7 @@ def test_transformer_detector_has_its_blocks_opaque_and_all_else_in_eight_bits()
 @pytest.mark.parametrize("model", [Norms(), WithBranch()])
 def test_compensation_works_through_opaque_nodes(model: nn.Module) -> None:
     images = noise(6, *SHAPE)
-    network = made(model, images, rounded="inputs", weight_bits=4)
+    network = made(model, images, rounded="inputs", weight_bits=4, head_bits=4, weight_range="minmax")
 
     def error() -> float:
         with torch.no_grad():

@@ -375,3 +375,31 @@ def test_networks_of_torchvision(name: str) -> None:
     assert max(worst for _, worst in worst_differences(network, images)) <= 1
     network.mode = "integer"
     assert F.cosine_similarity(network(images), model(images)).min() > 0.9
+
+
+def test_heads_and_what_they_read_have_more_bits_unless_told_otherwise() -> None:
+    images = noise(2, 3, 8, 8)
+    layers = [nn.Conv2d(3, 4, 1), nn.SiLU(), nn.Conv2d(4, 4, 1), nn.SiLU(), nn.Conv2d(4, 2, 1)]
+    few = {"weight_bits": 3, "activation_bits": 3, "table_bits": 0}
+    usual = made(nn.Sequential(*layers), images, **few)
+    assert usual.bits.weights == {"0": 3, "2": 3, "4": 8}
+    assert (usual.bits.values["1"], usual.bits.values["3"]) == (3, 8)
+    all_few = made(nn.Sequential(*layers), images, **few, head_bits=2)
+    assert set(all_few.bits.weights.values()) == {3}
+    named = made(nn.Sequential(*layers), images, **few, layers={"4": LayerBits(weights=5)})
+    assert named.bits.weights["4"] == 5
+
+
+def test_weights_of_few_bits_lose_their_largest_and_others_do_not() -> None:
+    images, layer = noise(2, 1, 4, 4), nn.Conv2d(1, 1, 3)
+    with torch.no_grad():
+        layer.weight.copy_(torch.linspace(-0.1, 0.1, 9).view(1, 1, 3, 3))
+        layer.weight[0, 0, 2, 2] = 0.19
+    for bits, is_cut in ((3, True), (8, False)):
+        grids = {}
+        for weight_range in ("auto", "minmax", "mse"):
+            network = made(nn.Sequential(layer), images, weight_bits=bits, head_bits=2, weight_range=weight_range)
+            grids[weight_range] = network.grid(network.graph.nodes["0"])
+        auto, minmax, mse = (float(grids[name].scales[0]) for name in ("auto", "minmax", "mse"))  # type: ignore[union-attr]
+        assert auto == (mse if is_cut else minmax)
+        assert not is_cut or mse < minmax
