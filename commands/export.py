@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,11 +16,13 @@ from deploy.artefact.packages import optional_package
 from deploy.formats import FORMATS, check_precision, load_runtime, resolve
 from deploy.job import ExportJob
 from deploy.latency.side_by_side import SideBySide, time_side_by_side
+from deploy.layer_errors import LAYERS_NAME, write_layer_errors
 from deploy.onnx.graph import check_opset
 from deploy.onnx.nms import NmsReport, NmsSettings, check_nms, write_onnx_with_nms
 from deploy.outputs.metadata import check_is_of
 from deploy.settings import RuntimeOptions
 from deploy.verification.verify import Reference, VerifyReport, report_data, verify, verify_table
+from quantization.layer_errors import LayerError
 from utils.config.values import warn_of_ignored
 from utils.errors import ConfigError
 from utils.storage.files import check_writable
@@ -47,7 +51,7 @@ def run_export(config: ExportConfig) -> bool:
     reports: list[VerifyReport] = []
     not_run: list[str] = []
     for name in config.include:
-        path = _written(name, prepared, config)
+        path = _written(name, prepared, config, folder.path)
         if FORMATS[name].needs_gpu and not torch.cuda.is_available():
             logger.warning("%s: built, but not run and so not verified: this machine has no GPU", path)
             not_run.append(str(path))
@@ -70,12 +74,16 @@ def run_export(config: ExportConfig) -> bool:
     return passed
 
 
-def _written(name: str, prepared: Prepared, config: ExportConfig) -> Path:
-    """Write an artefact, unless --verify-only, and return its path."""
+def _written(name: str, prepared: Prepared, config: ExportConfig, folder: Path) -> Path:
+    """Write an artefact, unless --verify-only, and return its path; into the run folder goes what int8 costs."""
     path = artefact_path(config, name)
+
+    def tell(errors: Sequence[LayerError]) -> None:
+        logger.info("%s", write_layer_errors(errors, folder, name=f"{LAYERS_NAME}_{name}"))
+
     if not config.verify_only:
         start = time.perf_counter()
-        resolve(FORMATS[name].write)(prepared.job, path)
+        resolve(FORMATS[name].write)(replace(prepared.job, tell=tell), path)
         logger.info("%s: written in %.1f s", path, time.perf_counter() - start)
     return path
 

@@ -26,10 +26,12 @@ from commands.quantize_report import (
 from commands.quantize_training import QatRun
 from deploy.formats import FORMATS, load_runtime, resolve
 from deploy.int8.calibration import Arithmetic, keep_floats_, kept_floats
+from deploy.layer_errors import LAYERS_NAME, write_layer_errors
 from engine.evaluation.evaluator import Evaluator
 from engine.training.distributed import process_group, share, this_process
 from quantization.choices import Part
-from quantization.network import QuantizedNetwork, quantize
+from quantization.layer_errors import layer_errors
+from quantization.network import QuantizedNetwork, quantize, uncalibrated
 from quantization.ranges.config import LayerBits
 from quantization.rounding.compensation import compensate_
 from quantization.sensitivity import Sensitivity, mixed_precision, sensitivities, weight_bytes
@@ -145,6 +147,9 @@ def _quantised(subject: _Subject, config: QuantizeConfig, folder: Path | None) -
     if not is_main:
         return None
     result = _written(network, subject, config, begun)
+    reals = uncalibrated(subject.network.model, config=network.config, image_shape=subject.image_chw)
+    errors = layer_errors(network, reals, subject.images)
+    logger.info("%s", write_layer_errors(errors, begun.folder, name=LAYERS_NAME))
     RunFolder(path=begun.folder).write_result({**plain(result), "config": plain(config)})
     logger.info("%s", result_table(result.measured, result.sizes, written=form_name(config)))
     logger.info("%s: %s; report in %s", result.artefact, result.bits, begun.folder / "result.json")

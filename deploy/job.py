@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from deploy.outputs.metadata import Metadata
 from deploy.outputs.outputs import Source
 from deploy.settings import ExportSettings, FormatSettings
 from deploy.verification.verify import MeasureMetric
+from quantization.layer_errors import LayerError
 from quantization.network import QuantizedNetwork
 from utils.errors import ConfigError
 
@@ -31,6 +32,7 @@ class ExportJob:
         rounded: The network in int8 with scales and weights that are trained already, of which nothing is learnt any
             more; None for one that is calibrated here.
         measure: Function that measures mAP50-95 or accuracy; None without data.
+        tell: Function that takes what each layer loses in int8; None if nobody asks.
     """
 
     source: Source
@@ -39,6 +41,7 @@ class ExportJob:
     special: FormatSettings = FormatSettings()  # noqa: RUF009 - immutable
     rounded: QuantizedNetwork | None = None
     measure: MeasureMetric | None = None
+    tell: Callable[[Sequence[LayerError]], None] | None = None
 
     def metadata(self, name: str, path: Path) -> Metadata:
         """Build the metadata of an artefact that is about to be written.

@@ -183,6 +183,10 @@ class QuantizedNetwork(nn.Module):
         """Compute the result of a node in fake mode; the input node reads the images."""
         return self._result(node, inputs, is_rounded=True)
 
+    def exact(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
+        """Compute the result of a node in float mode; the input node reads the images."""
+        return self._result(node, inputs, is_rounded=False)
+
     def _values(self, images: Tensor, *, is_rounded: bool) -> Iterator[tuple[str, Tensor]]:
         """Yield the name and result of every node, keeping each result only until its last use."""
         return self.graph.results(images, partial(self._result, is_rounded=is_rounded))
@@ -194,20 +198,20 @@ class QuantizedNetwork(nn.Module):
             read = self.rounded_input(node, inputs[0]) if is_rounded else inputs[0]
             inputs = [self.layers.get_submodule(node.name)(read)]
         result = computed(node, inputs, weights)
-        return self._rounded(node.name, result) if is_rounded and self._rounds_result(node) else result
+        return self.rounded_value(node.name, result) if is_rounded and self._rounds_result(node) else result
 
     def rounded_input(self, node: Node, value: Tensor) -> Tensor:
         """Return what a node with weights reads of a value in fake mode: values may be rounded by their readers."""
         if self.config.rounded == "values" or self.bits.weights[node.name] is None:
             return value
-        return self._rounded(self.graph.scale_of(node.inputs[0]), value)
+        return self.rounded_value(self.graph.scale_of(node.inputs[0]), value)
 
     def _rounds_result(self, node: Node) -> bool:
         """Return whether a node's result is rounded where it is made."""
         is_layer = self.bits.weights.get(node.name) is not None
         return {"values": node.kind not in MOVERS, "inputs": False, "ends": is_layer}[self.config.rounded]
 
-    def _rounded(self, name: str, value: Tensor) -> Tensor:
+    def rounded_value(self, name: str, value: Tensor) -> Tensor:
         """Round a value with the scale of a node, if that has one."""
         if self.scales is not None:
             return self.scales.rounded(name, value)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from quantization.network import QuantizedNetwork
 from quantization.program.program import Affine
-from quantization.ranges.affine import weight_integers
+from quantization.ranges.affine import Grid, integer_limits, weight_integers
 
 Floats: TypeAlias = NDArray[np.float32]
 
@@ -30,6 +31,13 @@ class Integers:
     scales: Floats
     source: Affine
     result: Affine
+
+    @property
+    def grid(self) -> Grid:
+        """Scales and limits of the weight."""
+        scales = torch.from_numpy(self.scales).double()
+        low, high = integer_limits(8, symmetric=True)
+        return Grid(scales=scales, zero_points=torch.zeros_like(scales), low=low, high=high)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

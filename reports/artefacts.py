@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from deploy.formats import FORMATS
+from deploy.layer_errors import LAYERS_NAME
 from reports.networks import NetworkRow
 from reports.reading import FINETUNE, PRUNE, SlimRun, read_json
 
 _TABLE_NAME = "latency.json"
+# Layers of an int8 file that are listed.
+_MOST_LAYERS = 8
 
 
 def artefact_rows(run: SlimRun) -> list[dict[str, Any]]:
@@ -70,6 +73,20 @@ def _beside(timed: dict[str, Any]) -> dict[str, Any]:
 
 def _format_name(suffix: str) -> str:
     return next((name for name, row in FORMATS.items() if row.suffix == suffix), suffix.strip("._"))
+
+
+def rounding_rows(run: SlimRun) -> list[dict[str, Any]]:
+    """Return, for each int8 file, the layers in which rounding costs most, and the plot of all."""
+    found = []
+    for export in run.exports:
+        for path in sorted(export.path.glob(f"{LAYERS_NAME}_*.json")):
+            layers = read_json(path)
+            worst = sorted(layers, key=lambda layer: -layer["share"])[:_MOST_LAYERS]
+            plot = path.with_suffix(".png")
+            own: dict[str, Any] = {"export": export.name, "layers": worst, "rounded": len(layers)}
+            own["format"] = path.stem.removeprefix(f"{LAYERS_NAME}_")
+            found.append({**own, "plot": str(plot.relative_to(run.path))} if plot.is_file() else own)
+    return [row for row in found if row["layers"]]
 
 
 def to_ship(artefacts: Sequence[dict[str, Any]], stage: str) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from reports.artefacts import artefact_rows, candidate_rows, predicted_on, to_ship
+from reports.artefacts import artefact_rows, candidate_rows, predicted_on, rounding_rows, to_ship
 from reports.boxes import FoundBoxes
 from reports.networks import HEADLINES, TASKS, NetworkRow, layers_of, network_rows, task_key
 from reports.reading import FINETUNE, PRUNE, SPARSE, SlimRun, Stage
@@ -19,8 +19,8 @@ from utils.metrics.bootstrap import Interval, accuracy_interval
 FORMAT_VERSION = 1
 # Parts of a report that a run may have no data for.
 SECTIONS = (
-    *("answer", "networks", "timing", "classes", "artefacts", "candidates", "scales", "layers", "scans", "examples"),
-    *("commands", "environments"),
+    *("answer", "networks", "timing", "classes", "artefacts", "rounding", "candidates", "scales", "layers", "scans"),
+    *("examples", "commands", "environments"),
 )
 # Epochs of a sparse training whose histograms are shown, the first and the last always.
 _MOST_RIDGES = 24
@@ -45,6 +45,7 @@ def report_content(run: SlimRun) -> dict[str, Any]:
         "timing": predicted_on(run),
         "classes": _classes(rows),
         "artefacts": artefacts,
+        "rounding": rounding_rows(run),
         "candidates": candidate_rows(run, rows, artefacts),
         "scales": _scales(run),
         "layers": layers_of(run),

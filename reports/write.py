@@ -64,7 +64,8 @@ def page_of(content: Mapping[str, Any], *, folder: Path) -> str:
             for scan in content.get("scans", [])
         ],
     }
-    files = [scale["plot"] for scale in content.get("scales", []) if "plot" in scale]
+    plotted = [*content.get("scales", []), *content.get("rounding", [])]
+    files = [part["plot"] for part in plotted if "plot" in part]
     examples = (content.get("examples") or {}).get("shown", [])
     environment = _environment()
     page: str = environment.get_template("report.html").render(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deploy.calibration import skipped_layers
 from deploy.job import ExportJob
 from deploy.outputs.metadata import Metadata
+from quantization.layer_errors import LayerError, layer_errors
 from quantization.lowering.graph import INPUT, Graph
 from quantization.network import QuantizedNetwork, quantize, uncalibrated
 from quantization.ranges.config import QuantConfig
@@ -76,6 +79,18 @@ class Int8Calibration:
         self.network.load_state_dict(weights)
         self.keep_(())
         return found
+
+    @torch.no_grad()
+    def errors(self, layers: Layers) -> list[LayerError]:
+        """Measure what each layer loses that `layers` has in integers."""
+        network, reals = copy.deepcopy(self.network), self.network
+        keep_floats_(network, {name for name in network.graph.weighted if not _is_rounded(layers.get(name))})
+        for name, layer in layers.items():
+            for own, new in zip(network.weights(name), (layer.weight, layer.bias), strict=True):
+                own.copy_(torch.from_numpy(new))
+            if layer.integers is not None:
+                network.hold_grid_(name, layer.integers.grid)
+        return layer_errors(network, reals, self.images)
 
     def keep_(self, skip: Collection[str]) -> None:
         """Leave further layers in floating point, with all weights as they are."""
@@ -143,6 +158,10 @@ def trained_layers(
     fixed = _unlike(dense, stored)
     layers = {name: layer for name, layer in runtime_layers(rounded).items() if name not in fixed}
     return {name: replace(layer, integers=None) if name in floats else layer for name, layer in layers.items()}
+
+
+def _is_rounded(layer: RuntimeLayer | None) -> bool:
+    return layer is not None and layer.integers is not None
 
 
 def _unlike(network: QuantizedNetwork, stored: Mapping[str, NDArray[Any]]) -> set[str]:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from deploy.artefact.runtime import RuntimeModel
-from deploy.int8.calibration import Arithmetic, Layers, calibrated, trained_layers
+from deploy.int8.calibration import Arithmetic, Int8Calibration, Layers, calibrated, trained_layers
 from deploy.int8.search import Int8SearchSettings, search_int8_skips
 from deploy.job import ExportJob
 from deploy.outputs.metadata import Metadata
@@ -43,8 +43,16 @@ def int8_layers(
     if job.rounded is not None:
         return trained_layers(job.rounded, job.source.model, stored=stored, floats=floats)
     calibration = calibrated(job, arithmetic, metadata=metadata, stored=stored, floats=floats)
-    if not job.special.int8_search:
-        return calibration.layers()
+    layers = _searched(job, calibration, metadata, run) if job.special.int8_search else calibration.layers()
+    if job.tell is not None:
+        job.tell(calibration.errors(layers))
+    return layers
+
+
+def _searched(
+    job: ExportJob, calibration: Int8Calibration, metadata: Metadata, run: Callable[[Layers], RuntimeModel]
+) -> Layers:
+    """Search for layers to keep in floating point; see `search_int8_skips`."""
     assert job.measure is not None, "searching needs data, which the settings have checked"
     measure = job.measure
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hand_run import HandRun, content_of, metrics, size
+from hand_run import BEST, HandRun, content_of, metrics, report, size
 
 from reports.content import SECTIONS
 from reports.reading import SlimRun
 from reports.text import headline
+from reports.write import page_of
 from utils.errors import ConfigError
 
 
@@ -198,3 +199,23 @@ def test_folder_of_another_run_is_refused(tmp_path: Path, run: HandRun) -> None:
         SlimRun.read(tmp_path)
     with pytest.raises(ConfigError, match=r"no stage of this run is finished; --resume .*exp continues with it"):
         SlimRun.read(run.path)
+
+
+def test_layers_that_int8_costs_most_in_are_listed_by_file(run: HandRun) -> None:
+    run.training("dense", 0.6)
+    run.round()
+    run.export(report("x/best_int8_ncnn_model", ms=1.0, ap=(0.45, 0.44)), weights=BEST)
+    common = {"weight_bits": 8, "value_bits": 8, "error": 0.01, "alone": 0.1}
+    ends = {"low": -0.3, "high": 5.0, "kept_low": -0.3, "kept_high": 4.0}
+    shares = enumerate([0.02] * 5 + [0.7] + [0.01] * 20)
+    layers = [{"layer": f"model.{number}", "share": share, **common, **ends} for number, share in shares]
+    (run.path / "export/layers_ncnn.json").write_text(json.dumps(layers))
+    (run.path / "export/layers_ncnn.png").touch()
+    (row,) = content_of(run)["rounding"]
+    assert (row["format"], row["rounded"], row["plot"]) == ("ncnn", 26, "export/layers_ncnn.png")
+    assert row["layers"][0]["layer"] == "model.5"
+    assert len(row["layers"]) == 8
+    page = page_of(content_of(run), folder=run.path)
+    assert "What int8 costs, by layer" in page
+    assert "model.5" in page
+    assert "-0.30 to 4.00" in page
