@@ -30,6 +30,8 @@ class ExportConfig:
     calib_method: Int8Method = "mse"  # how int8 ranges are chosen: least squared error, extremes, or kl
     int8_skip: tuple[str, ...] = ()  # patterns of layer paths that int8 leaves out, such as "model.1.*"
     int8_search: bool = False  # find the few layers that cost most mAP in int8 and leave them out
+    # run folder of quantize.py --qat-epochs --runtime for these weights: its integers, nothing is calibrated
+    int8_trained: str = ""
     opset: int = 17  # of ONNX, 11 to 20; attention needs 14, int8 needs 13
     nms: bool = False  # ONNX: decoding and suppression inside, boxes come out
     conf_thres: Annotated[float, spelled("--conf")] = 0.25  # least score of a box, for --nms
@@ -65,6 +67,11 @@ class ExportConfig:
             raise ConfigError("--int8-search finds what int8 leaves out; give --int8")
         if self.int8_skip and not self.int8:
             raise ConfigError("--int8-skip says what int8 leaves out; give --int8")
+        if self.int8_trained and (not self.int8 or self.int8_search or self.int8_skip or len(self.include) != 1):
+            raise ConfigError(
+                "--int8-trained has its layers chosen, for one runtime; give --int8, one format to --include, and "
+                "leave --int8-search and --int8-skip out"
+            )
         if self.nms and ("onnx" not in self.include or self.half or self.int8):
             raise ConfigError("--nms is for ONNX in fp32; give --include onnx without --half and --int8")
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from commands.export_config import ExportConfig
+from commands.quantize_training import trained_network
 from deploy.job import ExportJob
 from deploy.settings import FormatSettings
 from deploy.verification.verify import MeasureMetric, Reference
@@ -79,7 +80,11 @@ def prepare(task: Task, config: ExportConfig) -> Prepared:
     )
     evaluator = open_evaluator(task, settings, network, device=device) if config.data else None
     calibration: tuple[Tensor, ...] = ()
-    if config.int8 and not config.verify_only:
+    rounded = None
+    if config.int8_trained and not config.verify_only:
+        trained, runtime = Path(config.int8_trained), config.include[0]
+        rounded = trained_network(trained, runtime=runtime, task=task, network=network, image_chw=image_chw)
+    elif config.int8 and not config.verify_only:
         batches = task.calibration(settings, network, count=config.calib_images, image_chw=image_chw)
         calibration = torch.split(torch.cat(batches), 1)
     job = ExportJob(
@@ -87,6 +92,7 @@ def prepare(task: Task, config: ExportConfig) -> Prepared:
         settings=config.settings,
         calibration=calibration,
         special=config.special,
+        rounded=rounded,
         measure=_metric(evaluator) if evaluator else None,
     )
     images = task.examples(settings, network, count=config.verify_images, image_chw=image_chw)

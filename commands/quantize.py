@@ -23,15 +23,14 @@ from commands.quantize_report import (
     sensitivity_rows,
     sensitivity_table,
 )
-from commands.quantize_training import QatRun
-from deploy.formats import FORMATS, load_runtime, resolve
-from deploy.int8.calibration import Arithmetic, keep_floats_, kept_floats
+from commands.quantize_training import QatRun, quantised_for
+from deploy.formats import FORMATS, load_runtime
 from deploy.layer_errors import LAYERS_NAME, write_layer_errors
 from engine.evaluation.evaluator import Evaluator
 from engine.training.distributed import process_group, share, this_process
 from quantization.choices import Part
 from quantization.layer_errors import layer_errors
-from quantization.network import QuantizedNetwork, quantize, uncalibrated
+from quantization.network import QuantizedNetwork, uncalibrated
 from quantization.ranges.config import LayerBits
 from quantization.rounding.compensation import compensate_
 from quantization.sensitivity import Sensitivity, mixed_precision, sensitivities, weight_bytes
@@ -63,6 +62,7 @@ _OF_TRAINING = (
     "seed",
     "device",
     "amp",
+    "max_map_drop",
 )
 
 
@@ -139,9 +139,9 @@ def _quantised(subject: _Subject, config: QuantizeConfig, folder: Path | None) -
     if config.compensate and not (training and training.is_begun(begun.folder)):
         logger.info("rounding weights on %d calibration images", config.calib_images)
         compensate_(network, subject.images)  # last, for it is right for these bits alone
+    if training and not training.is_begun(begun.folder):
+        training = training if share(is_main and _loses(network, subject, config, begun.folder)) else None
     if training:
-        if is_main and not training.is_begun(begun.folder):
-            write_json(begun.folder / _UNTRAINED_NAME, {subject.task.metric: subject.score(network)})
         with continued_by(f"python quantize.py --resume {begun.folder}"):
             network = training.run(begun.folder)
     if not is_main:
@@ -153,9 +153,21 @@ def _quantised(subject: _Subject, config: QuantizeConfig, folder: Path | None) -
     RunFolder(path=begun.folder).write_result({**plain(result), "config": plain(config)})
     logger.info("%s", result_table(result.measured, result.sizes, written=form_name(config)))
     logger.info("%s: %s; report in %s", result.artefact, result.bits, begun.folder / "result.json")
-    if result.measured.is_spoilt:
+    if training and result.measured.is_spoilt:
         logger.warning("training lost against rounding alone; give more --qat-epochs, or a lower --lr0")
     return result
+
+
+def _loses(network: QuantizedNetwork, subject: _Subject, config: QuantizeConfig, folder: Path) -> bool:
+    """Measure a network before training; return whether it loses so much that it is to be trained."""
+    untrained = subject.score(network)
+    write_json(folder / _UNTRAINED_NAME, {subject.task.metric: untrained})
+    if config.max_map_drop is None:
+        return True
+    lost = subject.evaluator.evaluate(subject.network.model).score - untrained
+    if lost <= config.max_map_drop:
+        logger.info("rounding loses %.4f, within --max-map-drop %g: nothing is trained", lost, config.max_map_drop)
+    return lost > config.max_map_drop
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -222,14 +234,7 @@ class _Subject:
 
     def quantised(self, config: QuantizeConfig) -> QuantizedNetwork:
         """Return the network with ranges, and with its real weights."""
-        settings, model = config.quantisation(), self.network.model
-        if config.is_all_integers:
-            return quantize(model, self.images, config=settings, image_shape=self.image_chw)
-        arithmetic: Arithmetic = resolve(FORMATS[config.runtime].int8)
-        settings = replace(arithmetic.rounding, observer=config.observer, percentile=config.percentile)
-        network = quantize(model, self.images, config=settings, image_shape=self.image_chw)
-        keep_floats_(network, kept_floats(network.graph, arithmetic))
-        return network
+        return quantised_for(self.network.model, config, self.image_chw, images=self.images)
 
     def score(self, quantised: QuantizedNetwork, *, num_images: int = 0) -> float:
         """Measure a quantised network in its mode, on so many images; 0 are all."""

@@ -58,6 +58,8 @@ class QuantizeConfig:
     # then train with simulated rounding for so many passes over the training images; 0 does not train
     qat_epochs: int = 0
     lr0: float = 0.001  # first learning rate of that training, which AdamW lowers along a cosine
+    # train only where rounding alone loses more than this of mAP50-95 or accuracy on val, such as 0.005
+    max_map_drop: float | None = None
     # whose arithmetic is trained for and written: integer, ncnn, onnx, openvino or tensorrt, which compute in 8 bits
     runtime: str = "integer"
     learn_scales: bool = True  # --no-learn-scales trains weights alone; else also the scale of each weight and value
@@ -97,6 +99,11 @@ class QuantizeConfig:
         if not 0 < self.lr0 < math.inf:
             raise ConfigError(f"--lr0 {self.lr0}: expected a positive number, such as 0.001")
         self._check_runtime()
+        if self.max_map_drop is not None and not (self.qat_epochs and 0 <= self.max_map_drop < 1):
+            raise ConfigError(
+                f"--max-map-drop {self.max_map_drop}: expected points from 0 up to, not including, 1, such as 0.005, "
+                "with --qat-epochs"
+            )
         if self.qat_epochs and self.sensitivity:
             raise ConfigError("--sensitivity is of the network before training; run it without --qat-epochs")
         if self.qat_epochs:

@@ -31,7 +31,7 @@ def check_place(config: QuantizeConfig) -> None:
     for package in form.packages:
         optional_package(package, purpose=f"--runtime {config.runtime}")
     if form.needs_gpu and not torch.cuda.is_available():
-        raise ConfigError(f"--runtime {config.runtime} measures what it writes on a GPU, and there is none here")
+        raise ConfigError(f"--runtime {config.runtime} needs a GPU to measure what it writes; use a machine with one")
 
 
 def artefact_path(config: QuantizeConfig) -> Path:

@@ -3,21 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
+
+from torch import Tensor, nn
 
 from commands.quantize_config import QAT_NAME, QuantizeConfig
 from commands.train import run_training, train_stage
 from commands.train_config import TrainConfig
 from commands.train_result import best_checkpoint
+from deploy.formats import FORMATS, resolve
+from deploy.int8.calibration import Arithmetic, bits_with_floats, kept_floats
 from engine.training.hooks import Hook
 from pruning.features import Teaching
 from pruning.zeros.hooks import FrozenZerosHook
-from quantization.network import QuantizedNetwork
+from quantization.network import QuantizedNetwork, uncalibrated
 from tasks.quantised import QuantisedTask
 from tasks.task import Network, Task
+from utils.config.cli import config_from_values
+from utils.errors import ConfigError
+from utils.storage.files import read_yaml
+from utils.storage.run_folder import CONFIG_NAME
+
+
+def quantised_for(
+    model: nn.Module, config: QuantizeConfig, image_chw: tuple[int, int, int], *, images: Sequence[Tensor] = ()
+) -> QuantizedNetwork:
+    """Return a network that is rounded as the runtime of the settings does it, with its real weights.
+
+    Args:
+        model: Network in floating point.
+        config: Settings of the command.
+        image_chw: Size of an image.
+        images: Images that ranges are learnt from; without any there are no ranges.
+    """
+    settings, kept = config.quantisation(), None
+    if not config.is_all_integers:
+        arithmetic: Arithmetic = resolve(FORMATS[config.runtime].int8)
+        settings = replace(arithmetic.rounding, observer=config.observer, percentile=config.percentile)
+        kept = partial(kept_floats, arithmetic=arithmetic)
+    network = uncalibrated(model, config=settings, image_shape=image_chw)
+    if kept is not None:
+        network.bits = bits_with_floats(network, kept(network.graph))
+    if images:
+        network.calibrate(images)
+        network.mode = "fake"
+    return network
+
+
+def trained_network(
+    folder: Path, *, runtime: str, task: Task, network: Network, image_chw: tuple[int, int, int]
+) -> QuantizedNetwork:
+    """Return what a run of quantize.py has trained for a runtime, its scales fixed.
+
+    Args:
+        folder: The run folder.
+        runtime: Name of the runtime.
+        task: Task of the network.
+        network: The network in floating point.
+        image_chw: Size of an image.
+
+    Raises:
+        ConfigError: The folder is no such run, is of another runtime, or its training is not complete.
+        CheckpointError: The run is of another network.
+    """
+    path = folder / CONFIG_NAME
+    if not (folder / QAT_NAME).is_dir() or not path.is_file():
+        raise ConfigError(
+            f"{folder}: no run of quantize.py --qat-epochs; give the folder of one, such as runs/quantize/exp"
+        )
+    config = config_from_values(QuantizeConfig, read_yaml(path, what="configuration"), where=str(path))
+    if config.runtime != runtime:
+        raise ConfigError(f"{folder} was trained for {config.runtime}, not for {runtime}; export to that runtime")
+    if not (folder / QAT_NAME / "result.json").exists():
+        raise ConfigError(f"{folder}: the training is not complete; python quantize.py --resume {folder}")
+    fresh = quantised_for(network.model, config, image_chw)
+    own = QuantisedTask(task=task, floats=network, quantised=fresh, learns=config.learn_scales)
+    return own.settled(best_checkpoint(folder / QAT_NAME))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

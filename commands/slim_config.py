@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from commands.export_config import ExportConfig
 from commands.finetune_config import FinetuneConfig
 from commands.prune_config import PruneConfig
+from commands.quantize_config import QuantizeConfig
 from commands.train_config import TrainConfig
 from commands.train_sparsity_config import AUTO, CHOICE, SparsityConfig
 from pruning.choices import Shortcuts
@@ -48,6 +49,8 @@ class SlimConfig(SparsityConfig):
     max_map_drop: float | None = None
     # what the network is exported to, and where ms and speedup count: ncnn, onnx, openvino, torchscript or tensorrt
     runtime: str = "ncnn"
+    # where int8 alone loses more than --max-map-drop: passes over the training images with simulated rounding
+    qat_epochs: int = 20
     latency_layers: str = ""  # only write a folder of layers for another device to time, for --latency-table
     # weight of a teacher's answers in fine-tuning; the teacher is the dense network, or the first sparse one
     distill: float = 0.0
@@ -59,7 +62,7 @@ class SlimConfig(SparsityConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("rounds", "dense_epochs", "finetune_epochs", "probe_epochs"):
+        for name in ("rounds", "dense_epochs", "finetune_epochs", "probe_epochs", "qat_epochs"):
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} {getattr(self, name)}: expected at least 1")
@@ -205,6 +208,30 @@ class SlimConfig(SparsityConfig):
             half=self.precision == "fp16",
             int8=self.precision == "int8",
             data=self.data,
+            threads=self.threads,
+            workers=self.workers,
+            cache_dir=self.cache_dir,
+            output=str(folder),
+            project=str(folder.parent),
+            name=folder.name,
+            exist_ok=True,
+        )
+
+    def quantising(self, export: ExportConfig, folder: Path) -> QuantizeConfig:
+        """Return the training with the rounding of the runtime, before an export, if that loses too much."""
+        return QuantizeConfig(
+            weights=export.weights,
+            data=self.data,
+            img_size=export.img_size,
+            runtime=self.runtime,
+            qat_epochs=self.qat_epochs,
+            max_map_drop=self.max_map_drop,
+            calib_images=export.calib_images,
+            batch_size=self.batch_size,
+            augment=self.augment,
+            seed=self.seed,
+            device=self.device,
+            amp=self.amp,
             threads=self.threads,
             workers=self.workers,
             cache_dir=self.cache_dir,

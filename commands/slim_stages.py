@@ -19,6 +19,8 @@ from commands.finetune_config import FinetuneConfig
 from commands.prune import CHECKPOINT_NAME, run_pruning
 from commands.prune_config import PruneConfig
 from commands.prune_latency import LATENCY_NAME, check_cut, cost_of, table_for
+from commands.quantize import run_quantization
+from commands.quantize_config import QAT_NAME
 from commands.slim_config import SlimConfig, StageName
 from commands.train import run_training, train_stage
 from commands.train_result import best_checkpoint
@@ -33,6 +35,7 @@ from tasks.choose import task_of
 from tasks.task import Network
 from utils.datasets.class_names import class_order
 from utils.errors import CheckpointError, ConfigError, PruningError
+from utils.storage.run_folder import CONFIG_NAME
 
 LOGGER = logging.getLogger(__name__)
 
@@ -105,7 +108,7 @@ def stages_of(config: SlimConfig, folder: Path, *, rounds: int | None = None) ->
             settings=lambda weights: config.exporting(
                 weights, folder / "export", beside=_usual_teacher(config, folder, weights)
             ),
-            run=partial(_export, config),
+            run=partial(_export, config, folder),
         ),
     ]
 
@@ -357,7 +360,7 @@ def checked_target(config: SlimConfig, folder: Path, number: int, *, weights: st
     return str(own["target"])
 
 
-def _export(config: SlimConfig, settings: ExportConfig) -> None:
+def _export(config: SlimConfig, folder: Path, settings: ExportConfig) -> None:
     """Export the small network at the size that is validated; int8 learns from no more images than there are."""
     task = task_of(data=config.data, weights=settings.weights)
     network = task.load(settings.weights)
@@ -365,11 +368,26 @@ def _export(config: SlimConfig, settings: ExportConfig) -> None:
     settings = replace(
         settings, img_size=ExportConfig.img_size if "img_size" in task.ignored_later else image_chw[1:]
     )
-    if settings.int8:
-        images = len(task.read_split(config, "train", network=network))
-        settings = replace(settings, calib_images=min(settings.calib_images, images))
     threads = torch.get_num_threads()
     try:
+        if settings.int8:
+            images = len(task.read_split(config, "train", network=network))
+            settings = replace(settings, calib_images=min(settings.calib_images, images))
+            settings = replace(settings, int8_trained=_trained_int8(config, folder / "quantize", settings))
         run_export(settings)
     finally:
         torch.set_num_threads(threads)  # the export and ncnn set it for the whole process
+
+
+def _trained_int8(config: SlimConfig, folder: Path, settings: ExportConfig) -> str:
+    """Train with the rounding of int8 where that loses more than `max_map_drop`; return the folder, or "" if not."""
+    if config.max_map_drop is None:
+        return ""
+    if this_process().world_size > 1:
+        LOGGER.warning("int8 is not trained by several processes here; quantize.py --qat-epochs does it")
+        return ""
+    own = config.quantising(settings, folder)
+    is_begun = (folder / CONFIG_NAME).exists()
+    if not (folder / "result.json").exists():
+        run_quantization(replace(own, resume=str(folder)) if is_begun else own)
+    return str(folder) if (folder / QAT_NAME).is_dir() else ""

@@ -51,8 +51,8 @@ SLIM_FLAGS = " ".join(
         [
             *SPARSITY_FLAGS.split(),
             *("--dense-epochs", "--distill", "--dry-run", "--features", "--finetune-epochs", "--latency-layers"),
-            *("--candidates", "--max-map-drop", "--preset", "--probe-epochs", "--report", "--rounds", "--stages"),
-            *("--start", "--teacher"),
+            *("--candidates", "--max-map-drop", "--preset", "--probe-epochs", "--qat-epochs", "--report", "--rounds"),
+            *("--stages", "--start", "--teacher"),
         ]
     )
 )
@@ -75,18 +75,18 @@ DETECT_FLAGS = """
     --save-crop --save-json --save-txt --source --threads --view-img --weights
 """
 EXPORT_FLAGS = """
-    --batch --batch-size --beside --cache-dir --calib-images --calib-method --compute-capability --conf --conf-thres
-    --data --dynamic --exist-ok --half --img --img-size --imgsz --include --int8 --int8-search --int8-skip --iou
-    --iou-thres --max-det --name --nms --opset --output --project --threads --verify-images --verify-only --weights
-    --workers
+    --batch --batch-size --beside --cache-dir --calib-images --calib-method --compute-capability --conf
+    --conf-thres --data --dynamic --exist-ok --half --img --img-size --imgsz --include --int8 --int8-search
+    --int8-skip --int8-trained --iou --iou-thres --max-det --name --nms --opset --output --project --threads
+    --verify-images --verify-only --weights --workers
 """
 QUANTIZE_FLAGS = """
     --activation-bits --activation-symmetric --amp --augment --batch --batch-size --budget --budget-bits
     --cache-dir --calib-images --data --device --distill --exist-ok --fake --features --head-bits --hyp --img
-    --img-size --imgsz --layers --layout --lr0 --name --no-compensate --no-learn-scales --observer --output
-    --per-tensor --percentile --project --qat-epochs --resume --runtime --seed --sensitivity --sensitivity-images
-    --sensitivity-part --teacher --threads --weight-asymmetric --weight-bits --weight-range --weights --workers
-    --yaml
+    --img-size --imgsz --layers --layout --lr0 --max-map-drop --name --no-compensate --no-learn-scales --observer
+    --output --per-tensor --percentile --project --qat-epochs --resume --runtime --seed --sensitivity
+    --sensitivity-images --sensitivity-part --teacher --threads --weight-asymmetric --weight-bits --weight-range
+    --weights --workers --yaml
 """
 
 

@@ -19,6 +19,7 @@ from deploy.outputs.metadata import Metadata
 from quantization.layer_errors import LayerError, layer_errors
 from quantization.lowering.graph import INPUT, Graph
 from quantization.network import QuantizedNetwork, quantize, uncalibrated
+from quantization.ranges.bits import BitPlan
 from quantization.ranges.config import QuantConfig
 from quantization.rounding.compensation import compensate_
 from quantization.runtime_layers import RuntimeLayer, runtime_layers
@@ -135,8 +136,13 @@ def kept_floats(graph: Graph, arithmetic: Arithmetic) -> set[str]:
 
 def keep_floats_(network: QuantizedNetwork, names: Collection[str]) -> None:
     """Leave layers in floating point, and round the weights of all others to 8 bits."""
-    bits = {name: None if name in names else 8 for name in network.graph.weighted}
-    network.set_bits_(replace(network.bits, weights=bits))
+    network.set_bits_(bits_with_floats(network, names))
+
+
+def bits_with_floats(network: QuantizedNetwork, names: Collection[str]) -> BitPlan:
+    """Return the bits of a network with some layers in floating point, and the weights of all others in 8 bits."""
+    weights = {name: None if name in names else 8 for name in network.graph.weighted}
+    return replace(network.bits, weights=weights)
 
 
 def trained_layers(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from mask_oracle import lively
 from refusal import NAMES, Place, make_place, refusal, run
 from tiny import TINY_CFG
 
+from commands.export_config import ExportConfig
 from commands.quantize_config import QuantizeConfig
 from commands.quantize_training import QatRun
+from commands.slim_config import SlimConfig
+from commands.slim_stages import _export
 from commands.train import run_training
 from deploy.calibration import as_input
 from deploy.formats import load_runtime
@@ -214,3 +218,63 @@ def test_what_a_runtime_lacks_is_refused(
 ) -> None:
     assert said in refusal("quantize", for_runtime(place, "ncnn", *more), capsys)
     assert "integer, ncnn, onnx" in refusal("quantize", for_runtime(place, "torchscript", *more), capsys)
+
+
+def test_nothing_is_trained_where_rounding_loses_little(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    run("quantize", for_runtime(place, "onnx", "--qat-epochs", "1", "--max-map-drop", "0.9"))
+    assert "nothing is trained" in caplog.text
+    assert not (place.project / "exp/qat").exists()
+    assert load_runtime(place.root / "tiny_w8a8.onnx", device=torch.device("cpu")).precision == "int8"
+
+
+def test_export_takes_what_was_trained(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    lively = lively_detector()
+    save_checkpoint(Checkpoint(spec=lively.spec.to_dict(), names=NAMES, weights=lively.state_dict()), place.weights)
+    run("quantize", for_runtime(place, "onnx", "--qat-epochs", "1", "--lr0", "0.02"))
+    common = ["--weights", str(place.weights), "--img", "64", "--data", str(place.data), "--workers", "0"]
+    common += ["--project", str(place.root / "exports"), "--cache-dir", str(place.root / "cache"), "--int8"]
+    trained = [*common, "--int8-trained", str(place.project / "exp")]
+    with suppress(SystemExit):  # an untrained network finds no boxes to agree on
+        run("export", [*trained, "--include", "onnx"])
+    images = as_input(place.root / "images/val/c.jpg", (64, 64))
+    files = (place.root / "tiny_w8a8.onnx", place.root / "tiny_int8.onnx")
+    one, other = (load_runtime(path, device=torch.device("cpu"))(images) for path in files)
+    for head, same in zip(one, other, strict=True):
+        assert torch.equal(head, same)
+    assert "trained for onnx, not for ncnn" in refusal("export", [*trained, "--include", "ncnn"], capsys)
+    no_run = [*common, "--int8-trained", str(place.root)]
+    assert "no run of quantize.py" in refusal("export", [*no_run, "--include", "onnx"], capsys)
+    spec = ModelSpec.from_yaml("models/yolov5n.yaml", num_classes=3)
+    save_checkpoint(
+        Checkpoint(spec=spec.to_dict(), names=NAMES, weights=build_model(spec).state_dict()), place.weights
+    )
+    assert "best.pt" in refusal("export", [*trained, "--include", "onnx"], capsys)
+
+
+@pytest.mark.parametrize(("drop", "is_trained"), [(0.9, False), (0.0, True)])
+def test_slim_trains_int8_where_it_loses_more_than_allowed(
+    place: Place, drop: float, is_trained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SlimConfig(
+        weights=str(place.weights),
+        data=str(place.data),
+        img_size=(64,),
+        batch_size=2,
+        precision="int8",
+        max_map_drop=drop,
+        qat_epochs=1,
+        workers=0,
+        device="cpu",
+        cache_dir=str(place.root / "cache"),
+        project=str(place.project),
+    )
+    exported: list[ExportConfig] = []
+    monkeypatch.setattr("commands.slim_stages.run_export", exported.append)
+    monkeypatch.setattr("commands.quantize._Subject.score", lambda *given, **named: -0.1)  # a loss of .1 at least
+    folder = place.project / "line"
+    _export(config, folder, config.exporting(str(place.weights), folder / "export"))
+    assert exported[0].int8_trained == (str(folder / "quantize") if is_trained else "")
+    assert (folder / "quantize/qat/result.json").exists() == is_trained
+    _export(config, folder, config.exporting(str(place.weights), folder / "export"))  # goes on where it was
+    assert exported[1] == exported[0]
