@@ -89,7 +89,7 @@ class QatRun:
     """A training with simulated rounding, which `run` begins or goes on with.
 
     Attributes:
-        task: What trains.
+        task: The network that trains, and its task.
         config: Settings of the command.
     """
 
