@@ -2,6 +2,7 @@
 
 python -m benchmarks.quantization_bits --weights pruned.pt --data data/bccd.yaml --img-size 320
 python -m benchmarks.quantization_bits --weights pruned.pt --data data/bccd.yaml --img-size 320 --bits --budgets 330K
+python -m benchmarks.quantization_bits --weights pruned.pt --data data/bccd.yaml --bits 4/8 4/4 --qat-epochs 24
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ from utils.config.cli import run_script
 
 @dataclass(frozen=True, kw_only=True)
 class BitsConfig:
-    """Quantise with as many bits for weights as for activations, or with mixed ones."""
+    """Quantise with given bits for weights and activations, or with mixed ones."""
 
     weights: str  # checkpoint of a detector or a classifier
     data: str = "data/bccd.yaml"
     img_size: int = 320
-    bits: tuple[int, ...] = (8, 7, 6, 5, 4, 3, 2)
+    bits: tuple[str, ...] = ("8", "7", "6", "5", "4", "3", "2")  # of weights and activations alike, or such as 4/8
+    qat_epochs: int = 0  # train each with simulated rounding
+    lr0: float = QuantizeConfig.lr0  # of that training
     budgets: tuple[str, ...] = ()  # of all weights, in bytes: bits of each layer's weights to fit, values in 8 bits
     sensitivity_images: int = 16  # pictures of val that these bits are chosen on
     test: bool = False  # measure what is written on the test split of a detector's data, too
@@ -84,7 +87,10 @@ def measure(config: BitsConfig) -> None:
 def _ways(config: BitsConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     """Return a name for each row, and its settings."""
     for bits in config.bits:
-        yield str(bits), {"weight_bits": bits, "activation_bits": bits}
+        weights, _, activations = bits.partition("/")
+        name = f"w{weights}a{activations or weights}"
+        training = {"qat_epochs": config.qat_epochs, "lr0": config.lr0} if config.qat_epochs else {}
+        yield name, {"weight_bits": int(weights), "activation_bits": int(activations or weights), **training}
     for budget in config.budgets:
         yield f"mixed_{budget}", {"budget": budget, "sensitivity_images": config.sensitivity_images}
 

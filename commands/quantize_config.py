@@ -57,7 +57,7 @@ class QuantizeConfig:
     budget_bits: tuple[int, ...] = (4, 6, 8)  # that --budget chooses from
     # then train with simulated rounding for so many passes over the training images; 0 does not train
     qat_epochs: int = 0
-    lr0: float = 0.001  # first learning rate of that training, which AdamW lowers along a cosine
+    lr0: float = 0.0005  # first learning rate of that training, which AdamW lowers along a cosine
     # train only where rounding alone loses more than this of mAP50-95 or accuracy on val, such as 0.005
     max_map_drop: float | None = None
     # whose arithmetic is trained for and written: integer, ncnn, onnx, openvino or tensorrt, which compute in 8 bits
@@ -97,7 +97,7 @@ class QuantizeConfig:
 
     def _check_training(self) -> None:
         if not 0 < self.lr0 < math.inf:
-            raise ConfigError(f"--lr0 {self.lr0}: expected a positive number, such as 0.001")
+            raise ConfigError(f"--lr0 {self.lr0}: expected a positive number, such as 0.0005")
         self._check_runtime()
         if self.max_map_drop is not None and not (self.qat_epochs and 0 <= self.max_map_drop < 1):
             raise ConfigError(
