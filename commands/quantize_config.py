@@ -65,7 +65,7 @@ class QuantizeConfig:
     learn_scales: bool = True  # --no-learn-scales trains weights alone; else also the scale of each weight and value
     teacher: str = ""  # checkpoint whose answers are learnt beside the labels; by default --weights, not quantised
     distill: float = 1.0  # weight of the teacher's answers
-    features: float = 1.0  # weight of what the layers of --weights read, without another teacher
+    features: float = 0.0  # weight of what the layers of --weights read, without another teacher
     batch_size: Annotated[int, spelled("--batch")] = 16  # images per batch of that training, over all processes
     hyp: str = ""  # hyper-parameter YAML of that training; by default as for train.py
     augment: Augment = "none"  # for classifiers: none, crop, crop-flip, resized-crop

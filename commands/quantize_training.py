@@ -20,6 +20,7 @@ from engine.training.hooks import Hook
 from pruning.features import Teaching
 from pruning.zeros.hooks import FrozenZerosHook
 from quantization.network import QuantizedNetwork, uncalibrated
+from quantization.ranges.config import QuantConfig
 from tasks.quantised import QuantisedTask
 from tasks.task import Network, Task
 from utils.config.cli import config_from_values
@@ -39,14 +40,13 @@ def quantised_for(
         image_chw: Size of an image.
         images: Images that ranges are learnt from; without any there are no ranges.
     """
-    settings, kept = config.quantisation(), None
-    if not config.is_all_integers:
-        arithmetic: Arithmetic = resolve(FORMATS[config.runtime].int8)
+    settings: QuantConfig = config.quantisation()
+    arithmetic: Arithmetic | None = None if config.is_all_integers else resolve(FORMATS[config.runtime].int8)
+    if arithmetic is not None:
         settings = replace(arithmetic.rounding, observer=config.observer, percentile=config.percentile)
-        kept = partial(kept_floats, arithmetic=arithmetic)
     network = uncalibrated(model, config=settings, image_shape=image_chw)
-    if kept is not None:
-        network.bits = bits_with_floats(network, kept(network.graph))
+    if arithmetic is not None:
+        network.bits = bits_with_floats(network, kept_floats(network.graph, arithmetic))
     if images:
         network.calibrate(images)
         network.mode = "fake"

@@ -63,7 +63,7 @@ def test_training_changes_the_integers_and_is_measured(place: Place, caplog: pyt
     caplog.set_level("INFO")
     run("quantize", arguments(place, "--qat-epochs", "0"))
     before = integers(place)
-    run("quantize", [*arguments(place, "--lr0", "0.05", "--fake"), "--name", "trained"])
+    run("quantize", [*arguments(place, "--lr0", "0.05", "--fake", "--features", "1"), "--name", "trained"])
     after = integers(place)
     assert any((before[name] != after[name]).any() for name in before)
     result = json.loads((place.project / "trained/result.json").read_text())
