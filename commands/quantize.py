@@ -112,7 +112,7 @@ def run_quantization(config: QuantizeConfig) -> QuantizeResult | None:
             _warn_of_ignored(config, task)
         if config.threads:
             torch.set_num_threads(config.threads)
-        check_place(config)
+        check_place(config, is_resumed=folder is not None)
         return _quantised(_Subject.of(task, config), config, folder)
 
 
@@ -188,13 +188,14 @@ class _Begun:
 def _begin(network: QuantizedNetwork, subject: _Subject, config: QuantizeConfig, folder: Path | None) -> _Begun:
     """Make the run folder, and choose the bits of each layer; a run that is resumed has both."""
     layers = network.config.layers
-    if folder is None:
+    table: tuple[Sensitivity, ...] = ()
+    if folder is not None and (folder / SENSITIVITY_NAME).exists():
+        table = read_sensitivity(folder / SENSITIVITY_NAME)
+    elif folder is None:
         check_budget(network, config)
         folder = RunFolder.begin(config).path
         logger.info("results in %s", folder)
-    if (folder / SENSITIVITY_NAME).exists():
-        table = read_sensitivity(folder / SENSITIVITY_NAME)
-    elif table := _sensitivity(network, subject, config):
+    if not table and (table := _sensitivity(network, subject, config)):
         _write_sensitivity(table, folder, network=network, metric=subject.task.metric)
     if config.budget:
         layers = mixed_precision(network, table, budget_bytes=parse_bytes(config.budget)).layers

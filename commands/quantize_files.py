@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from commands.quantize_config import QuantizeConfig
+from commands.quantize_config import QAT_NAME, QuantizeConfig
 from deploy.artefact.folder import check_replaceable
 from deploy.artefact.packages import optional_package
 from deploy.formats import FORMATS, resolve
@@ -21,13 +21,18 @@ from utils.errors import ConfigError
 from utils.storage.files import check_writable
 
 
-def check_place(config: QuantizeConfig) -> None:
+def check_place(config: QuantizeConfig, *, is_resumed: bool) -> None:
     """Refuse, before anything is computed, a place that cannot be written to, and a runtime that is not here."""
     form, path = FORMATS[config.runtime], artefact_path(config)
     if form.marker:
         check_replaceable(path, marker=form.marker)
     check_writable(path.parent)
     check_writable(config.project)
+    run = Path(config.project, config.name)
+    if config.qat_epochs and config.exist_ok and not is_resumed and (run / QAT_NAME).exists():
+        raise ConfigError(
+            f"--exist-ok {run}: it contains a training; --resume {run} continues with it, or give a --name"
+        )
     for package in form.packages:
         optional_package(package, purpose=f"--runtime {config.runtime}")
     if form.needs_gpu and not torch.cuda.is_available():

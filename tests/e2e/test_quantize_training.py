@@ -100,6 +100,22 @@ def test_a_killed_training_goes_on_to_the_same_file(
     assert first["measured"]["integer"] == second["measured"]["integer"]
 
 
+def test_bits_within_a_budget_are_chosen_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed = arguments(place, "--budget", "10K", "--budget-bits", "4", "8")
+    artefact = place.root / "tiny_mixed_a6_integer_model" / NETWORK_NAME
+    run("quantize", mixed)
+    wanted = artefact.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr("commands.quantize_training.run_training", kill_in(0))
+        with pytest.raises(Killed):
+            run("quantize", mixed)
+    monkeypatch.setattr("commands.quantize.sensitivities", partial(_raise, AssertionError("measured again")))
+    run("quantize", ["--resume", str(place.project / "exp2")])
+    assert artefact.read_bytes() == wanted
+    bits = json.loads((place.project / "exp2/result.json").read_text())["weight_bits"]
+    assert set(bits.values()) == {4, 8}
+
+
 def test_a_run_killed_before_its_file_is_written_trains_no_more(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +140,14 @@ def test_ctrl_c_says_how_to_go_on(
         run("quantize", arguments(place))
     assert stopped.value.code == 130
     assert f"python quantize.py --resume {place.project / 'exp'} continues this run" in capsys.readouterr().err
+
+
+def test_another_run_is_not_gone_on_with_unasked(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    run("quantize", arguments(place, "--qat-epochs", "1"))
+    before = place.snapshot()
+    again = arguments(place, "--qat-epochs", "2", "--exist-ok")
+    assert f"--resume {place.project / 'exp'} continues with it" in refusal("quantize", again, capsys)
+    assert place.snapshot() == before
 
 
 def test_zeros_of_the_checkpoint_stay_zero(place: Place) -> None:
