@@ -21,7 +21,7 @@ from deploy.formats import FORMATS, load_runtime, resolve
 from deploy.job import ExportJob
 from deploy.outputs.detector import DetectorSource
 from deploy.settings import ExportSettings, RuntimeOptions
-from deploy.verification.latency import Latency, time_in_turns
+from deploy.verification.latency import time_in_turns
 from models.classifiers import build_classifier
 from models.detector import Detector
 from quantization.network import quantize
@@ -95,13 +95,8 @@ def _detector_rows(config: SpeedConfig) -> list[list[object]]:
 def _row(
     bits: int, batch: int, floats: Callable[[], object], integers: Callable[[], object], *, runs: int
 ) -> list[object]:
-    was, now = _in_turns(floats, integers, runs=runs)
+    was, now = time_in_turns([floats, integers], threads=1, runs=runs)
     return [bits, batch, f"{now.fastest / was.fastest:.2f}", f"{now.median / was.median:.2f}"]
-
-
-def _in_turns(*calls: Callable[[], object], runs: int) -> tuple[Latency, Latency]:
-    was, now = time_in_turns(list(calls), threads=1, runs=runs)
-    return was, now
 
 
 if __name__ == "__main__":

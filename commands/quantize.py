@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -164,7 +165,7 @@ def _loses(network: QuantizedNetwork, subject: _Subject, config: QuantizeConfig,
     write_json(folder / _UNTRAINED_NAME, {subject.task.metric: untrained})
     if config.max_map_drop is None:
         return True
-    lost = subject.evaluator.evaluate(subject.network.model).score - untrained
+    lost = subject.float_score - untrained
     if lost <= config.max_map_drop:
         logger.info("rounding loses %.4f, within --max-map-drop %g: nothing is trained", lost, config.max_map_drop)
     return lost > config.max_map_drop
@@ -232,6 +233,11 @@ class _Subject:
             images=task.calibration(settings, network, count=config.calib_images, image_chw=image_chw),
             evaluator=open_evaluator(task, settings, network, device=torch.device("cpu")),
         )
+
+    @cached_property
+    def float_score(self) -> float:
+        """Metric of the network in floating point."""
+        return self.evaluator.evaluate(self.network.model).score
 
     def quantised(self, config: QuantizeConfig) -> QuantizedNetwork:
         """Return the network with ranges, and with its real weights."""
@@ -311,7 +317,7 @@ def _written(network: QuantizedNetwork, subject: _Subject, config: QuantizeConfi
     network.mode = "fake"
     measured = Measured(
         metric=subject.task.metric,
-        floats=subject.evaluator.evaluate(subject.network.model).score,
+        floats=subject.float_score,
         untrained=_untrained(begun.folder, subject.task.metric) if config.qat_epochs else None,
         fake=subject.score(network) if config.fake else None,
         integer=of_file,

@@ -208,13 +208,7 @@ class SlimConfig(SparsityConfig):
             half=self.precision == "fp16",
             int8=self.precision == "int8",
             data=self.data,
-            threads=self.threads,
-            workers=self.workers,
-            cache_dir=self.cache_dir,
-            output=str(folder),
-            project=str(folder.parent),
-            name=folder.name,
-            exist_ok=True,
+            **self._files_in(folder),
         )
 
     def quantising(self, export: ExportConfig, folder: Path) -> QuantizeConfig:
@@ -232,14 +226,20 @@ class SlimConfig(SparsityConfig):
             seed=self.seed,
             device=self.device,
             amp=self.amp,
-            threads=self.threads,
-            workers=self.workers,
-            cache_dir=self.cache_dir,
-            output=str(folder),
-            project=str(folder.parent),
-            name=folder.name,
-            exist_ok=True,
+            **self._files_in(folder),
         )
+
+    def _files_in(self, folder: Path) -> dict[str, Any]:
+        """Return how a stage that writes files for a runtime works, and where."""
+        return {
+            "threads": self.threads,
+            "workers": self.workers,
+            "cache_dir": self.cache_dir,
+            "output": str(folder),
+            "project": str(folder.parent),
+            "name": folder.name,
+            "exist_ok": True,
+        }
 
     def _values_of(self, kind: type[TrainConfig]) -> dict[str, Any]:
         """Return the settings that a stage of this kind has as well."""

@@ -15,7 +15,6 @@ from engine.training.resuming import load_weights_
 from engine.training.trainer import TrainingLoader, TrainingLoss
 from pruning.features import Followed, Teaching
 from pruning.zeros.masks import zero_masks
-from quantization.lowering.graph import Node
 from quantization.network import QuantizedNetwork, uncalibrated
 from tasks.settings import TaskSettings
 from tasks.task import Data, Network, Recipe, Task
@@ -134,9 +133,10 @@ class QuantisedTask:
         names = {id(module): name for name, module in model.named_modules()}
         followed = None
         if teaching.features:
-            nodes = [floats.graph.nodes[name] for name in floats.graph.weighted]
-            places = {node.name: names[id(floats.layers.get_submodule(node.name))] for node in nodes}
-            read = {places[node.name]: torch.arange(_num_read(node, floats.weights(node.name)[0])) for node in nodes}
+            read = {
+                names[id(floats.layers.get_submodule(name))]: torch.arange(_num_read(floats, name))
+                for name in floats.graph.weighted
+            }
             followed = Followed(read=read, strength=teaching.features)
         return self.task.teaching_hook(model, strength=teaching.answers, followed=followed)
 
@@ -146,8 +146,8 @@ def _quantised_in(model: nn.Module) -> QuantizedNetwork:
     return next(module for module in model.modules() if isinstance(module, QuantizedNetwork))
 
 
-def _num_read(node: Node, weight: Tensor) -> int:
+def _num_read(network: QuantizedNetwork, name: str) -> int:
     """Return the number of channels that a layer with weights reads."""
-    groups = node.settings.get("groups", 1)
+    groups = network.graph.nodes[name].settings.get("groups", 1)
     assert isinstance(groups, int)
-    return weight.shape[1] * groups
+    return network.weights(name)[0].shape[1] * groups

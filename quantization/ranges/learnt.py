@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -54,11 +55,12 @@ class LearntScales(nn.Module):
         super().__init__()
         self._places = {name: place for place, name in enumerate(affines)}
         self._grids, self._fixed = dict(grids), frozenset(fixed)
+        self._grid_places = _slices({name: len(grid.scales) for name, grid in grids.items()})
+        self._unit_places = _slices({name: len(values) for name, values in units.items()})
         scales = torch.tensor([affine.scale for affine in affines.values()], dtype=torch.float64)
         self.values = nn.Parameter(scales.log().float())
         weights = [grid.scales.double().log() for grid in grids.values()]
         self.weights = nn.Parameter(torch.cat(weights).float() if weights else torch.zeros(0))
-        self._channels = {name: len(values) for name, values in units.items()}
         self.register_buffer("units", torch.cat(list(units.values())) if units else torch.zeros(0))
         limits = [(affine.low, affine.zero_point, affine.high) for affine in affines.values()]
         self.register_buffer("limits", torch.tensor(limits, dtype=torch.int64).view(-1, 3))
@@ -91,14 +93,13 @@ class LearntScales(nn.Module):
         """
         if name not in self._grids:
             return None
-        grid = self._grids[name]
-        place = _place(name, {other: len(before.scales) for other, before in self._grids.items()})
+        grid, place = self._grids[name], self._grid_places[name]
         scales = _slowed(self.weights[place], 1 / math.sqrt(inputs * max(grid.high, 1))).double().exp()
         return Grid(scales=scales, zero_points=self.zero_points[place], low=grid.low, high=grid.high)
 
     def unit(self, name: str, weight: Tensor) -> Tensor:
         """Return the units of a weight (O, ...), in a shape to multiply it by."""
-        return self.units[_place(name, self._channels)].view(-1, *(1 for _ in weight.shape[1:]))
+        return self.units[self._unit_places[name]].view(-1, *(1 for _ in weight.shape[1:]))
 
     @torch.no_grad()
     def settled(self) -> tuple[dict[str, Affine], dict[str, Grid]]:
@@ -111,14 +112,10 @@ class LearntScales(nn.Module):
         return affines, {name: grid for name, grid in grids.items() if grid is not None}
 
 
-def _place(name: str, lengths: Mapping[str, int]) -> slice:
-    """Return where the numbers of a node are, after those of all nodes before it."""
-    start = 0
-    for other, length in lengths.items():
-        if other == name:
-            return slice(start, start + length)
-        start += length
-    raise KeyError(name)
+def _slices(lengths: Mapping[str, int]) -> dict[str, slice]:
+    """Return where the numbers of each node are, one node after the other."""
+    ends = list(accumulate(lengths.values(), initial=0))
+    return {name: slice(*ends_of) for name, ends_of in zip(lengths, pairwise(ends), strict=True)}
 
 
 def _read_limits(module: nn.Module, keys: Any) -> None:
