@@ -45,6 +45,9 @@ def _structural_copy(model: nn.Module, memo: dict[int, object]) -> nn.Module:
             # Every module has a dozen dictionaries of hooks; copying the empty ones takes half of the time.
             if isinstance(value, dict) and not value:
                 memo[id(value)] = type(value)()
+            if isinstance(value, Tensor) and not value.is_leaf:
+                # Computed by a hook before each call, as in weight normalisation; torch copies leaves alone.
+                memo[id(value)] = value.detach().clone()
     return copy.deepcopy(model, memo)
 
 

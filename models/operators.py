@@ -93,6 +93,11 @@ ACTIVATIONS: Family = {
     "square": Operator(),
     "pow": Operator(symbols=("pow", "ipow")),
 }
+# Further functions of each value, which no integer table stands for.
+VALUES: Family = dict.fromkeys(
+    ("rsqrt", "reciprocal", "log", "log1p", "expm1", "erf", "sin", "cos", "floor", "ceil", "round", "sign"),
+    Operator(),
+) | dict.fromkeys(("zeros_like", "ones_like", "nan_to_num"), Operator())
 # No effect at inference.
 IDENTITIES: Family = {
     "identity": Operator(modules=(nn.Identity,)),
@@ -116,6 +121,12 @@ POOLS: Family = {
     "adaptive_max_pool2d": Operator(modules=(nn.AdaptiveMaxPool2d,)),
     "lp_pool2d": Operator(modules=(nn.LPPool2d,)),
 }
+POOLS_1D: Family = {
+    "max_pool1d": Operator(modules=(nn.MaxPool1d,)),
+    "avg_pool1d": Operator(modules=(nn.AvgPool1d,)),
+    "adaptive_avg_pool1d": Operator(modules=(nn.AdaptiveAvgPool1d,)),
+    "adaptive_max_pool1d": Operator(modules=(nn.AdaptiveMaxPool1d,)),
+}
 # Other sizes of the map of each channel; "pad" adds one number, "repeat_pad" adds values of the map.
 RESIZES: Family = {
     "interpolate": Operator(
@@ -134,13 +145,42 @@ ELEMENTWISE: Family = {
     "maximum": Operator(),
     "minimum": Operator(),
 }
+# Comparisons, and functions of several values at each place.
+COMPARISONS: Family = {
+    name: Operator(also=(f"{word}",), symbols=(name,))
+    for name, word in {
+        "gt": "greater",
+        "ge": "greater_equal",
+        "lt": "less",
+        "le": "less_equal",
+        "ne": "not_equal",
+    }.items()
+} | {"eq": Operator(symbols=("eq",))}
+MIXTURES: Family = dict.fromkeys(
+    ("lerp", "addcmul", "addcdiv", "where", "remainder", "fmod", "floor_divide", "atan2", "masked_fill"), Operator()
+) | {"floor_divide": Operator(symbols=("floordiv",)), "remainder": Operator(symbols=("mod",))}
 CONCATENATIONS: Family = {"cat": Operator(also=("concat", "concatenate"))}
 SPLITS: Family = {"split": Operator(), "chunk": Operator()}
 REDUCTIONS: Family = dict.fromkeys(("mean", "sum", "amax", "amin"), Operator())
+# Statistics of the same arguments.
+STATISTICS: Family = dict.fromkeys(("std", "var", "logsumexp"), Operator())
+# Orders of values along given dimensions.
+MOVES: Family = dict.fromkeys(("roll", "flip"), Operator())
+# Values that are mixed along a dimension, and products of matrices.
+MIXERS: Family = {
+    "softmax": Operator(modules=(nn.Softmax,)),
+    "log_softmax": Operator(modules=(nn.LogSoftmax,)),
+    "layer_norm": Operator(modules=(nn.LayerNorm,), homes=(F,)),
+    "group_norm": Operator(modules=(nn.GroupNorm,), homes=(F,)),
+    "matmul": Operator(also=("bmm",), symbols=("matmul",)),
+    "scaled_dot_product_attention": Operator(),
+    "multihead_attention": Operator(modules=(nn.MultiheadAttention,), homes=()),
+}
 # Other dimensions or another order of the same values.
 RESHAPES: Family = {
     "flatten": Operator(modules=(nn.Flatten,)),
-    **dict.fromkeys(("view", "reshape", "squeeze", "unsqueeze", "permute", "transpose"), Operator()),
+    **dict.fromkeys(("view", "reshape", "squeeze", "unsqueeze", "permute"), Operator()),
+    "transpose": Operator(also=("swapaxes", "swapdims")),
 }
 # Weights per channel. torch.batch_norm takes its arguments in another order than F.batch_norm.
 LAYERS: Family = {
@@ -149,19 +189,37 @@ LAYERS: Family = {
     "batch_norm": Operator(modules=(nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm), homes=(F,)),
     "prelu": Operator(modules=(nn.PReLU,)),
 }
+# Those of other dimensions, of transposed convolutions, and scales of each channel of one image.
+MORE_LAYERS: Family = {
+    "conv1d": Operator(modules=(nn.Conv1d,)),
+    "conv3d": Operator(modules=(nn.Conv3d,)),
+    "conv_transpose": Operator(modules=(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)),
+    "batch_norm3d": Operator(modules=(nn.BatchNorm3d,), homes=()),
+    "instance_norm": Operator(modules=(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), homes=()),
+}
 
 OPERATORS: Family = {
     **ACTIVATIONS,
+    **VALUES,
     **IDENTITIES,
     **CASTS,
     **POOLS,
+    **POOLS_1D,
     **RESIZES,
     **ELEMENTWISE,
+    **COMPARISONS,
+    **MIXTURES,
     **CONCATENATIONS,
     **SPLITS,
     **REDUCTIONS,
+    **STATISTICS,
+    **MOVES,
+    **MIXERS,
     **RESHAPES,
     **LAYERS,
+    **MORE_LAYERS,
+    "unbind": Operator(),
+    "expand": Operator(),
     "getitem": Operator(symbols=("getitem",)),
 }
 

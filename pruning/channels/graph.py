@@ -6,21 +6,22 @@ convolution joins share one id. To prune is to choose ids to drop and to keep th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import nn
 
+from models.blocks.mobilenet import SqueezeExcite
 from models.copies import twin_that_shares
 from models.detector import Detector
 from pruning.channels.groups import ChannelGroup, LayerChannels, channel_groups
 from pruning.channels.ids import IntArray
-from pruning.channels.layer_rules import GROUPED
+from pruning.channels.layer_rules import GROUPED, LINEAR
 from pruning.channels.norms_after import NormAfter
-from pruning.channels.recording import Recording
+from pruning.channels.recording import Channels, Count, PartRecord, Recording
 from pruning.channels.walk import record
 from utils.errors import PruningError
 
@@ -31,17 +32,25 @@ _MIN_SIDE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelPart:
-    """A slice, split or chunk along channels, whose indices must be adapted when channels are cut.
+    """An operator whose code holds channel numbers, which must be adapted when channels are cut.
 
     Attributes:
         node: Name of the operator in the torch.fx graph.
-        input_ids: Ids of the input channels (C,).
-        output_ids: Channel ids of each output.
+        record: What the operator does, with the ids resolved.
     """
 
     node: str
-    input_ids: IntArray
-    output_ids: tuple[IntArray, ...]
+    record: PartRecord
+
+    @property
+    def input_ids(self) -> IntArray:
+        """Ids of the input channels (C,)."""
+        return self.record.input_ids
+
+    @property
+    def output_ids(self) -> tuple[IntArray, ...]:
+        """Channel ids of each output."""
+        return self.record.output_ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,70 +60,102 @@ class ChannelGraph:
     Attributes:
         layers: Layers by module path, in order of execution; a layer that is used twice is listed once.
         protected: Id of each channel that must be kept, and the reason.
-        parts: Operators that take channels by index.
+        parts: Operators whose code holds channel numbers.
+        stored: Channels of parameters and buffers outside of layers, by name.
         norms_after: Batch norms that read the output of a layer, by path of the layer; only for layers without a
             bias whose output no other operator reads.
-        image_chw: Channels, height and width of the images that the network was traced on.
+        input_shapes: Shape of each input that the network was traced on, without the images of a batch.
     """
 
     layers: Mapping[str, LayerChannels]
     protected: Mapping[int, str]
     parts: tuple[ChannelPart, ...]
+    stored: Mapping[str, Channels]
     norms_after: Mapping[str, tuple[NormAfter, ...]]
-    image_chw: tuple[int, int, int]
+    input_shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, model: nn.Module, *, image_chw: tuple[int, int, int] | None = None) -> ChannelGraph:
+    def of(
+        cls,
+        model: nn.Module,
+        *,
+        image_chw: tuple[int, int, int] | None = None,
+        input_shapes: Sequence[tuple[int, ...]] | None = None,
+    ) -> ChannelGraph:
         """Trace a network without changing it.
 
         Convolutions are executed only inside blocks that branch on data.
 
         Args:
-            model: Network that takes one batch of images.
+            model: Network that takes batches of images, or of other tensors whose second dimension are channels.
             image_chw: Channels, height and width of an image that the network accepts. None means 3 x 64 x 64, or
                 the smallest size that a detector accepts if that is larger.
+            input_shapes: Shape of each input without the images of a batch, for a network of several inputs or other
+                ones than images; in place of `image_chw`.
 
         Raises:
             PruningError: The network cannot be traced as a whole or does not accept such images.
         """
-        image_chw = image_chw or _default_image(model)
-        shape = (_BATCH, *image_chw)
-        images = torch.zeros(shape).to(next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0)))
+        _refuse_wrapper(model)
+        shapes = tuple(map(tuple, input_shapes)) if input_shapes else (image_chw or _default_image(model),)
+        like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        inputs = [torch.zeros(_BATCH, *shape).to(like) for shape in shapes]
         try:
-            return cls._traced(twin_that_shares(model), images)
+            recording, norms_after = record(twin_that_shares(model), inputs)
         except RuntimeError as error:
-            size, cause = " x ".join(map(str, shape[1:])), str(error).strip().split("\n")[0]
+            size = " and ".join(" x ".join(map(str, shape)) for shape in shapes)
+            cause = str(error).strip().split("\n")[0]
             raise PruningError(
                 f"{type(model).__name__} cannot be traced on images of {size} ({cause}); give the size it takes"
             ) from error
+        if isinstance(model, Detector):
+            _protect_what_no_spec_tells(model, recording)
+        return cls._resolved(recording, norms_after, shapes)
 
     @classmethod
-    def _traced(cls, twin: nn.Module, images: torch.Tensor) -> ChannelGraph:
-        """Build the graph of a network by running it on `images`, with all ties resolved."""
-        recording, norms_after = record(twin, images)
-        if isinstance(twin, Detector):
-            _protect_groups(recording)
+    def _resolved(
+        cls,
+        recording: Recording,
+        norms_after: Mapping[str, tuple[NormAfter, ...]],
+        shapes: tuple[tuple[int, ...], ...],
+    ) -> ChannelGraph:
+        """Build the graph of a recording with all ties resolved."""
         labels = recording.ids.labels()
+        for count, ids in recording.counts:
+            _protect_unless_counted(recording, labels, count, ids)
         layers = {
             name: LayerChannels(
-                name=name, kind=layer.kind, input_ids=labels[layer.input_ids], output_ids=labels[layer.output_ids]
+                name=name,
+                kind=layer.kind,
+                input_ids=labels[layer.input_ids],
+                output_ids=labels[layer.output_ids],
+                is_called=layer.is_called,
             )
             for name, layer in recording.layers.items()
         }
         parts = tuple(
             ChannelPart(
-                node=node, input_ids=labels[part.input_ids], output_ids=tuple(labels[ids] for ids in part.output_ids)
+                node=node,
+                record=replace(
+                    part, input_ids=labels[part.input_ids], output_ids=tuple(labels[ids] for ids in part.output_ids)
+                ),
             )
             for node, part in recording.parts.items()
         )
-        channels, height, width = images.shape[1:]
         return cls(
             layers=layers,
             protected=recording.ids.protected(labels),
             parts=parts,
+            stored={name: replace(each, ids=labels[each.ids]) for name, each in recording.stored.items()},
             norms_after=norms_after,
-            image_chw=(channels, height, width),
+            input_shapes=shapes,
         )
+
+    @property
+    def image_chw(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images that the network was traced on."""
+        channels, height, width = self.input_shapes[0]
+        return channels, height, width
 
     @cached_property
     def prunable_ids(self) -> IntArray:
@@ -163,11 +204,33 @@ def id_ranges(ids: IntArray) -> str:
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs if len(run))
 
 
-def _protect_groups(recording: Recording) -> None:
-    """Protect the channels of convolutions of groups, whose number a detector's layer list fixes."""
+def _protect_unless_counted(recording: Recording, labels: IntArray, count: Count, ids: IntArray) -> None:
+    """Protect channels whose number the code computes from a count of others, unless both are cut alike."""
+    counted, times = np.unique(labels[count.ids], return_counts=True)
+    own, own_times = np.unique(labels[ids], return_counts=True)
+    scale = count.scale
+    if np.array_equal(counted, own) and np.array_equal(times * scale.numerator, own_times * scale.denominator):
+        return
+    for each in (count.ids, ids):
+        recording.ids.protect(each, "a size is computed from the number of other channels")
+
+
+def _protect_what_no_spec_tells(model: Detector, recording: Recording) -> None:
+    """Protect channels of which a detector's layer list has no number: of groups, and of attention."""
     for name, layer in recording.layers.items():
         if layer.kind == GROUPED:
             recording.ids.protect(layer.input_ids, f"{name} is a convolution of groups, which the layer list counts")
+        if layer.kind == LINEAR and not isinstance(model.get_submodule(name.rpartition(".")[0]), SqueezeExcite):
+            recording.ids.protect(layer.output_ids, f"{name} has a width that no layer list tells")
+
+
+def _refuse_wrapper(model: nn.Module) -> None:
+    """Refuse a network inside of another form, which has it under a name."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise PruningError("TorchScript cannot be pruned; give the network that it was made from")
+    for name, kind in {"module": "DataParallel", "_orig_mod": "OptimizedModule"}.items():
+        if type(model).__name__ in (kind, f"Distributed{kind}"):
+            raise PruningError(f"a network in {type(model).__name__} cannot be pruned; give its .{name}")
 
 
 def _default_image(model: nn.Module) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pruning.channels.ids import IntArray
-from pruning.channels.layer_rules import BATCH_NORM
+from pruning.channels.layer_rules import BATCH_NORM, READS_ALL, TRANSPOSED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,15 +17,27 @@ class LayerChannels:
 
     Attributes:
         name: Module path.
-        kind: "conv", "depthwise", "grouped", "linear" or "batch_norm".
+        kind: "conv", "transposed", "depthwise", "grouped", "linear" or "batch_norm".
         input_ids: Id of each input channel (C_in,), in the order of the weights; ids may repeat.
         output_ids: Id of each output channel (C_out,); for a batch norm the same as `input_ids`.
+        is_called: Whether the network calls the module itself, and not a function with its parameters.
     """
 
     name: str
     kind: str
     input_ids: IntArray
     output_ids: IntArray
+    is_called: bool = True
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether each output channel has weights for every input channel."""
+        return self.kind in READS_ALL
+
+    @property
+    def weight_axes(self) -> tuple[int, int]:
+        """Dimensions of the weight along which outputs and inputs lie; there are inputs only where all are read."""
+        return (1, 0) if self.kind == TRANSPOSED else (0, 1)
 
     @property
     def is_norm(self) -> bool:

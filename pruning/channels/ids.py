@@ -23,6 +23,12 @@ class ChannelIds:
         self._count += count
         return np.arange(self._count - count, self._count, dtype=np.int64)
 
+    def new_protected(self, count: int, reason: str) -> IntArray:
+        """Issue the next `count` ids (count,), of channels that must be kept."""
+        ids = self.new(count)
+        self.protect(ids, reason)
+        return ids
+
     def tie(self, first: IntArray, second: IntArray) -> None:
         """Declare that two lists of ids (n,) name the same channels, position by position."""
         assert first.shape == second.shape, f"tied lists of {len(first)} and {len(second)} channels"

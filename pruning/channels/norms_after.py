@@ -12,8 +12,8 @@ from torch import fx, nn
 
 from models.operators import CONCATENATIONS, IDENTITIES, SPLITS, module_operator, traced_operator
 from pruning.channels.ids import IntArray
-from pruning.channels.layer_rules import BATCH_NORM, CONV, LINEAR
-from pruning.channels.recording import LayerRecord, from_front
+from pruning.channels.layer_rules import BATCH_NORM, READS_ALL
+from pruning.channels.recording import LayerRecord, Recording, from_front
 
 # Operators whose output shifts with their input: f(x + d) = f(x) + d for one value d per channel.
 _SHIFTING = {
@@ -42,17 +42,29 @@ class _Shifted(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class _Pass:
-    """A finished pass over a traced network: layers by path, uses by path, and the value of each node."""
+    """A finished pass over a traced network.
 
-    layers: Mapping[str, LayerRecord]
+    Attributes:
+        recording: Layers by path, and the layer that each node applies.
+        uses: Uses of each layer, by path.
+        module_of: Function that returns the module that a node calls, if it calls one.
+        value_of: Function that returns the value of a node.
+    """
+
+    recording: Recording
     uses: Mapping[str, int]
     module_of: Callable[[fx.Node], nn.Module | None]
     value_of: Callable[[fx.Node], Any]
 
+    def layer_of(self, node: fx.Node) -> tuple[str, LayerRecord | None]:
+        """Return path and record of the layer that a node applies."""
+        name = self.recording.calls.get(node.name, "")
+        return name, self.recording.layers.get(name)
+
 
 def norms_after(
     operators: fx.Graph,
-    layers: Mapping[str, LayerRecord],
+    recording: Recording,
     *,
     module_of: Callable[[fx.Node], nn.Module | None],
     value_of: Callable[[fx.Node], Any],
@@ -61,18 +73,17 @@ def norms_after(
 
     Args:
         operators: Traced graph.
-        layers: Layers by path, with ids not yet resolved: no two layers produce the same ids.
+        recording: Recorded layers, with ids not yet resolved: no two layers produce the same ids.
         module_of: Returns the module that a node calls, if it calls one.
         value_of: Returns the value of a node: one or several `Tracked`.
     """
-    calls = [node for node in operators.nodes if node.op == "call_module" and node.target in layers]
-    uses = Counter(str(node.target) for node in calls)
-    finished = _Pass(layers=layers, uses=uses, module_of=module_of, value_of=value_of)
+    uses = Counter(recording.calls.values())
+    finished = _Pass(recording=recording, uses=uses, module_of=module_of, value_of=value_of)
     found: dict[str, tuple[NormAfter, ...]] = {}
     failed: set[str] = set()
-    for node in calls:
-        name = str(node.target)
-        if layers[name].kind not in (CONV, LINEAR) or layers[name].module.bias is not None:
+    for node in operators.nodes:
+        name, layer = finished.layer_of(node)
+        if layer is None or layer.kind not in READS_ALL or getattr(layer.module, "bias", None) is not None:
             continue
         try:
             found[name] = (*found.get(name, ()), *_norms_of(node, finished))
@@ -96,11 +107,13 @@ def _norms_of(node: fx.Node, finished: _Pass) -> tuple[NormAfter, ...]:
                 continue
             seen.add(user)
             if _is_norm(user, finished):
-                names[str(user.target)] = None
+                names[finished.layer_of(user)[0]] = None
             elif user.target not in _SIZES:
                 _check_shifts(user, finished)
                 pending.append(user)
-    return tuple(NormAfter(name=name, sources=_sources(finished.layers[name].input_ids, made)) for name in names)
+    return tuple(
+        NormAfter(name=name, sources=_sources(finished.recording.layers[name].input_ids, made)) for name in names
+    )
 
 
 def _is_norm(node: fx.Node, finished: _Pass) -> bool:
@@ -109,10 +122,10 @@ def _is_norm(node: fx.Node, finished: _Pass) -> bool:
     Raises:
         _Shifted: The batch norm is used more than once or has no running mean.
     """
-    layer = finished.layers.get(str(node.target)) if node.op == "call_module" else None
+    name, layer = finished.layer_of(node)
     if layer is None or layer.kind != BATCH_NORM:
         return False
-    if finished.uses[str(node.target)] > 1 or layer.module.running_mean is None:
+    if finished.uses[name] > 1 or layer.module.running_mean is None:
         raise _Shifted
     return True
 
@@ -125,12 +138,17 @@ def _check_shifts(node: fx.Node, finished: _Pass) -> None:
         shifts = not any(np.atleast_1d(module.padding)) and module.divisor_override is None
     elif name in CONCATENATIONS:
         # Concatenated along another dimension, the result has the channels of a single input.
-        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
-        shifts = from_front(dim, ndim=finished.value_of(node).tensor.ndim) == 1  # type: ignore[arg-type]
+        dim, value = _dimension_of(node), finished.value_of(node)
+        shifts = from_front(dim, ndim=value.ndim) == value.axis
     else:
         shifts = name in _SHIFTING
     if not shifts:
         raise _Shifted
+
+
+def _dimension_of(node: fx.Node) -> Any:
+    """Return the dimension along which a node concatenates."""
+    return node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
 
 
 def _sources(ids: IntArray, made: IntArray) -> IntArray:

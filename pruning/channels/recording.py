@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from fractions import Fraction
+from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor, fx, nn
 
 from pruning.channels.ids import ChannelIds, IntArray
+
+PartKind = Literal["take", "split", "size", "groups"]
 
 
 class UnknownOperator(Exception):
@@ -16,55 +20,153 @@ class UnknownOperator(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Channels:
+    """The channels of a tensor: the id of each (C,), and the dimension they lie along; an id may occur repeatedly."""
+
+    ids: IntArray
+    axis: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tracked:
     """A tensor whose channels are known.
 
     Attributes:
-        tensor: Tensor of at least two dimensions, channels along the second.
-        ids: Id of each channel (C,); an id may occur several times.
+        tensor: Tensor of any shape.
+        channels: Its channels, as many as the tensor is long along their dimension.
+        stored: Name of the parameter or buffer that it is; None for a computed tensor.
     """
 
     tensor: Tensor
-    ids: IntArray
+    channels: Channels
+    stored: str | None = None
+
+    @property
+    def ids(self) -> IntArray:
+        """Id of each channel (C,)."""
+        return self.channels.ids
+
+    @property
+    def axis(self) -> int:
+        """Dimension that the channels lie along."""
+        return self.channels.axis
 
     @property
     def ndim(self) -> int:
         """Number of dimensions of the tensor."""
         return self.tensor.ndim
 
+    def along(self, axis: int) -> IntArray:
+        """Return the id of each index of a dimension.
+
+        Raises:
+            UnknownOperator: The channels lie along another one.
+        """
+        if axis == self.axis:
+            return self.ids
+        if len(self.ids) and np.all(self.ids == self.ids[0]):
+            return np.full(self.tensor.shape[axis], self.ids[0])
+        raise UnknownOperator(f"its channels lie along dimension {self.axis} and not {axis}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A parameter or buffer of several dimensions, under its name in the network."""
+
+    tensor: Tensor
+    name: str
+
+
+class Count(int):
+    """A number of channels that the code of a network reads, as in `x.shape[1]`, or a multiple or part of one.
+
+    Attributes:
+        ids: Channels that are counted (C,).
+        scale: This number per channel.
+    """
+
+    ids: IntArray
+    scale: Fraction
+
+    @classmethod
+    def of(cls, ids: IntArray, scale: Fraction = Fraction(1)) -> Count:
+        """Count these channels."""
+        count = cls(len(ids) * scale)
+        count.ids, count.scale = ids, scale
+        return count
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRecord:
-    """A layer that has weights per channel, with ids not yet resolved."""
+    """A layer that has weights per channel, with ids not yet resolved; its fields are those of `LayerChannels`."""
 
     kind: str
     module: nn.Module
     input_ids: IntArray
     output_ids: IntArray
+    is_called: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartRecord:
-    """An operator that takes channels by index: the ids of its input and of each of its outputs."""
+    """An operator whose code holds channel numbers, which a cut changes; ids not yet resolved.
 
+    Attributes:
+        kind: "take" for an index, "split" for sizes of parts, "size" for a size to reshape to, "groups" for the
+            groups of a convolution.
+        axis: Dimension of the channels in the input; for "size" the position of the size.
+        input_ids: Ids of the input channels (C,).
+        output_ids: Ids of the channels of each output.
+        positions: Input channels that "take" takes, as indices; else None.
+        entry: Position among the indices of "take".
+    """
+
+    kind: PartKind
+    axis: int
     input_ids: IntArray
     output_ids: tuple[IntArray, ...]
+    positions: IntArray | None = None
+    entry: int = 0
 
 
 @dataclass(kw_only=True)
 class Recording:
-    """Everything recorded so far: layers by module path, parts by node name."""
+    """Everything recorded so far.
+
+    Attributes:
+        ids: Ids, ties and protections.
+        layers: Layers by module path.
+        calls: Path of the layer that each node applies, by node name.
+        parts: Parts by node name.
+        stored: Channels of parameters and buffers outside of layers, by name.
+        counts: Counts that the code keeps as they are computed, with the ids they must then be the number of.
+    """
 
     ids: ChannelIds = field(default_factory=ChannelIds)
     layers: dict[str, LayerRecord] = field(default_factory=dict)
+    calls: dict[str, str] = field(default_factory=dict)
     parts: dict[str, PartRecord] = field(default_factory=dict)
+    stored: dict[str, Channels] = field(default_factory=dict)
+    counts: list[tuple[Count, IntArray]] = field(default_factory=list)
 
-    def add_layer(self, name: str, layer: LayerRecord) -> None:
-        """Record a layer; if it is used twice, tie its inputs and its outputs of both uses."""
+    def add_layer(self, name: str, layer: LayerRecord, *, node: str) -> None:
+        """Record a layer that a node applies; if it is used twice, tie its inputs and its outputs of both uses."""
+        self.calls[node] = name
         known = self.layers.setdefault(name, layer)
         if known is not layer:
             self.ids.tie(known.input_ids, layer.input_ids)
             self.ids.tie(known.output_ids, layer.output_ids)
+
+    def add_stored(self, name: str, axis: int, ids: IntArray) -> None:
+        """Record that a parameter or buffer has these channels along a dimension.
+
+        Raises:
+            UnknownOperator: It is used with channels along another dimension as well.
+        """
+        known = self.stored.setdefault(name, Channels(ids=ids, axis=axis))
+        if known.axis != axis:
+            raise UnknownOperator(f"{name} is used along dimension {known.axis} and along {axis}")
+        self.ids.tie(known.ids, ids)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +176,12 @@ class Call:
     Attributes:
         node: Traced node; computed arguments are nodes themselves.
         module: Module of a `call_module`, otherwise None.
-        args: Positional arguments, with `Tracked` in the place of tensors whose channels are known.
+        args: Positional arguments, with `Tracked` in the place of tensors whose channels are known, `Stored` in that
+            of other parameters and buffers, and `Count` in that of numbers of channels.
         kwargs: Keyword arguments, likewise.
         output: Output of the operator; tensors without ids.
         recording: Record to which rules add layers, ties and protections.
-        value_of: Function that returns the value of an earlier node.
+        owner_of: Function that returns the module with this path.
     """
 
     node: fx.Node
@@ -87,7 +190,7 @@ class Call:
     kwargs: dict[str, Any]
     output: Any
     recording: Recording
-    value_of: Callable[[fx.Node], Any]
+    owner_of: Callable[[str], nn.Module]
 
     @property
     def input(self) -> Tracked:
@@ -100,6 +203,18 @@ class Call:
         if not isinstance(first, Tracked):
             raise UnknownOperator("its first argument has no known channels")
         return first
+
+    def read_along(self, axis: int) -> IntArray:
+        """Return the ids of what a layer reads along a dimension; new, protected ones for a tensor without channels.
+
+        Raises:
+            UnknownOperator: The channels lie along another dimension.
+        """
+        first = self.argument(0, "input")
+        if isinstance(first, Tracked):
+            return first.along(axis)
+        size = (first.tensor if isinstance(first, Stored) else first).shape[axis]
+        return self.recording.ids.new_protected(size, "no layer produces it as channels")
 
     @property
     def layer(self) -> nn.Module:
@@ -121,8 +236,35 @@ class Call:
         return from_front(self.argument(position, name, default), ndim=self.input.ndim)
 
 
-# Returns the output ids of an operator: for one tensor, or for each tensor of a tuple; None for no tensors.
-Rule = Callable[[Call], IntArray | tuple[IntArray, ...] | None]
+# Returns the channels of an operator's output: for one tensor, or for each tensor of a tuple; None for no tensors or
+# tensors without channels; numbers and counts in place of numbers.
+Rule = Callable[[Call], Any]
+
+
+def tracked_in(values: Any) -> Iterator[Tracked]:
+    """Yield every tracked tensor in arguments, however nested."""
+    if isinstance(values, Tracked):
+        yield values
+    else:
+        for value in _items(values):
+            yield from tracked_in(value)
+
+
+def counts_in(values: Any) -> Iterator[Count]:
+    """Yield every count of channels in arguments, however nested."""
+    if isinstance(values, Count):
+        yield values
+    else:
+        for value in _items(values):
+            yield from counts_in(value)
+
+
+def _items(values: Any) -> tuple[Any, ...]:
+    if isinstance(values, slice):
+        return (values.start, values.stop, values.step)
+    if isinstance(values, dict):
+        return tuple(values.values())
+    return tuple(values) if isinstance(values, list | tuple) else ()
 
 
 def from_front(dimension: int, *, ndim: int) -> int:

@@ -4,51 +4,93 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from models.copies import tensors_by_name
 from models.operators import KEYWORDS, full_name
-from pruning.channels.ids import IntArray
 from pruning.channels.norms_after import NormAfter, norms_after
-from pruning.channels.operators import rule_of
-from pruning.channels.recording import Call, Recording, Tracked, UnknownOperator
+from pruning.channels.operators import follows_counts, reads_anything, rule_of
+from pruning.channels.recording import (
+    Call,
+    Channels,
+    Count,
+    Recording,
+    Stored,
+    Tracked,
+    UnknownOperator,
+    counts_in,
+    tracked_in,
+)
 from pruning.channels.stand_in import output_shape
-from pruning.channels.trace import traced
+from pruning.channels.trace import traced_with_widths
+from utils.errors import PruningError
+
+# Errors of code that does not get what it expects.
+_FAILURES = (TypeError, ValueError, AttributeError, LookupError, AssertionError, NotImplementedError)
 
 
-def record(network: nn.Module, images: Tensor) -> tuple[Recording, dict[str, tuple[NormAfter, ...]]]:
+def record(network: nn.Module, inputs: Sequence[Tensor]) -> tuple[Recording, dict[str, tuple[NormAfter, ...]]]:
     """Trace a network and follow its channels.
 
     Args:
         network: Network in evaluation mode.
-        images: (B, C, H, W) on the device of the network; B is 2 or more.
+        inputs: Tensors (B, C, ...) on the device of the network; B is 2 or more.
 
     Returns:
         The recording, and for layers without a bias whose output only batch norms read, those norms by layer path.
 
     Raises:
-        PruningError: The network cannot be traced.
+        PruningError: The network cannot be traced, or its code fails on tensors whose channels are followed.
         RuntimeError: An operator cannot run on such images.
     """
-    walk = _Walk(network, traced(network), images)
-    with torch.no_grad():
-        walk.run(images)
-    walk.protect_shared_weights()
+    graph, widths_read = traced_with_widths(network)
+    _check_inputs(network, graph, len(inputs))
+    walk = _Walk(network, graph, inputs[0].device)
+    try:
+        with torch.no_grad():
+            walk.run(*inputs)
+    except _FAILURES as error:
+        cause = str(error).strip().split("\n")[0]
+        raise PruningError(
+            f"{type(network).__name__}: {walk.place} cannot be followed ({type(error).__name__}: {cause}); move it "
+            "into a block of its own that torch.fx does not enter, or prune the parts of the network"
+        ) from error
+    walk.protect_shared_tensors()
+    walk.protect_widths(widths_read)
     return walk.recording, walk.norms_after()
 
 
-class _Walk(fx.Interpreter):
-    """Interpreter that replaces tensors whose channels are known by `Tracked`."""
+def _check_inputs(network: nn.Module, graph: fx.Graph, given: int) -> None:
+    """Raise a PruningError unless each input of a network without a default is given."""
+    names = [node.target for node in graph.nodes if node.op == "placeholder" and not node.args]
+    if len(names) > given:
+        raise PruningError(
+            f"{type(network).__name__} takes {len(names)} inputs ({', '.join(map(str, names))}), {given} given; "
+            "give the shape of each as input_shapes"
+        )
 
-    def __init__(self, network: nn.Module, graph: fx.Graph, images: Tensor) -> None:
+
+class _Walk(fx.Interpreter):
+    """Interpreter that replaces tensors whose channels are known by `Tracked`, and their numbers by `Count`.
+
+    Attributes:
+        recording: What was found so far.
+        place: Operator that runs, for people.
+    """
+
+    def __init__(self, network: nn.Module, graph: fx.Graph, device: torch.device) -> None:
         super().__init__(network, garbage_collect_values=False, graph=graph)
         self.recording = Recording()
-        self._device = images.device
-        # Uses of each parameter, by identity: a cut for one of several uses would affect the others.
+        self.place = "the network"
+        self._device = device
+        self._names = {id(tensor): name for name, tensor in tensors_by_name(network).items()}
+        # Uses of each tensor, by identity: a cut for one of several uses would affect the others.
         self._uses: Counter[int] = Counter()
+        self._called: dict[str, None] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         """Return the value of one node, channels included."""
@@ -56,53 +98,107 @@ class _Walk(fx.Interpreter):
         if n.op == "output":
             self._protect(args, "output")
             return None
-        if n.target is operator.getitem and not isinstance(args[0], Tracked):
-            return args[0][args[1]]
-        rule = None if n.op in ("placeholder", "get_attr") else rule_of(n, self._module_of(n))
-        output = self._output(n, _without_ids(args), _without_ids(kwargs))
         if n.op == "placeholder":
-            return self._with_fresh_ids(output, "input")
+            return self._with_fresh_ids(super().run_node(n), "input")
         if n.op == "get_attr":
-            self._uses[id(output)] += 1
-            return output.to(self._device) if isinstance(output, Tensor) else output
-        if not any(_tracked_in((args, kwargs))):
+            return self._stored(n, super().run_node(n))
+        if n.target is operator.getitem and isinstance(args[0], tuple | list | dict):
+            return args[0][args[1]]
+        module = self._module_of(n)
+        self.place = _described(n, module)
+        rule = rule_of(n, module)
+        if any(counts_in((args, kwargs))) and not follows_counts(rule):
+            return self._counted(n, args, kwargs)
+        output = self._output(n, args, kwargs)
+        if not any(tracked_in((args, kwargs))) and not reads_anything(rule):
             return output
         call = Call(
             node=n,
-            module=self._module_of(n),
+            module=module,
             args=args,
             kwargs={KEYWORDS.get(name, name): value for name, value in kwargs.items()},
             output=output,
             recording=self.recording,
-            value_of=self.env.__getitem__,
+            owner_of=self.module.get_submodule,
         )
         try:
             if rule is None:
                 raise UnknownOperator("unknown operator")
-            return _with_ids(output, rule(call))
+            if module is not None:
+                self._called[str(n.target)] = None
+            return _with_channels(output, rule(call))
         except UnknownOperator as unknown:
-            return self._give_up(call, f"{_described(call)}: {unknown}")
+            return self._give_up(call, f"{self.place}: {unknown}")
 
     def _output(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
         """Return the output of a node; for a convolution only zeros of the right shape, which saves time."""
+        args, kwargs = _plain(args), _plain(kwargs)
         module = self._module_of(n)
         if isinstance(module, nn.Conv2d) and not kwargs:
             return args[0].new_zeros(output_shape(module, args[0]))
-        return getattr(self, n.op)(n.target, args, kwargs)
+        if n.op == "call_method" and isinstance(args[0], tuple):
+            # A shape has methods that a tuple lacks.
+            args = (torch.Size(args[0]), *args[1:])
+        output = getattr(self, n.op)(n.target, args, kwargs)
+        return tuple(output) if isinstance(output, torch.Size) else output
 
-    def protect_shared_weights(self) -> None:
-        """Protect the channels of layers whose weight has a second use, by another layer or by name."""
-        layers = [layer for layer in self.recording.layers.values() if layer.module.weight is not None]
-        self._uses.update(id(layer.module.weight) for layer in layers)
-        for layer in layers:
-            if self._uses[id(layer.module.weight)] > 1:
-                for ids in (layer.input_ids, layer.output_ids):
-                    self.recording.ids.protect(ids, "its weight is used in more than one place")
+    def _stored(self, n: fx.Node, value: Any) -> Any:
+        """Return a parameter or buffer under its name; if it is a list of values, with ids of its own."""
+        if not isinstance(value, Tensor):
+            return value
+        name = self._names.get(id(value))
+        tensor = value.to(self._device)
+        if name is None:
+            return tensor
+        wide = [dimension for dimension, size in enumerate(value.shape) if size > 1]
+        if len(wide) > 1:
+            self._uses[id(value)] += len(n.users)
+        if len(wide) != 1:
+            return Stored(tensor=tensor, name=name)
+        ids = self.recording.ids.new(value.shape[wide[0]])
+        self.recording.add_stored(name, wide[0], ids)
+        return Tracked(tensor=tensor, channels=Channels(ids=ids, axis=wide[0]), stored=name)
+
+    def _counted(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
+        """Compute with counts of channels: a multiple or part of one is a count again, else what it counts stays."""
+        if (scaled := _scaled(n.target, args)) is not None:
+            return scaled
+        for count in counts_in((args, kwargs)):
+            self.recording.ids.protect(count.ids, f"{self.place}: its channel count is used in a computation")
+        if not any(tracked_in((args, kwargs))):
+            return self._output(n, args, kwargs)
+        return self._give_up_on(n, args, kwargs)
+
+    def _give_up_on(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
+        reason = f"{self.place}: its channel count is used in a computation"
+        self._protect((args, kwargs), reason)
+        return self._with_fresh_ids(self._output(n, args, kwargs), reason)
+
+    def protect_shared_tensors(self) -> None:
+        """Tie tensors that belong to layers with their channels; protect layers whose tensors have further uses."""
+        layers, ids = self.recording.layers, self.recording.ids
+        for name, channels in self.recording.stored.items():
+            owner = layers.get(name.rpartition(".")[0])
+            if owner is not None and channels.ids.shape == owner.output_ids.shape:
+                ids.tie(channels.ids, owner.output_ids)
+        owned = {name: _tensors_of(layer.module) for name, layer in layers.items()}
+        self._uses.update(id(tensor) for name, tensors in owned.items() if name in self._called for tensor in tensors)
+        for name, tensors in owned.items():
+            if any(self._uses[id(tensor)] > 1 for tensor in tensors):
+                for each in (layers[name].input_ids, layers[name].output_ids):
+                    ids.protect(each, "its weight is used in more than one place")
+
+    def protect_widths(self, places: Sequence[tuple[str, str]]) -> None:
+        """Protect the channels of layers whose width the code of the network reads: path and attribute of each."""
+        for name, attribute in places:
+            layer = self.recording.layers.get(name)
+            if layer is not None:
+                ids = layer.input_ids if attribute.startswith("in_") else layer.output_ids
+                self.recording.ids.protect(ids, f"the code reads {name}.{attribute}")
 
     def norms_after(self) -> dict[str, tuple[NormAfter, ...]]:
         """Find the batch norms behind each layer of this pass; see `pruning.channels.norms_after`."""
-        layers = self.recording.layers
-        return norms_after(self.graph, layers, module_of=self._module_of, value_of=self.env.__getitem__)
+        return norms_after(self.graph, self.recording, module_of=self._module_of, value_of=self.env.__getitem__)
 
     def _module_of(self, node: fx.Node) -> nn.Module | None:
         return self.submodules[str(node.target)] if node.op == "call_module" else None
@@ -115,7 +211,7 @@ class _Walk(fx.Interpreter):
         return self._with_fresh_ids(call.output, reason)
 
     def _protect(self, values: Any, reason: str) -> None:
-        for tracked in _tracked_in(values):
+        for tracked in tracked_in(values):
             self.recording.ids.protect(tracked.ids, reason)
 
     def _with_fresh_ids(self, values: Any, reason: str) -> Any:
@@ -124,47 +220,61 @@ class _Walk(fx.Interpreter):
         def track(value: Any) -> Any:
             if not isinstance(value, Tensor) or value.ndim < 2:
                 return value
-            ids = self.recording.ids.new(value.shape[1])
-            self.recording.ids.protect(ids, reason)
-            return Tracked(tensor=value, ids=ids)
+            ids = self.recording.ids.new_protected(value.shape[1], reason)
+            return Tracked(tensor=value, channels=Channels(ids=ids, axis=1))
 
         return fx.node.map_aggregate(values, track)
 
 
-def _tracked_in(values: Any) -> Iterator[Tracked]:
-    """Yield every tracked tensor in arguments, however nested."""
-    if isinstance(values, Tracked):
-        yield values
-    elif isinstance(values, dict):
-        yield from _tracked_in(tuple(values.values()))
-    elif isinstance(values, list | tuple):
-        for value in values:
-            yield from _tracked_in(value)
+def _scaled(target: Any, args: tuple[Any, ...]) -> Count | None:
+    """Return a whole multiple or part of a count, if that is what is computed."""
+    if target not in (operator.mul, operator.floordiv) or len(args) != 2:
+        return None
+    count, by = args[::-1] if target is operator.mul and isinstance(args[1], Count) else args
+    if not isinstance(count, Count) or type(by) is not int or by <= 0:
+        return None
+    scale = count.scale * by if target is operator.mul else count.scale / by
+    return Count.of(count.ids, scale) if (len(count.ids) * scale).denominator == 1 else None
 
 
-def _without_ids(values: Any) -> Any:
-    return fx.node.map_aggregate(values, lambda value: value.tensor if isinstance(value, Tracked) else value)
+def _tensors_of(module: nn.Module) -> list[Tensor]:
+    """List the parameters and buffers of a layer that have values per channel."""
+    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    return [tensor for tensor in own if tensor.ndim]
 
 
-def _with_ids(output: Any, ids: IntArray | tuple[IntArray, ...] | None) -> Any:
-    """Combine an operator's output with the ids that its rule returned.
+def _plain(values: Any) -> Any:
+    """Return arguments as operators take them."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Tracked | Stored):
+            return value.tensor
+        return int(value) if isinstance(value, Count) else value
+
+    return fx.node.map_aggregate(values, plain)
+
+
+def _with_channels(output: Any, found: Any) -> Any:
+    """Combine an operator's output with what its rule returned.
 
     Raises:
         UnknownOperator: The number of channels differs from the rule's.
     """
-    if ids is None:
+    if found is None:
         return output
-    if isinstance(ids, tuple):
-        return tuple(_with_ids(part, part_ids) for part, part_ids in zip(output, ids, strict=True))
-    if not isinstance(output, Tensor) or output.ndim < 2 or output.shape[1] != len(ids):
+    if isinstance(found, tuple):
+        return tuple(_with_channels(part, each) for part, each in zip(output, found, strict=True))
+    if not isinstance(found, Channels):
+        return found
+    if not isinstance(output, Tensor) or output.ndim <= found.axis or output.shape[found.axis] != len(found.ids):
         raise UnknownOperator("its output is not one tensor with the expected channels")
-    return Tracked(tensor=output, ids=ids)
+    return Tracked(tensor=output, channels=found)
 
 
-def _described(call: Call) -> str:
+def _described(node: fx.Node, module: nn.Module | None) -> str:
     """Describe an operator and its place in the network for people."""
-    if call.module is not None:
-        return f"{call.node.target} ({type(call.module).__name__})"
-    stack = list((call.node.meta.get("nn_module_stack") or {}).values())
-    target = call.node.target
+    if module is not None:
+        return f"{node.target} ({type(module).__name__})"
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    target = node.target
     return f"{full_name(target) if callable(target) else target} in {stack[-1][0] if stack else 'the network'}"

@@ -11,7 +11,7 @@ from models.complexity import count_parameters, macs_of_uses, weight_uses
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.groups import LayerChannels
 from pruning.channels.ids import FloatArray, IntArray
-from pruning.channels.layer_rules import CONV, LINEAR
+from pruning.channels.layer_rules import BATCH_NORM
 from pruning.choices import CountedQuantity
 
 
@@ -49,16 +49,17 @@ class ChannelCost:
             graph: Channels of the network.
             image_chw: Channels, height and width of the image that multiply-adds are counted for.
         """
-        layers = list(graph.layers.values())
+        scales = _scales(model, graph)
+        layers = [*graph.layers.values(), *scales]
         lists = [layer.input_ids for layer in layers] + [layer.output_ids for layer in layers]
         uses = weight_uses(model, image_chw)
-        modules = [model.get_submodule(layer.name) for layer in layers]
+        modules = [model.get_submodule(name) for name in graph.layers]
         alone = cls(
             lists=np.concatenate([np.empty(0, dtype=np.int64), *lists]),
             starts=np.cumsum([0, *map(len, lists)])[:-1],
-            reads_all=np.array([layer.kind in (CONV, LINEAR) for layer in layers]),
-            unit=np.array([_unit(layer, module) for layer, module in zip(layers, modules, strict=True)]),
-            vectors=np.array([_vectors(module) for module in modules]),
+            reads_all=np.array([layer.reads_all for layer in layers]),
+            unit=np.array([*map(_unit, graph.layers.values(), modules), *(0 for _ in scales)]),
+            vectors=np.array([*map(_vectors, modules), *(1 for _ in scales)]),
             uses=np.array([uses.get(layer.name, 0) for layer in layers]),
             other_parameters=0,
             other_macs=0,
@@ -115,7 +116,17 @@ def _unit(layer: LayerChannels, module: nn.Module) -> int:
     if layer.is_norm:
         return 0
     weight = module.get_parameter("weight")
-    return weight.numel() // (len(weight) * (weight.shape[1] if layer.kind in (CONV, LINEAR) else 1))
+    return weight.numel() // (len(layer.output_ids) * (len(layer.input_ids) if layer.reads_all else 1))
+
+
+def _scales(model: nn.Module, graph: ChannelGraph) -> list[LayerChannels]:
+    """List the parameters with one value per channel that belong to no layer, as norms by their names."""
+    own = {name for name, _ in model.named_parameters() if name.rpartition(".")[0] not in graph.layers}
+    return [
+        LayerChannels(name=name, kind=BATCH_NORM, input_ids=channels.ids, output_ids=channels.ids)
+        for name, channels in graph.stored.items()
+        if name in own
+    ]
 
 
 def _vectors(module: nn.Module) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import FloatArray, IntArray
-from pruning.channels.layer_rules import CONV, DEPTHWISE, GROUPED, LINEAR
+from pruning.channels.layer_rules import CONV, DEPTHWISE, GROUPED, LINEAR, TRANSPOSED
 from pruning.choices import CriterionName
 from utils.errors import PruningError
 
@@ -24,7 +24,7 @@ Criterion = Callable[[nn.Module, ChannelGraph], FloatArray]
 CRITERION_NAMES: tuple[str, ...] = get_args(CriterionName)
 
 # Layers whose weights have one filter per output channel.
-_FILTERED = (CONV, DEPTHWISE, GROUPED, LINEAR)
+_FILTERED = (CONV, TRANSPOSED, DEPTHWISE, GROUPED, LINEAR)
 
 
 def num_ids(graph: ChannelGraph) -> int:
@@ -161,7 +161,10 @@ def _by_filters(model: nn.Module, graph: ChannelGraph, score: Callable[[Tensor],
     """Score the filters (C_out, weights), float64, of every layer, relative to the layer's mean."""
     modules = dict(model.named_modules())
     scores: dict[str, FloatArray] = {
-        name: score(modules[name].weight.detach().flatten(1).double()).cpu().numpy() for name in _filtered_ids(graph)
+        name: score(modules[name].weight.detach().movedim(graph.layers[name].weight_axes[0], 0).flatten(1).double())
+        .cpu()
+        .numpy()
+        for name in _filtered_ids(graph)
     }
     check_finite(scores, what="weights", remedy="start from an undamaged checkpoint or train with a lower rate")
     return by_id(graph, {name: _relative_to_mean(values) for name, values in scores.items()})

@@ -36,17 +36,17 @@ def masked(model: nn.Module, graph: ChannelGraph, ids: IntArray) -> Iterator[Non
         if not len(positions):
             continue
         for tensor in model.get_submodule(layer.name).parameters(recurse=False):
+            # A view, so that writing to it writes to the parameter.
+            by_output = tensor.detach().movedim(layer.weight_axes[0] if tensor.ndim > 1 else 0, 0)
             rows = torch.from_numpy(positions).to(tensor.device)
-            saved.append((tensor, rows, tensor.detach()[rows]))
-    with torch.no_grad():
-        for parameter, rows, _ in saved:
-            parameter[rows] = 0
+            saved.append((by_output, rows, by_output[rows]))
+    for view, rows, _ in saved:
+        view[rows] = 0
     try:
         yield
     finally:
-        with torch.no_grad():
-            for parameter, rows, values in saved:
-                parameter[rows] = values
+        for view, rows, values in saved:
+            view[rows] = values
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from pruning.channels.graph import ChannelGraph
+from pruning.channels.layer_rules import LINEAR
 from pruning.importance.masking import evaluating
 from utils.errors import DataError, PruningError
 
@@ -46,7 +47,7 @@ class ProductRecorder:
         self.layers = measured_layers(graph)
         if not self.layers:
             raise PruningError(f"{type(model).__name__}: no channel can be pruned; see why in the graph's listing")
-        self._model, self._take = model, take
+        self._model, self._graph, self._take = model, graph, take
         self._passes = 0
         self._stack = ExitStack()
 
@@ -57,7 +58,9 @@ class ProductRecorder:
             self._stack.callback(parameter.requires_grad_, parameter.requires_grad)
             parameter.requires_grad_(False)
         for name in self.layers:
-            handle = self._model.get_submodule(name).register_forward_hook(self._hook(name))
+            handle = self._model.get_submodule(name).register_forward_hook(
+                self._hook(name, is_linear=self._graph.layers[name].kind == LINEAR)
+            )
             self._stack.callback(handle.remove)
         return self
 
@@ -76,14 +79,16 @@ class ProductRecorder:
         if not self._passes:
             raise DataError("there are no batches to measure importance on; give a data set with training images")
 
-    def _hook(self, name: str) -> Callable[[nn.Module, object, Tensor], Tensor]:
+    def _hook(self, name: str, *, is_linear: bool) -> Callable[[nn.Module, object, Tensor], Tensor]:
         def record(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
             if not output.requires_grad:
                 # The first measured layer: the layers before it take no part in the backward pass.
                 output = output.detach().requires_grad_()
             values = output.detach()
+            # A linear layer has its channels behind the positions.
+            axis = -1 if is_linear else 1
             output.register_hook(  # type: ignore[no-untyped-call]
-                lambda gradient: self._hand_on(name, values, gradient)
+                lambda gradient: self._hand_on(name, values.movedim(axis, 1), gradient.movedim(axis, 1))
             )
             # The rest of the network gets a copy, since it may change it in place, as torchvision's ReLU and `+=` do.
             return output.clone()

@@ -47,7 +47,8 @@ def carry_constants_(tensors: Mapping[str, Tensor], model: nn.Module, graph: Cha
     lost = 0
     for name, constants in dropped_constants(model, graph, stays).items():
         lost += int(constants.isnan().sum())
-        shift = _shift_of(model.get_parameter(f"{name}.weight"), constants.nan_to_num())
+        weight = model.get_parameter(f"{name}.weight").movedim(graph.layers[name].weight_axes[0], 0)
+        shift = _shift_of(weight, constants.nan_to_num())
         if not shift.any():
             continue
         if f"{name}.bias" in tensors:
@@ -80,19 +81,21 @@ def dropped_constants(model: nn.Module, graph: ChannelGraph, stays: BoolArray) -
     scaled = zero_scales_(twin, graph, stays)
     noise = torch.Generator().manual_seed(0)
     for name, module in twin.named_modules():
-        if isinstance(module, nn.Conv2d) and name not in scaled:
+        is_plain = type(module) is nn.Conv2d and name in graph.layers and graph.layers[name].kind == CONV
+        if is_plain and name not in scaled:
             # Values that are not constant are arbitrary, and noise costs less than a convolution.
-            module.forward = partial(_noise_like, module, noise)  # type: ignore[method-assign]
+            module.forward = partial(_noise_like, module, noise)
     seen: dict[str, list[Tensor]] = {}
     positions: dict[str, IntArray] = {}
     for layer in graph.layers.values():
         gone = np.flatnonzero(~stays[layer.input_ids])
-        if layer.kind in (CONV, LINEAR) and len(gone):
+        if layer.reads_all and len(gone):
             positions[layer.name], seen[layer.name] = gone, []
-            twin.get_submodule(layer.name).register_forward_pre_hook(_listener(gone, seen[layer.name]))
-    twin(_images_for(model, graph.image_chw))
+            listener = _listener(gone, seen[layer.name], is_linear=layer.kind == LINEAR)
+            twin.get_submodule(layer.name).register_forward_pre_hook(listener, with_kwargs=True)
+    twin(*noise_for(model, graph))
     return {
-        name: _constants(torch.cat(seen[name]), gone, num_channels=len(graph.layers[name].input_ids))
+        name: _constants(seen[name], gone, num_channels=len(graph.layers[name].input_ids))
         for name, gone in positions.items()
     }
 
@@ -121,9 +124,12 @@ def zero_scales_(twin: nn.Module, graph: ChannelGraph, stays: BoolArray) -> set[
         rows = np.flatnonzero(unscaled[layer.output_ids])
         if len(rows):
             module = twin.get_submodule(layer.name)
-            weight = module.get_parameter("weight").detach().clone()
-            weight[torch.from_numpy(rows)] = 0
-            module.weight = nn.Parameter(weight, requires_grad=False)
+            weight = _weight_of(module).detach().clone()
+            weight.movedim(0 if weight.ndim == 1 else layer.weight_axes[0], 0)[torch.from_numpy(rows)] = 0
+            if "weight" in module._buffers:
+                module._buffers["weight"] = weight
+            else:
+                module.weight = nn.Parameter(weight, requires_grad=False)
             changed.add(layer.name)
     return changed
 
@@ -139,25 +145,34 @@ def _is_scaled(twin: nn.Module, layer: LayerChannels) -> bool:
     return isinstance(twin.get_submodule(layer.name).weight, Tensor)
 
 
-def _listener(gone: IntArray, seen: list[Tensor]) -> Any:
+def _weight_of(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _listener(gone: IntArray, seen: list[Tensor], *, is_linear: bool) -> Any:
     """Build a hook that records the median value (B, n) of some input channels of a layer for each image."""
 
-    def note(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        values = args[0][:, torch.from_numpy(gone).to(args[0].device)]
+    def note(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        read = (args or tuple(kwargs.values()))[0].movedim(-1 if is_linear else 1, 1)
+        values = read[:, torch.from_numpy(gone).to(read.device)]
         # The median over positions ignores borders changed by padding, which are few.
         seen.append(values.flatten(2).median(2).values if values.ndim > 2 else values)
 
     return note
 
 
-def _images_for(model: nn.Module, image_chw: tuple[int, int, int]) -> Tensor:
-    """Return images of noise, the same every time, without touching the global random state."""
-    noise = torch.rand(_BATCH, *image_chw, generator=torch.Generator().manual_seed(0))
-    return noise.to(next(parameter for parameter in model.parameters() if parameter.is_floating_point()))
+def noise_for(model: nn.Module, graph: ChannelGraph) -> tuple[Tensor, ...]:
+    """Return inputs (B, C, ...) of noise, the same every time, without touching the global random state."""
+    generator = torch.Generator().manual_seed(0)
+    like = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    return tuple(torch.rand(_BATCH, *shape, generator=generator).to(like) for shape in graph.input_shapes)
 
 
-def _constants(values: Tensor, gone: IntArray, *, num_channels: int) -> Tensor:
-    """Reduce the values (B, n) of the images to constants (num_channels,), NaN where the images disagree."""
+def _constants(seen: list[Tensor], gone: IntArray, *, num_channels: int) -> Tensor:
+    """Reduce the values (B, n) of each call to constants (num_channels,), NaN where they disagree or are unknown."""
+    values = torch.cat(seen) if seen else torch.full((1, len(gone)), torch.nan)
     precision = torch.finfo(values.dtype).eps
     exact = values.double().cpu()
     spread, largest = exact.amax(0) - exact.amin(0), exact.abs().amax(0)

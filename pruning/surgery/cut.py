@@ -2,93 +2,31 @@
 
 from __future__ import annotations
 
-import operator
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
-import torch
-from torch import fx, nn
+from torch import Tensor, nn
 
-from models.copies import tensors_by_name, twin_that_shares, twin_with
+from models.copies import tensors_by_name, twin_with
 from models.detector import Detector
-from pruning.channels.graph import ChannelGraph, ChannelPart
+from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import BoolArray, IntArray
-from pruning.channels.trace import traced
 from pruning.surgery.bottlenecks import drop_bottlenecks
 from pruning.surgery.constants import carry_constants_
 from pruning.surgery.plan import PruningPlan
+from pruning.surgery.proof import check_equal
 from pruning.surgery.rebuild import pruned_spec, rebuilt
-from pruning.surgery.slicing import kept_positions, kept_tensors, resize_, stays_by_id
+from pruning.surgery.renumbering import with_parts_renumbered
+from pruning.surgery.slicing import kept_tensors, resize_, stays_by_id
 from utils.errors import PruningError
-
-
-def with_parts_renumbered(cut: nn.Module, model: nn.Module, graph: ChannelGraph, stays: BoolArray) -> nn.Module:
-    """Adapt slices, splits and chunks in a network's code to the cut channels.
-
-    The code becomes a torch.fx graph, so its decisions by `self.training` outside of modules are fixed as in
-    evaluation mode.
-
-    Args:
-        cut: Network with layers already cut.
-        model: Network before the cut.
-        graph: Channels of `model`.
-        stays: Mask of the kept channels by id (n,).
-
-    Returns:
-        The adapted network; `cut` itself if no slice, split or chunk loses a channel.
-
-    Raises:
-        PruningError: A slice is written in a way that cannot be renumbered.
-    """
-    touched = [part for part in graph.parts if not stays[part.input_ids].all()]
-    if not touched:
-        return cut
-    operators = traced(twin_that_shares(model))
-    nodes = {node.name: node for node in operators.nodes}
-    for part in touched:
-        _renumber_(nodes[part.node], part, stays)
-    operators.lint()
-    return fx.GraphModule(cut, operators, class_name=type(model).__name__)
-
-
-def _renumber_(node: fx.Node, part: ChannelPart, stays: BoolArray) -> None:
-    """Change the channel indices or sizes of one operator."""
-    if node.target is operator.getitem:
-        _renumber_slice_(node, part, stays)
-        return
-    # Chunks of a cut list may differ in size, so they become splits, which list each size.
-    sizes = [len(kept_positions(ids, stays)) for ids in part.output_ids]
-    node.target = torch.split if node.op == "call_function" else "split"
-    node.args, node.kwargs = (node.all_input_nodes[0], sizes), {"dim": 1}
-
-
-def _renumber_slice_(node: fx.Node, part: ChannelPart, stays: BoolArray) -> None:
-    """Take the same channels from a cut list, by a slice if they are evenly spaced, else by their indices."""
-    source: Any
-    index: Any
-    source, index = node.args
-    if Ellipsis in index:
-        raise PruningError(
-            f"{node.name} takes channels by an index with '...', which cannot be renumbered; write its dimensions out"
-        )
-    wanted = np.zeros(len(part.input_ids), dtype=bool)
-    wanted[index[1]] = True
-    positions = np.flatnonzero(wanted[kept_positions(part.input_ids, stays)])
-    first, last = int(positions[0]), int(positions[-1])
-    step = int(positions[1] - first) if len(positions) > 1 else 1
-    if np.array_equal(positions, np.arange(first, last + 1, step)):
-        node.args = (source, (index[0], slice(first, last + 1, step), *index[2:]))
-        return
-    with node.graph.inserting_before(node):
-        chosen = node.graph.call_function(operator.getitem, (source, (slice(None), positions.tolist())))
-    node.args = (chosen, (index[0], slice(None), *index[2:]))
 
 
 def cut(model: nn.Module, graph: ChannelGraph, dropped: IntArray, *, carry: bool = True) -> nn.Module:
     """Build a network without some channels, on the same device, in the same mode and precision.
 
-    It computes what `model` computes when the scales of these channels are zero: with `carry` their shifts are kept
-    and carried on as constants (`pruning.surgery.constants`), else the shifts are zero as well.
+    It computes what `model` computes when the layers that read these channels read zeros in their place; with `carry`
+    they read what the channels are when their scales are zero, as constants (`pruning.surgery.constants`). This is
+    proved before the network is returned (`pruning.surgery.proof`).
 
     Args:
         model: Network; it is not changed, and the new one shares no memory with it.
@@ -101,7 +39,7 @@ def cut(model: nn.Module, graph: ChannelGraph, dropped: IntArray, *, carry: bool
         channels by index (slices, splits): then a `torch.fx.GraphModule` with adapted indices.
 
     Raises:
-        PruningError: A channel must be kept, or a layer would lose all of its channels.
+        PruningError: A channel must be kept, a layer would lose all of its channels, or the proof fails.
     """
     dropped = np.unique(dropped).astype(np.int64)
     check_cut(graph, dropped)
@@ -109,6 +47,14 @@ def cut(model: nn.Module, graph: ChannelGraph, dropped: IntArray, *, carry: bool
     tensors = kept_tensors(model, graph, stays)
     if carry and len(dropped):
         carry_constants_(tensors, model, graph, stays)
+    pruned = _assembled(model, graph, stays, tensors)
+    if len(dropped):
+        check_equal(model, pruned, graph, stays)
+    return pruned
+
+
+def _assembled(model: nn.Module, graph: ChannelGraph, stays: BoolArray, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Build the network of these tensors, which are cut already."""
     if isinstance(model, Detector):
         return rebuilt(pruned_spec(model, graph, stays), tensors, like=model)
     replacements = {id(tensor): tensors[name] for name, tensor in tensors_by_name(model).items()}

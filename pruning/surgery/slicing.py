@@ -10,16 +10,16 @@ from models.copies import tensors_by_name
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.groups import LayerChannels
 from pruning.channels.ids import BoolArray, IntArray
-from pruning.channels.layer_rules import CONV, LINEAR
+from pruning.channels.layer_rules import LINEAR
 
 _PER_OUTPUT = ("weight", "bias", "running_mean", "running_var")
 
 
 def stays_by_id(graph: ChannelGraph, dropped: IntArray) -> BoolArray:
     """Return a mask over all ids up to the largest, False for the dropped ones (n,)."""
-    lists = [layer.output_ids for layer in graph.layers.values()] + [
-        layer.input_ids for layer in graph.layers.values()
-    ]
+    lists = [ids for layer in graph.layers.values() for ids in (layer.output_ids, layer.input_ids)]
+    lists += [channels.ids for channels in graph.stored.values()]
+    lists += [ids for part in graph.parts for ids in (part.input_ids, *part.output_ids)]
     largest = max((int(ids.max()) for ids in lists if len(ids)), default=-1)
     stays = np.ones(largest + 1, dtype=bool)
     stays[dropped] = False
@@ -35,17 +35,21 @@ def kept_tensors(model: nn.Module, graph: ChannelGraph, stays: BoolArray) -> dic
         stays: Mask of the kept channels by id (n,).
     """
     own = tensors_by_name(model)
-    kept: dict[str, Tensor] = {}
+    # By identity, since a module or tensor may have several names.
+    kept: dict[int, Tensor] = {}
+    for name, channels in graph.stored.items():
+        kept[id(own[name])] = _part(own[name], kept_positions(channels.ids, stays), dim=channels.axis)
     for layer in graph.layers.values():
         rows = kept_positions(layer.output_ids, stays)
-        columns = kept_positions(layer.input_ids, stays) if layer.kind in (CONV, LINEAR) else None
         for suffix in _PER_OUTPUT:
-            name = f"{layer.name}.{suffix}"
-            if name in own:
-                kept[name] = _part(own[name], rows, dim=0)
-        if columns is not None:
-            kept[f"{layer.name}.weight"] = _part(kept[f"{layer.name}.weight"], columns, dim=1)
-    return {name: _fresh(kept.get(name, tensor), tensor) for name, tensor in own.items()}
+            if (name := f"{layer.name}.{suffix}") in own:
+                across = layer.weight_axes[0] if suffix == "weight" else 0
+                kept[id(own[name])] = _part(own[name], rows, dim=across)
+        if layer.reads_all:
+            weight = id(own[f"{layer.name}.weight"])
+            kept[weight] = _part(kept[weight], kept_positions(layer.input_ids, stays), dim=layer.weight_axes[1])
+    fresh = {id(tensor): _fresh(kept.get(id(tensor), tensor), tensor) for tensor in own.values()}
+    return {name: fresh[id(tensor)] for name, tensor in own.items()}
 
 
 def kept_positions(ids: IntArray, stays: BoolArray) -> IntArray:
@@ -58,7 +62,12 @@ def resize_(model: nn.Module, graph: ChannelGraph, stays: BoolArray) -> None:
     for layer in graph.layers.values():
         module = model.get_submodule(layer.name)
         for name, count in _sizes(layer, module, stays).items():
-            setattr(module, name, count)
+            if hasattr(module, name):
+                setattr(module, name, count)
+    for name, channels in graph.stored.items():
+        module = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(module, nn.PReLU):
+            module.num_parameters = len(kept_positions(channels.ids, stays))
 
 
 def _sizes(layer: LayerChannels, module: nn.Module, stays: BoolArray) -> dict[str, int]:
@@ -68,9 +77,8 @@ def _sizes(layer: LayerChannels, module: nn.Module, stays: BoolArray) -> dict[st
         return {"num_features": made}
     if layer.kind == LINEAR:
         return {"in_features": read, "out_features": made}
-    assert isinstance(module, nn.Conv2d)
     # A convolution of one group keeps it, however many of its channels are cut.
-    groups = 1 if layer.kind == CONV else module.groups * read // module.in_channels
+    groups = 1 if layer.reads_all else int(module.groups) * read // len(layer.input_ids)  # type: ignore[arg-type]
     return {"in_channels": read, "out_channels": made, "groups": groups}
 
 

@@ -47,6 +47,11 @@ OPERATORS: dict[str, tuple[Operator, int]] = {
     "every other": (lambda x: x[:, 1::2], 3),
     "every other and positions": (lambda x: x[:, ::2, 1:, 0].unsqueeze(-1), 3),
     "part of a part": (lambda x: x[:, 1:][:, :-1], 4),
+    "list": (lambda x: x[:, [4, 1, 0, 2]], 4),
+    "index with dots": (lambda x: x[..., :4, :, :], 4),
+    "half by the count": (lambda x: torch.cat((x[:, x.shape[1] // 2 :], x[:, : x.shape[1] // 2] * 2), 1), 6),
+    "split by the count": (lambda x: turned(x.split(x.size(1) // 2, dim=1), count=2), 6),
+    "new shape with numbers": (lambda x: x.reshape(-1, 6, 4, 16).view(x.shape[0], 6, 8, 8), 6),
 }
 
 
@@ -84,10 +89,3 @@ def test_network_whose_parts_lose_nothing_keeps_its_class() -> None:
     model = nn.Sequential(Parts(lambda x: x[:, :4], read=4), nn.Conv2d(2, 3, 1))
     graph = ChannelGraph.of(model)
     assert type(cut(model, graph, graph.layers["0.last"].output_ids[:1])) is nn.Sequential
-
-
-def test_index_with_dots_is_refused_by_name() -> None:
-    model = Parts(lambda x: x[..., :4, :, :], read=4)
-    graph = ChannelGraph.of(model)
-    with pytest.raises(PruningError, match=r"getitem takes channels by an index with '\.\.\.'"):
-        cut(model, graph, graph.layers["first"].output_ids[:1])
