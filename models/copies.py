@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+# Types of values that never change.
+_PLAIN = (bool, int, float, str, type(None))
+# How modules are copied, unless their class says otherwise.
+_USUAL = {
+    name: getattr(nn.Module, name, None) for name in ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__")
+}
 
 
 def twin_without_numbers(model: nn.Module) -> nn.Module:
@@ -32,23 +41,39 @@ def twin_with(model: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:
         model: Network to copy; it is not changed.
         tensors: Replacement of each parameter and buffer, by `id` of the original.
     """
-    memo: dict[int, object] = {id(buffer): tensors[id(buffer)] for buffer in model.buffers()}
+    memo: dict[int, Any] = {id(buffer): tensors[id(buffer)] for buffer in model.buffers()}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(tensors[id(parameter)], requires_grad=parameter.requires_grad)
     return _structural_copy(model, memo)
 
 
-def _structural_copy(model: nn.Module, memo: dict[int, object]) -> nn.Module:
+def _structural_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Deep-copy `model`, except for the objects that `memo` replaces, by `id`."""
-    for module in model.modules():
-        for value in vars(module).values():
-            # Every module has a dozen dictionaries of hooks; copying the empty ones takes half of the time.
-            if isinstance(value, dict) and not value:
-                memo[id(value)] = type(value)()
-            if isinstance(value, Tensor) and not value.is_leaf:
-                # Computed by a hook before each call, as in weight normalisation; torch copies leaves alone.
-                memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
+    copied = _copied(model, memo)
+    assert isinstance(copied, nn.Module)
+    return copied
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """Return what `copy.deepcopy` does; of modules, dictionaries and plain values in a tenth of its time."""
+    if type(value) in _PLAIN:
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if type(value) in (dict, OrderedDict):
+        memo[id(value)] = twin = type(value)()
+        twin.update((key, _copied(each, memo)) for key, each in value.items())
+        return twin
+    if isinstance(value, nn.Module) and all(
+        getattr(type(value), name, None) is usual for name, usual in _USUAL.items()
+    ):
+        memo[id(value)] = module = type(value).__new__(type(value))
+        module.__dict__.update((key, _copied(each, memo)) for key, each in vars(value).items())
+        return module
+    if isinstance(value, Tensor) and not value.is_leaf:
+        # Computed by a hook before each call, as in weight normalisation; torch copies leaves alone.
+        return value.detach().clone()
+    return copy.deepcopy(value, memo)
 
 
 def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:

@@ -12,7 +12,10 @@ from pruning.channels.operators import module_rule
 from utils.errors import PruningError
 
 # Errors of tracing a block that reads values of a tensor: branches, loops and lengths that depend on data.
-_UNTRACEABLE = (fx.proxy.TraceError, TypeError, RuntimeError, AttributeError, LookupError, AssertionError, ValueError)
+_UNTRACEABLE = (
+    *(fx.proxy.TraceError, TypeError, RuntimeError, AttributeError, NameError, LookupError, AssertionError),
+    ValueError,
+)
 # Attributes by which layers tell their widths.
 _WIDTHS = ("in_channels", "out_channels", "in_features", "out_features", "num_features")
 

@@ -143,12 +143,11 @@ class _Pair:
         return settle
 
     def _inputs(self) -> Iterator[tuple[Tensor, ...]]:
-        """Yield noise of the size that the network was traced on, then of half of its width, or twice that."""
+        """Yield noise of the size that the network was traced on, then of half of it along all positions."""
         device = next(iter(tensors_by_name(self._masked).values())).device
-        for factor in (1, 0.5):
+        for divisor in (1, 2):
             shapes = [
-                (*shape[:-1], max(1, int(shape[-1] * factor))) if len(shape) > 2 else shape
-                for shape in self._graph.input_shapes
+                (shape[0], *(max(1, size // divisor) for size in shape[1:])) for shape in self._graph.input_shapes
             ]
             yield tuple(
                 torch.rand(_BATCH, *shape, generator=self._generator, dtype=self._precision).to(device)
@@ -223,6 +222,8 @@ def _mask(reads: Tensor, *, axis: int) -> Any:
 
 def _masked_along(values: Tensor, stays: Tensor, *, axis: int) -> Tensor:
     """Return a tensor with zeros at the indices of a dimension where `stays` is False."""
+    if values.shape[axis] != len(stays):
+        raise RuntimeError(f"{values.shape[axis]} channels where {len(stays)} are read")
     shape = [1] * values.ndim
     shape[axis] = len(stays)
     return torch.where(stays.view(shape).to(values.device), values, 0)
