@@ -1,13 +1,15 @@
 r"""mAP against milliseconds on ncnn: ours, and what one could take instead, with equal epochs from the same weights.
 
 One table and one picture for a data set: dense networks at several image sizes, torch-pruning, and ours at several
-speeds relative to the first dense network at the largest size. What is complete in the project folder is not run
-again, a killed run goes on, and the report shows all that is complete there, whichever run made it.
+speeds relative to the first dense network at the largest size, also from smaller networks with more pixels. What is
+complete in the project folder is not run again, a killed run goes on, and the report shows all that is complete
+there, whichever run made it.
 
 pip install torch-pruning==1.6.1
 python -m benchmarks.frontier --weights yolov5s_v6_coco.pt yolov5n_v6_coco.pt --data data/bccd.yaml
 python -m benchmarks.frontier --weights yolov5s_v6_coco.pt yolov5n_v6_coco.pt --rows "ours_*" dense_yolov5n_320 \
     --seeds 1 2
+python -m benchmarks.frontier --weights yolov5s_v6_coco.pt yolov5n_v6_coco.pt --rows "higher_*" --higher-sizes 384 416
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.frontier_curve import Comparison, Point, compare, seed_deviation
-from benchmarks.frontier_measuring import all_measured, measure_row, points_of, speeds_of, time_all
+from benchmarks.frontier_measuring import all_measured, measure_row, next_size, points_of, speeds_of, time_all
 from benchmarks.frontier_picture import plot_frontier
 from benchmarks.frontier_rows import Recipe, Row, rows_of, train_row
 from benchmarks.pruning_speed import import_torch_pruning
@@ -48,6 +50,8 @@ class FrontierConfig:
     seeds: tuple[int, ...] = (0,)
     epochs: int = 100  # of each row in all
     sizes: tuple[int, ...] = (320, 256, 192)  # longer side of images of dense networks; the largest is for all others
+    # longer sides above --sizes at which ours starts from smaller networks, to the same speeds; by default one more
+    higher_sizes: tuple[int, ...] = ()
     speedups: tuple[float, ...] = (2, 3, 6, 12)  # of torch-pruning and ours
     precisions: tuple[Precision, ...] = ("fp32", "int8")
     peer_reg: float = 1e-3  # strength of torch-pruning's regulariser, whose own default is 1e-5
@@ -65,6 +69,11 @@ class FrontierConfig:
             raise ConfigError(f"--weights {' '.join(self.weights)}: give one file of each network")
         if min(self.sizes) < 1 or min(self.speedups) <= 1:
             raise ConfigError("--sizes are pixels and --speedups above 1, such as --sizes 320 --speedups 3 6")
+        if self.higher_sizes and min(self.higher_sizes) <= max(self.sizes):
+            raise ConfigError(
+                f"--higher-sizes {min(self.higher_sizes)}: expected more pixels than the largest of --sizes, "
+                f"{max(self.sizes)}"
+            )
 
     @property
     def networks(self) -> dict[str, str]:
@@ -97,6 +106,7 @@ def _recipe(config: FrontierConfig) -> Recipe:
     """Measure how fast the dense networks are, and return what all rows share."""
     size, networks = max(config.sizes), config.networks
     reference = next(iter(networks))
+    higher_sizes = config.higher_sizes or (next_size(networks[reference], size),)
     folder = Path(config.project) / f"{data_name(config.data)}_{reference}_{size}px_{config.epochs}epochs"
     return Recipe(
         weights=networks,
@@ -105,7 +115,10 @@ def _recipe(config: FrontierConfig) -> Recipe:
         size=size,
         folder=folder,
         peer_reg=config.peer_reg,
-        speeds=speeds_of(networks, data=config.data, size=size, file=folder / "speeds.json"),
+        higher_sizes=higher_sizes,
+        speeds=speeds_of(
+            networks, data=config.data, size=size, file=folder / "speeds.json", higher_sizes=higher_sizes
+        ),
         settings={"batch_size": config.batch_size, "workers": config.workers},
     )
 
@@ -228,6 +241,7 @@ def _facts(config: FrontierConfig, recipe: Recipe, left_out: Sequence[str]) -> d
         "best alternative": "upper hull of dense networks and torch-pruning over log ms, same precision or fp32",
         "epochs of each row": f"{config.epochs}; ours {dense} dense, {sparse} sparse, {tuning} fine-tuning; from a "
         f"trained dense network {faded} sparse, {tuned} fine-tuning; all with the defaults of train.py",
+        "ours at more pixels": "a smaller network, trained and cut at that image size, to the same times",
         "int8": "the same networks, cut for their time in fp32; ranges from training images",
         "torch-pruning": f"{_peer_version()}, scales of batch norms, regulariser {config.peer_reg:g} before the cut, "
         "to 1 / speedup of the MACs, round_to 8 where that reaches them, taught by the network before the cut",

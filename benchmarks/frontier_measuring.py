@@ -21,13 +21,14 @@ from commands.export import artefact_path, run_export
 from commands.export_config import ExportConfig
 from deploy.choices import Precision
 from deploy.formats import load_detector
-from deploy.latency.measure import times_of
+from deploy.latency.measure import times_of_subjects
 from deploy.latency.networks import Subject
 from deploy.outputs.detector import DetectorSource
 from deploy.settings import RuntimeOptions
 from deploy.verification.latency import clock_for, time_in_turns
 from models.detector import Detector, build_model
 from pruning.selection.latency import Conditions
+from pruning.selection.starting import higher_size
 from tasks.choose import DETECTION
 from tasks.settings import TaskSettings
 from utils.datasets.indexing.config import load_data_config
@@ -62,34 +63,53 @@ class Measured:
     drawn: np.ndarray[Any, Any]
 
 
-def speeds_of(weights: Mapping[str, str], *, data: str, size: int, file: Path) -> dict[str, float]:
+def speeds_of(
+    weights: Mapping[str, str], *, data: str, size: int, file: Path, higher_sizes: Sequence[int] = ()
+) -> dict[tuple[str, int], float]:
     """Return the speed of each dense network as a multiple of the first one's, kept in a file once measured.
 
     They decide what is cut, so a run that goes on must find the same ones.
+
+    Args:
+        weights: Files by the name of the network.
+        data: Data set whose classes the networks have.
+        size: Longer side of images that all networks are timed at, and at which the first one's speed is 1.
+        file: File to keep speeds in.
+        higher_sizes: Further longer sides, for all networks but the first.
+
+    Returns:
+        Speeds by name and longer side.
     """
     known: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    if not weights.keys() <= known.keys():
-        names = load_data_config(data).names
-        models = [_untrained(path, len(names)) for path in weights.values()]
-        image_chw = DETECTION.image_chw(load(next(iter(weights.values()))), size)
-        subject = Subject(
-            model=models[0],
-            image_chw=image_chw,
-            trace_chw=None,
-            source_of=lambda model: DetectorSource(model=_as_detector(model), names=list(names)),
-        )
+    first, *smaller = weights
+    # By their names in the file; those at the size of all have none there.
+    wanted = {name: (name, size) for name in weights}
+    wanted |= {f"{name}_{higher}": (name, higher) for name in smaller for higher in higher_sizes}
+    if missing := {key: own for key, own in wanted.items() if key not in known and key != first}:
+        timed = [_subject(weights[name], data, own) for name, own in ((first, size), *missing.values())]
         with _threads_kept():
-            ms = times_of(
-                models, subject, Conditions(runtime=RUNTIME, precision="fp32", threads=1, image_chw=image_chw)
+            ms = times_of_subjects(
+                timed, Conditions(runtime=RUNTIME, precision="fp32", threads=1, image_chw=timed[0].image_chw)
             )
-        known = {**{name: ms[0] / own for name, own in zip(weights, ms, strict=True)}, **known}
+        known |= {first: 1.0, **{key: ms[0] / own for key, own in zip(missing, ms[1:], strict=True)}}
         write_json(file, known)
-    return known
+    return {own: known.get(key, 1.0) for key, own in wanted.items()}
 
 
-def _untrained(weights: str, num_classes: int) -> Detector:
+def _subject(weights: str, data: str, size: int) -> Subject:
     """Return a network as it is before training: the time of a call does not depend on the weights."""
-    return build_model(replace(_as_detector(load(weights).model).spec, num_classes=num_classes)).eval()
+    network, names = load(weights), list(load_data_config(data).names)
+    return Subject(
+        model=build_model(replace(_as_detector(network.model).spec, num_classes=len(names))).eval(),
+        image_chw=DETECTION.image_chw(network, size),
+        trace_chw=None,
+        source_of=lambda model: DetectorSource(model=_as_detector(model), names=names),
+    )
+
+
+def next_size(weights: str, size: int) -> int:
+    """Return the next higher longer side at which slim.py compares a network."""
+    return higher_size((size,), stride=_as_detector(load(weights).model).max_stride)[0]
 
 
 def _as_detector(model: torch.nn.Module) -> Detector:

@@ -15,7 +15,7 @@ from utils.plots.save import label_text, save_figure
 # Two families of colours: greys and blues for what one could take instead, warm ones for ours.
 _OTHERS, _OURS = (
     ("0.25", "tab:blue", "0.6", "tab:cyan", "tab:olive"),
-    ("tab:red", "tab:orange", "tab:purple", "tab:pink"),
+    ("tab:red", "tab:orange", "tab:purple", "tab:pink", "tab:brown", "gold"),
 )
 
 

@@ -3,12 +3,13 @@
 Every training has the defaults of train.py. Ours is slim.py with its preset full, whose shares of dense, sparse and
 fine-tuning epochs are kept whatever their sum is. torch-pruning trains with its regulariser for as long as ours
 trains before the cut, rounds widths to 8 where that reaches the target, and is taught by the network before the cut.
+Smaller networks are also slimmed from higher image sizes than all others, to the same speeds.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +32,7 @@ from utils.storage.files import read_yaml
 
 LOGGER = logging.getLogger(__name__)
 
-Way = Literal["dense", "torch-pruning", "ours", "trained"]
+Way = Literal["dense", "torch-pruning", "ours", "trained", "higher"]
 
 # A dense network is there before them, and the benchmark exports.
 _OUR_STAGES = STAGES[1:-1]
@@ -48,10 +49,11 @@ class Recipe:
         weights: COCO weights by the name of the network; the first one is the reference of speedups.
         data: Data set with the splits train, val and test.
         epochs: Epochs of a row in all.
-        size: Longer side of images for all but dense rows.
+        size: Longer side of images for all but dense and higher rows.
+        higher_sizes: Longer sides of images for higher rows.
         folder: Where rows are kept.
         peer_reg: Strength of torch-pruning's regulariser.
-        speeds: Speed of each dense network at `size`, as a multiple of that of the reference.
+        speeds: Speed of each dense network, by name and longer side, as a multiple of the reference's at `size`.
         settings: Further settings of all trainings, such as workers.
     """
 
@@ -59,9 +61,10 @@ class Recipe:
     data: str
     epochs: int
     size: int
+    higher_sizes: tuple[int, ...]
     folder: Path
     peer_reg: float
-    speeds: Mapping[str, float]
+    speeds: Mapping[tuple[str, int], float]
     settings: Mapping[str, Any]
 
     @property
@@ -91,7 +94,8 @@ class Row:
     """A network of the frontier.
 
     Attributes:
-        way: How it is made: dense, torch-pruning, ours, or ours from a dense network that is trained already.
+        way: How it is made: dense, torch-pruning, ours, ours from a dense network that is trained already, or ours
+            from a smaller network at a higher image size.
         network: Name of the network that it is made of.
         size: Longer side of its images.
         speedup: Wanted speed as a multiple of the dense reference's; None for dense rows.
@@ -105,7 +109,10 @@ class Row:
     @property
     def name(self) -> str:
         """Name for --rows, and of its folders."""
-        return f"{self.way}_{self.network}_" + (f"{self.size}" if self.speedup is None else f"x{self.speedup:g}")
+        parts = [self.way, self.network]
+        parts += [f"{self.size}"] if self.speedup is None or self.way == "higher" else []
+        parts += [] if self.speedup is None else [f"x{self.speedup:g}"]
+        return "_".join(parts)
 
     @property
     def line(self) -> str:
@@ -115,6 +122,7 @@ class Row:
             "torch-pruning": f"torch-pruning of {self.network}",
             "ours": f"ours, from {self.network}",
             "trained": f"ours, from a trained dense {self.network}",
+            "higher": f"ours, from {self.network} at {self.size} px",
         }
         return lines[self.way]
 
@@ -132,13 +140,20 @@ def slim_preset() -> dict[str, Any]:
 def rows_of(recipe: Recipe, *, sizes: tuple[int, ...], speedups: tuple[float, ...]) -> list[Row]:
     """Return all rows; a network that is as fast as a target before any cut has none for it."""
     rows = [Row(way="dense", network=network, size=size) for network in recipe.weights for size in sizes]
-    ways: tuple[Way, ...] = ("torch-pruning", "ours", "trained")
+    networks, own = tuple(recipe.weights), (recipe.size,)
+    made: tuple[tuple[Way, Sequence[str], Sequence[int]], ...] = (
+        ("torch-pruning", networks, own),
+        ("ours", networks, own),
+        ("trained", networks[:1], own),
+        ("higher", networks[1:], recipe.higher_sizes),
+    )
     return rows + [
-        Row(way=way, network=network, size=recipe.size, speedup=speedup)
-        for way in ways
-        for network in recipe.weights
+        Row(way=way, network=network, size=size, speedup=speedup)
+        for way, starts, starting_sizes in made
+        for network in starts
+        for size in starting_sizes
         for speedup in speedups
-        if speedup > recipe.speeds[network] and (way != "trained" or network == recipe.reference)
+        if speedup > recipe.speeds[network, size]
     ]
 
 
@@ -231,7 +246,7 @@ def _slimmed(row: Row, seed: int, recipe: Recipe, *, weights: Path, sparse: int,
 def _own_speedup(row: Row, recipe: Recipe) -> float:
     """Return how much faster a row must be than the dense network that it is made of."""
     assert row.speedup is not None
-    return row.speedup / recipe.speeds[row.network]
+    return row.speedup / recipe.speeds[row.network, row.size]
 
 
 _TRAINED: dict[Way, Callable[[Row, int, Recipe], Path]] = {
@@ -239,4 +254,5 @@ _TRAINED: dict[Way, Callable[[Row, int, Recipe], Path]] = {
     "torch-pruning": _peer,
     "ours": _ours,
     "trained": _ours_from_trained,
+    "higher": _ours,
 }

@@ -23,10 +23,11 @@ from commands.train import run_training, train_stage
 from commands.train_sparsity_config import AUTO
 from engine.training.distributed import share, this_process
 from pruning.selection.latency import LatencyTable
-from pruning.selection.starting import Candidate, Comparison
+from pruning.selection.starting import Candidate, Comparison, higher_size, lower_sizes
 from pruning.selection.targets import absolute_text, parse_target
 from tasks.choose import task_of
 from tasks.task import Task
+from utils.config.cli import command_line
 from utils.errors import CheckpointError, ConfigError, PruningError
 from utils.storage.files import write_json
 from utils.storage.run_folder import RunFolder
@@ -37,8 +38,8 @@ LOGGER = logging.getLogger(__name__)
 START_NAME, _CANDIDATES_NAME = "start.json", "candidates.json"
 # Stages of a network that needs no cut.
 _DENSE_STAGES: tuple[StageName, ...] = ("dense", "export")
-# Image sizes that are compared, as shares of the given one.
-_SIZES = (1.0, 4 / 5, 3 / 5)
+# Settings that the recommended command leaves out: a preset is spelled out, and the others are for this run alone.
+_NOT_REPEATED = ("preset", "probe_epochs", "exist_ok")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +75,16 @@ def starting_points(config: SlimConfig) -> StartingPoints:
     Raises:
         UserError: As `start_of`; or none of the candidates can reach the target.
     """
-    task, starts = task_of(data=config.data, weights=config.weights), []
+    task, firsts = task_of(data=config.data, weights=config.weights), []
     for weights in dict.fromkeys((config.weights, *config.candidates)):
         _check_task(config, task, weights)
-        first = prepared_start(_plain(config, weights))
-        own = [replace(first.config, img_size=size) for size in _sizes(first)]
-        starts += [first, *map(prepared_start, own[1:])]
+        firsts.append(prepared_start(_plain(config, weights)))
+    macs = [cost_of(first.network, "macs", None, image_chw=first.image_chw) for first in firsts]
+    starts = []
+    for first, own in zip(firsts, macs, strict=True):
+        # With more pixels a smaller network costs what a larger one does, and can be cut in its place.
+        sizes = _other_sizes(first, is_smaller=own < max(macs))
+        starts += [first, *(prepared_start(replace(first.config, img_size=size)) for size in sizes)]
     return _measured(config, starts)
 
 
@@ -97,18 +102,22 @@ def _check_task(config: SlimConfig, task: Task, weights: str) -> None:
         raise ConfigError(f"--candidates {weights} is for {own.name}, --weights {config.weights} for {task.name}")
 
 
-def _sizes(start: Start) -> list[tuple[int, ...]]:
-    """Return the image sizes to compare, the given one first; it alone where no other costs less or is possible."""
+def _other_sizes(start: Start, *, is_smaller: bool) -> list[tuple[int, ...]]:
+    """Return the image sizes to compare with the given one; none where the cost is the same or none is possible.
+
+    Args:
+        start: A network at the given size.
+        is_smaller: Whether another network costs more, so that this one is compared at a higher size as well.
+    """
     config, quantity = start.config, parse_target(start.config.target).quantity
     given = config.img_size or (config.train_size,)
     if quantity == "params" or "img_size" in start.task.ignored_later:
-        return [given]
+        return []
     if quantity == "ms" and config.latency_table:
         LOGGER.info("--latency-table %s is of one image size: no other is compared", config.latency_table)
-        return [given]
+        return []
     stride = start.task.scales(replace(config, multi_scale=False), start.network).step
-    lower = [tuple(max(1, round(share * side / stride)) * stride for side in given) for share in _SIZES[1:]]
-    return list(dict.fromkeys([given, *(size for size in lower if size < given)]))
+    return [*([higher_size(given, stride=stride)] if is_smaller else []), *lower_sizes(given, stride=stride)]
 
 
 def _measured(config: SlimConfig, starts: list[Start]) -> StartingPoints:
@@ -200,14 +209,16 @@ def settled(config: SlimConfig, folder: Path) -> SlimConfig:
     LOGGER.info("%s", comparison.as_text())
     if not any(own.score for own in probed):
         LOGGER.warning("no candidate has learnt anything in %d epochs; give more --probe-epochs", comparison.epochs)
-    LOGGER.info("recommended: %s", comparison.reason)
     best = comparison.recommended
-    plain = replace(_plain(config, best.weights), img_size=best.img_size)
+    plain = replace(_plain(config, best.weights), img_size=best.img_size, target=comparison.target)
     needed = stages_to_run(plain, task_of(data=plain.data, weights=plain.weights))
     stages = _DENSE_STAGES if comparison.is_dense(best) else share(needed)
-    config = replace(plain, target=comparison.target, stages=stages)
+    config = replace(plain, stages=stages)
+    alone = config if comparison.is_dense(best) else plain
+    command = command_line("slim.py", alone, without=_NOT_REPEATED)
+    LOGGER.info("recommended: %s\nthis run goes on with it; the same by hand:\n%s", comparison.reason, command)
     if this_process().is_main:
-        write_json(folder / START_NAME, {**comparison.to_dict(), "stages": list(stages)})
+        write_json(folder / START_NAME, {**comparison.to_dict(), "stages": list(stages), "command": command})
         table = folder / START_FOLDER / f"{best.name}.json"
         if table.is_file():
             LatencyTable.load(table).save(folder / LATENCY_NAME)
@@ -231,6 +242,21 @@ def _probe(config: SlimConfig, folder: Path, candidate: Candidate, comparison: C
     if this_process().is_main:
         score = json.loads((made / "result.json").read_text(encoding="utf-8"))["metrics"][comparison.metric] or 0.0
     return float(share(score))
+
+
+def recommendation(folder: Path) -> dict[str, Any] | None:
+    """Return which network a run goes on with, why, and the command for it alone; None if there was no comparison.
+
+    Args:
+        folder: Run folder.
+    """
+    path = folder / START_NAME
+    if not path.is_file():
+        return None
+    values = json.loads(path.read_text(encoding="utf-8"))
+    best = next(own for own in values["candidates"] if own["name"] == values["recommended"])
+    own = {name: best[name] for name in ("weights", "img_size", "cut_to")}
+    return {**own, "reason": values["reason"], "command": values.get("command", "")}  # runs of before have none
 
 
 def compared(config: SlimConfig, folder: Path) -> list[dict[str, Any]]:

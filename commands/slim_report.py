@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.prune_latency import LATENCY_NAME, predicted_ms
-from commands.slim_candidates import compared
+from commands.slim_candidates import compared, recommendation
 from commands.slim_config import SlimConfig
 from commands.slim_stages import Stage, result_in
 from commands.slim_start import uncut_stage
@@ -189,6 +189,7 @@ class SlimResult:
         weights: The small network.
         exported: The file for the runtime; None if none was made.
         candidates: Networks that `--start auto` compared, as rows of result.json.
+        start: Which of them it recommended, and why; None without it.
         drop: Rounds under `max_map_drop`, and the one that was taken; None without it.
     """
 
@@ -197,6 +198,7 @@ class SlimResult:
     weights: str
     exported: Exported | None
     candidates: Sequence[dict[str, Any]] = ()
+    start: dict[str, Any] | None = None
     drop: ScoreDrop | None = None
 
     @classmethod
@@ -218,6 +220,7 @@ class SlimResult:
             weights=weights,
             exported=exported,
             candidates=compared(config, folder),
+            start=recommendation(folder),
             drop=ScoreDrop.load(folder),
         )
 
@@ -231,6 +234,7 @@ class SlimResult:
         stages = [row.to_dict() for row in self.stages]
         values = {"stages": stages, "weights": self.weights, "export": self.exported and self.exported.to_dict()}
         values |= {"candidates": list(self.candidates)} if self.candidates else {}
+        values |= {"start": self.start} if self.start else {}
         return values | ({"max_map_drop": self.drop.to_dict()} if self.drop else {})
 
     def as_text(self) -> str:

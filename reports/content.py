@@ -113,6 +113,8 @@ def _answer(
     }
     if run.drop is not None:
         answer["max_map_drop"] = run.drop.to_dict()
+    if start := run.result.get("start"):
+        answer["start"] = start
     if reference.score is not None and final.score is not None:
         own = intervals.get(final.stage, {})
         answer["score"] = {

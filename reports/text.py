@@ -110,14 +110,17 @@ def headline(report: Mapping[str, Any]) -> str:
     """Return the answer in one sentence: what to ship, how much smaller and faster, at which score of that file."""
     answer = report["answer"]
     ship, drop = answer["ship"], answer.get("max_map_drop")
-    if not answer["is_pruned"] and not drop:
+    # Where a run was to find what to start from, a dense network can be what it found.
+    is_dense = answer.get("start", {}).get("cut_to") == 1
+    if not answer["is_pruned"] and not drop and not is_dense:
         return "Nothing is pruned yet: this run has no finished cut"
     if ship and ship["passed"] is False:
         return f"Do not ship {Path(ship['path']).name}: it failed its verification"
     name = Path(ship["path"]).name if ship else answer["weights"]
     verb = "Ship" if ship and ship["passed"] else "Export"
     if not answer["is_pruned"]:
-        return f"{verb} {name}, the dense network: no cut of this run is within {drop['allowed']:g} of its score"
+        own = f"no cut of this run is within {drop['allowed']:g} of its score" if drop else "no cut promises more"
+        return f"{verb} {name}, the dense network: {own}"
     parts = []
     if "megabytes" in answer:
         parts.append(f"{factor(answer['megabytes']['factor'])} times smaller")
@@ -141,6 +144,8 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     found = []
     if "max_map_drop" in answer:
         found.append(_sentence(answer["max_map_drop"]["reason"]))
+    if "start" in answer:
+        found.append(f"--start auto recommends: {answer['start']['reason']}.")
     if answer["is_pruned"] and "score" in answer:
         found.append(_difference(answer, name))
     if answer["is_pruned"] and not answer["is_finetuned"]:

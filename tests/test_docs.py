@@ -43,7 +43,7 @@ BARE = {"--resume": RESUME_LATEST, "--evolve": str(DEFAULT_TRIALS)}
 # Flags of other programs, and of examples and benchmarks, that pages mention.
 FOREIGN_FLAGS = {
     *("--extra-index-url", "--find-links", "--help", "--ipc", "--logdir", "--memory", "--nproc-per-node"),
-    *("--config", "--method", "--model", "--rescale", "--shm-size", "--st", "--variants"),
+    *("--config", "--higher-sizes", "--method", "--model", "--rescale", "--shm-size", "--st", "--variants"),
 }
 # Most characters of a line of a README table, bytes of a picture, words and numbers of the README.
 MAX_ROW, MAX_PLOT, MAX_PHOTOGRAPH, MAX_WORDS = 118, 120_000, 200_000, 1500

@@ -165,7 +165,8 @@ def test_boxes_are_found_by_the_ids_of_the_data_set() -> None:
 
 def recipe(folder: Path, **values: Any) -> Recipe:
     own = {"weights": {"s": "s_coco.pt", "n": "n_coco.pt"}, "data": "few.yaml", "epochs": 100, "size": 320}
-    more = {"folder": folder, "peer_reg": 1e-3, "speeds": {"s": 1.0, "n": 3.1}, "settings": {}}
+    speeds = {("s", 320): 1.0, ("n", 320): 3.1, ("n", 384): 2.2, ("n", 416): 1.8}
+    more = {"folder": folder, "peer_reg": 1e-3, "speeds": speeds, "higher_sizes": (384,), "settings": {}}
     return Recipe(**{**own, **more, **values})
 
 
@@ -175,8 +176,20 @@ def test_rows_are_those_that_need_a_cut(tmp_path: Path) -> None:
         *("dense_s_320", "dense_s_192", "dense_n_320", "dense_n_192"),
         *("torch-pruning_s_x3", "torch-pruning_s_x6", "torch-pruning_n_x6"),
         *("ours_s_x3", "ours_s_x6", "ours_n_x6", "trained_s_x3", "trained_s_x6"),
+        *("higher_n_384_x3", "higher_n_384_x6"),
     ]
     assert Row(way="trained", network="s", size=320, speedup=3).label == "ours, from a trained dense s, speedup=3"
+
+
+def test_smaller_networks_are_cut_from_each_higher_size_that_is_too_slow_as_it_is(tmp_path: Path) -> None:
+    rows = rows_of(recipe(tmp_path, higher_sizes=(384, 416)), sizes=(320,), speedups=(2, 3))
+    higher = [row for row in rows if row.way == "higher"]
+    assert [row.name for row in higher] == ["higher_n_384_x3", "higher_n_416_x2", "higher_n_416_x3"]
+    assert higher[0].label == "ours, from n at 384 px, speedup=3"
+    assert [row.line for row in higher] == ["ours, from n at 384 px", *["ours, from n at 416 px"] * 2]
+    assert point(2, 0.5, line=higher[0].line).is_ours
+    alone = recipe(tmp_path, weights={"s": "s_coco.pt"})
+    assert not [row for row in rows_of(alone, sizes=(320,), speedups=(3,)) if row.way == "higher"]
 
 
 def test_epochs_keep_the_shares_of_the_preset_and_their_sum(tmp_path: Path) -> None:
@@ -201,6 +214,8 @@ def test_bad_settings_are_refused() -> None:
         FrontierConfig(weights=("s.pt",), seeds=())
     with pytest.raises(ConfigError, match="--speedups above 1"):
         FrontierConfig(weights=("s.pt",), speedups=(1,))
+    with pytest.raises(ConfigError, match=r"--higher-sizes 320: expected more pixels than the largest .*, 320"):
+        FrontierConfig(weights=("s.pt",), higher_sizes=(384, 320))
 
 
 @dataclass(frozen=True)
@@ -288,6 +303,20 @@ def test_rows_are_trained_once_and_killed_ones_go_on(place: Place, capsys: pytes
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("invented_times")
+def test_smaller_network_with_more_pixels_is_trained_cut_and_shown(place: Place) -> None:
+    # It trains and is measured at its own size; its speedup is relative to the reference at the size of the others.
+    write_json(place.rows / "speeds.json", {"wide": 1.0, "thin": 1.6, "thin_80": 1.1})
+    measure(place.config(rows=("higher_*",), precisions=("fp32",), speedups=(1.32,)))
+    (path,) = (place.root / "results").glob("frontier_few_cpu_*.md")
+    assert "| ours, from thin at 80 px, speedup=1.32 | fp32" in path.read_text()
+    settings = (place.rows / "higher_thin_80_x1.32_seed0/slim/opt.yaml").read_text()
+    assert f"weights: {place.rows / 'begun_thin_80_seed0/dense/weights/last.pt'}" in settings
+    assert "target: speedup=1.2\n" in settings
+    assert "img_size:\n- 80\n" in settings
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("invented_times")
 def test_all_that_is_complete_is_shown_and_int8_is_measured_on_its_own(place: Place) -> None:
     config = place.config(rows=("dense_wide_64",), seeds=(0, 1))
     measure(config)
@@ -304,12 +333,19 @@ def test_all_that_is_complete_is_shown_and_int8_is_measured_on_its_own(place: Pl
 
 def test_speeds_are_measured_once_and_relative_to_the_first(place: Place, tmp_path: Path) -> None:
     file, weights = tmp_path / "speeds.json", place.config().networks
-    found = speeds_of(weights, data=str(place.root / "few.yaml"), size=64, file=file)
-    assert list(found) == ["wide", "thin"]
-    assert found["wide"] == 1.0
-    assert found["thin"] > 0
+    settings: dict[str, Any] = {"data": str(place.root / "few.yaml"), "size": 64, "file": file}
+    found = speeds_of(weights, **settings)
+    assert list(found) == [("wide", 64), ("thin", 64)]
+    assert found["wide", 64] == 1.0
+    assert found["thin", 64] > 0
+    # What an earlier run measured is kept, and a higher size measured beside it.
     file.write_text(json.dumps({"wide": 1.0, "thin": 7.5}))
-    assert speeds_of(weights, data=str(place.root / "few.yaml"), size=64, file=file)["thin"] == 7.5
+    higher = speeds_of(weights, **settings, higher_sizes=(512,))
+    assert higher.keys() == {("wide", 64), ("thin", 64), ("thin", 512)}
+    assert higher["thin", 64] == 7.5
+    assert 0 < higher["thin", 512] < 1
+    assert speeds_of(weights, **settings, higher_sizes=(512,)) == higher
+    assert json.loads(file.read_text()) == {"wide": 1.0, "thin": 7.5, "thin_512": higher["thin", 512]}
 
 
 @pytest.mark.usefixtures("invented_times")
@@ -320,7 +356,8 @@ def test_rows_without_their_package_are_left_out_with_a_line(
     with pytest.raises(ConfigError, match="torch-pruning is not installed"):
         pruning_speed.import_torch_pruning()
     config = place.config(rows=("torch-pruning_*",), sizes=(32,))
-    write_json(place.root / "runs/few_wide_32px_3epochs/speeds.json", {"wide": 1.0, "thin": 1.5})
+    speeds = {"wide": 1.0, "thin": 1.5, "thin_48": 1.2}
+    write_json(place.root / "runs/few_wide_32px_3epochs/speeds.json", speeds)
     with pytest.raises(ConfigError, match="none of them could be run"):
         measure(config)
     assert "rows of torch-pruning are left out: torch-pruning is not installed" in caplog.text

@@ -118,10 +118,18 @@ def with_layers(
 
 def times_of(models: Sequence[nn.Module], subject: Subject, conditions: Conditions) -> list[float]:
     """Export networks and return the milliseconds of each, timed side by side."""
+    return times_of_subjects([replace(subject, model=model) for model in models], conditions)
+
+
+def times_of_subjects(subjects: Sequence[Subject], conditions: Conditions) -> list[float]:
+    """Export networks, each at its own image size, and return the milliseconds of each, timed side by side."""
+    calls: list[Callable[[], object]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        fastest = _Fastest(
-            calls=_opened_networks(models, subject, conditions, Path(scratch)), threads=conditions.threads
-        )
+        for index, subject in enumerate(subjects):
+            own, folder = replace(conditions, image_chw=subject.image_chw), Path(scratch) / str(index)
+            folder.mkdir()
+            calls += _opened_networks([subject.model], subject, own, folder)
+        fastest = _Fastest(calls=calls, threads=conditions.threads)
         fastest.run(SETTINGS.network_runs)
     return fastest.ms
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,9 @@ LEAD_EXPONENT = 0.4
 # What a cut must promise above the best network that needs none, as a share of that one's score: scores after a few
 # epochs differ by as much between seeds, and a dense network is trained once.
 LEAST_GAIN = 0.05
+# Image sizes beside a given one, as shares of it: those that any network may be fast enough at, and the one at which
+# a smaller network costs about half as much again, so that a cut of a third brings it back.
+_LOWER_SIZES, _HIGHER_SIZE = (4 / 5, 3 / 5), 5 / 4
 
 # How a cost is shown: unit, what it is divided by, decimals.
 _SHOWN: dict[CostQuantity, tuple[str, float, int]] = {
@@ -27,6 +31,17 @@ _SHOWN: dict[CostQuantity, tuple[str, float, int]] = {
     "macs": ("G MACs", 1e9, 3),
     "params": ("parameters", 1.0, 0),
 }
+
+
+def lower_sizes(given: tuple[int, ...], *, stride: int) -> list[tuple[int, ...]]:
+    """Return smaller image sizes to compare with the given ones, in multiples of the stride, largest first."""
+    sizes = [tuple(max(1, round(share * side / stride)) * stride for side in given) for share in _LOWER_SIZES]
+    return list(dict.fromkeys(size for size in sizes if size < given))
+
+
+def higher_size(given: tuple[int, ...], *, stride: int) -> tuple[int, ...]:
+    """Return the next larger image sizes to compare with the given ones, a quarter more, at least one stride."""
+    return tuple(max(math.ceil(side / stride) + 1, round(_HIGHER_SIZE * side / stride)) * stride for side in given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +152,7 @@ class Comparison:
             other = f"{cut.as_text()} cut to {self.share(cut):.0%} about {self.estimate(cut):.0%}"
             return f"{begin}; pruning will not pay here: {own}, {other}; a cut must promise {LEAST_GAIN:.0%} more"
         assert cut is not None
-        begin = f"prune {cut.as_text()} to {self.share(cut):.0%} of its {_SHOWN[self.quantity][0]}"
+        begin = f"start from {cut.as_text()} and prune it from {self._costs(cut.cost, self.limit, word='to')}"
         if dense is None:
             return f"{begin}: it {self._promise(cut)}, and no candidate is fast or small enough as it is"
         return f"{begin}: it {self._promise(cut)}, the dense {dense.as_text()} about {self.estimate(dense):.0%}"
@@ -145,9 +160,9 @@ class Comparison:
     def _promise(self, candidate: Candidate) -> str:
         return f"should reach about {self.estimate(candidate):.0%} of the best {label(self.metric)} without a cut"
 
-    def _costs(self, own: float, limit: float) -> str:
+    def _costs(self, own: float, limit: float, *, word: str = "of") -> str:
         heading, divisor, digits = _SHOWN[self.quantity]
-        return f"{own / divisor:,.{digits}f} of {limit / divisor:,.{digits}f} {heading}"
+        return f"{own / divisor:,.{digits}f} {word} {limit / divisor:,.{digits}f} {heading}"
 
     def as_text(self) -> str:
         """Return a line for each candidate: network, size, cost, share that is left, scores once they are known."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from commands.slim_candidates import starting_points
 from commands.slim_config import SlimConfig
 from commands.slim_report import SlimResult
 from commands.train import run_training
+from deploy.latency.networks import Subject
 from models.classifiers import LeNet5, build_classifier
 from models.classifiers.spec import ClassifierSpec
 from models.detector import build_model
@@ -29,13 +32,16 @@ from models.load import load_model
 from models.spec import ModelSpec
 from pruning.channels.graph import ChannelGraph
 from pruning.selection.latency import LatencyTable
+from pruning.selection.starting import Candidate
+from utils.config.cli import config_from_values, parse
 from utils.storage.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 for package in ("ncnn", "pnnx"):
     pytest.importorskip(package, reason=f"the {package} package is not installed")
 
 NAMES = ("RBC", "WBC", "Platelets")
-SIZES = (64, 48, 32)
+# Of the larger network, and of the smaller one, which has more pixels to win.
+SIZES = {"large": (64, 48, 32), "small": (64, 80, 48, 32)}
 
 
 def write_networks(folder: Path) -> tuple[str, str]:
@@ -79,7 +85,7 @@ def test_dense_network_is_recommended_trained_and_exported(whole: SlimResult, pl
     start = json.loads((folder / "start.json").read_text())
     names = [f"{number}_{name}_{size}" for number, (name, size) in enumerate(networks_and_sizes(), 1)]
     assert [row["name"] for row in start["candidates"]] == names
-    assert [tuple(row["img_size"]) for row in start["candidates"]] == [(size,) for size in (*SIZES, *SIZES)]
+    assert [tuple(row["img_size"]) for row in start["candidates"]] == [(size,) for _, size in networks_and_sizes()]
     costs = [row["cost"] for row in start["candidates"]]
     assert start["limit"] == pytest.approx(costs[0] / 2)
     assert costs[2] == pytest.approx(costs[0] / 4)
@@ -94,7 +100,7 @@ def test_dense_network_is_recommended_trained_and_exported(whole: SlimResult, pl
 
 
 def networks_and_sizes() -> list[tuple[str, int]]:
-    return [(name, size) for name in ("large", "small") for size in SIZES]
+    return [(name, size) for name, sizes in SIZES.items() for size in sizes]
 
 
 def test_probes_are_short_trainings_with_the_same_settings(whole: SlimResult, place: Path) -> None:
@@ -102,7 +108,7 @@ def test_probes_are_short_trainings_with_the_same_settings(whole: SlimResult, pl
         load_checkpoint(place / f"runs/exp/start/{number}_{name}_{size}/weights/last.pt").config
         for number, (name, size) in enumerate(networks_and_sizes(), 1)
     ]
-    assert [tuple(config["img_size"]) for config in configs] == [(size,) for size in (*SIZES, *SIZES)]
+    assert [tuple(config["img_size"]) for config in configs] == [(size,) for _, size in networks_and_sizes()]
     own = ("weights", "img_size", "name")
     first, *others = ({key: value for key, value in config.items() if key not in own} for config in configs)
     assert first["epochs"] == 1
@@ -121,6 +127,45 @@ def test_settings_are_then_those_of_a_run_that_was_given_the_network(whole: Slim
     assert (trained["weights"], list(trained["img_size"])) == (best["weights"], best["img_size"])
     exported = json.loads((folder / "export/result.json").read_text())["config"]
     assert exported["img_size"] == 2 * best["img_size"]
+
+
+def test_command_that_is_printed_makes_the_same_run(whole: SlimResult, place: Path) -> None:
+    start = json.loads((place / "runs/exp/start.json").read_text())
+    words = shlex.split(start["command"])
+    assert words[:2] == ["python", "slim.py"]
+    opt = config_from_values(SlimConfig, yaml.safe_load((place / "runs/exp/opt.yaml").read_text()), where="opt.yaml")
+    assert parse(SlimConfig, words[2:], bare={}) == replace(opt, probe_epochs=SlimConfig.probe_epochs)
+    result = json.loads((place / "runs/exp/result.json").read_text())
+    best = next(row for row in start["candidates"] if row["name"] == start["recommended"])
+    expected = {name: best[name] for name in ("weights", "img_size", "cut_to")}
+    assert result["start"] == {**expected, "reason": start["reason"], "command": start["command"]}
+    report = json.loads((place / "runs/exp/report.json").read_text())
+    assert report["answer"]["start"] == result["start"]
+
+
+def test_smaller_network_with_more_pixels_is_cut_where_its_probe_is_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Untrained networks have learnt nothing, so the scores of the probes are given.
+    def score(config: Any, folder: Path, candidate: Candidate, comparison: Any) -> float:
+        return 0.5 if candidate.name == "5_small_80" else 0.1
+
+    monkeypatch.setattr("commands.slim_candidates._probe", score)
+    config = auto_config(tmp_path, target="macs=30%", preset="quick", stages=())
+    with caplog.at_level(logging.INFO):
+        result = slimmed(config)
+    start = json.loads((tmp_path / "runs/exp/start.json").read_text())
+    assert start["recommended"] == "5_small_80"
+    assert start["reason"].startswith(f"start from {tmp_path}/small.pt at 80 px and prune it from ")
+    assert [row.stage for row in result.stages] == ["round1/sparse", "round1/prune", "round1/finetune"]
+    assert result.stages[0].macs > start["limit"] >= result.stages[-1].macs
+    assert f"the same by hand:\n{start['command']}" in caplog.text
+    again = parse(SlimConfig, shlex.split(start["command"])[2:], bare={})
+    assert (again.weights, again.img_size, again.preset) == (config.candidates[0], (80,), "")
+    # Run as it is printed, it goes through the same stages to the same network.
+    repeated = slimmed(replace(again, project=str(tmp_path / "again")))
+    assert_same_weights(result.stages[-1].weights, repeated.stages[-1].weights)
+    assert "start" not in json.loads((tmp_path / "again/exp/result.json").read_text())
 
 
 @pytest.mark.parametrize("before", [0, 3])
@@ -145,7 +190,9 @@ def test_run_that_is_killed_in_a_probe_repeats_none(
     resumed = slimmed(SlimConfig(resume=str(folder)))
     assert {name: written_at(folder / "start" / name) for name in made} == made
     start = json.loads((folder / "start.json").read_text())
-    assert start == json.loads((place / "runs/exp/start.json").read_text())
+    whole_start = json.loads((place / "runs/exp/start.json").read_text())
+    assert start.pop("command") != whole_start.pop("command")  # each names its own folder
+    assert start == whole_start
     assert_same_weights(whole.stages[0].weights, resumed.stages[0].weights)
 
 
@@ -200,11 +247,29 @@ def test_candidates_of_a_time_are_rows_that_the_report_plots(tmp_path: Path) -> 
     assert plotted == [row["name"] for row in rows]
 
 
+def test_smaller_network_with_more_pixels_is_timed_at_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = []
+
+    def table(subject: Subject, conditions: Any, path: str = "") -> LatencyTable:
+        timed.append((subject.image_chw[1], bool(path)))
+        return invented_table(subject.model, ChannelGraph.of(subject.model), subject.image_chw, fixed_ms=0.1)
+
+    monkeypatch.setattr("commands.prune_latency.latency_table", table)
+    points = starting_points(auto_config(tmp_path, target="speedup=2"))
+    # The smaller network shares the table of the larger one at all sizes but that which it alone has.
+    assert timed == [(64, False), (48, False), (32, False), (64, True), (80, False), (48, True), (32, True)]
+    costs = {own.name: own.cost for own in points.comparison.candidates}
+    assert costs["4_small_64"] < costs["5_small_80"] < costs["1_large_64"]
+    assert points.tables["5_small_80"].conditions.image_chw == (3, 80, 80)
+
+
 def test_dry_run_shows_costs_and_cuts_and_writes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         assert slim(auto_config(tmp_path, dry_run=True))
     table = next(message for message in caplog.messages if message.startswith("network")).splitlines()
-    assert len(table) == 1 + 6 + 1
+    assert len(table) == 1 + 7 + 1
     assert table[1].split()[-1] == "50%"
     assert caplog.messages[-1] == "dry run: nothing was written"
     assert not (tmp_path / "runs").exists()

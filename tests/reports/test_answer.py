@@ -307,6 +307,22 @@ def test_dense_network_is_the_answer_where_no_round_is_within_the_drop(run: Hand
     assert "no cut of this run is within 0.01" in write_report(run.path).read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("is_dense", [True, False])
+def test_answer_says_what_the_run_started_from_and_why(run: HandRun, is_dense: bool) -> None:
+    run.training("dense", 0.5)
+    if not is_dense:
+        run.round(tuned=0.495)
+    reason = "start from n.pt at 288 px and prune it from 12.00 to 7.40 ms"
+    start = {"weights": "n.pt", "img_size": [288], "cut_to": 1.0 if is_dense else 0.6, "reason": reason}
+    (run.path / "result.json").write_text(json.dumps({"start": start}))
+    content = content_of(run)
+    assert content["answer"]["start"] == start
+    assert remarks(content)[0] == f"--start auto recommends: {reason}."
+    assert headline(content).startswith("Export dense/weights/best.pt, the dense network:" if is_dense else "Export")
+    assert ("no cut promises more" in headline(content)) == is_dense
+    assert reason in write_report(run.path).read_text(encoding="utf-8")
+
+
 def test_candidates_that_a_run_lists_are_there(run: HandRun) -> None:
     run.training("dense", 0.6)
     given = [{"name": "yolov5n, 256 px", "score": 0.41, "milliseconds": 5.0, "runtime": "ncnn"}, {"name": "untimed"}]
