@@ -174,8 +174,8 @@ def _resize_(module: nn.Module, weight: Tensor) -> None:
     if not isinstance(module, nn.Conv2d | nn.Linear | _BatchNorm) or weight.ndim != module.weight.ndim:
         return
     if isinstance(module, nn.Conv2d):
-        if module.groups == module.in_channels > 1:  # depthwise: each input channel makes as many outputs as before
-            module.groups = len(weight) // (module.out_channels // module.in_channels)
+        if module.groups > 1:  # groups are cut whole: each makes as many outputs as before
+            module.groups = max(1, len(weight) // (module.out_channels // module.groups))
         module.out_channels, module.in_channels = len(weight), weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
