@@ -11,7 +11,9 @@ from torch import nn
 
 from commands.prune_config import PruneConfig
 from commands.prune_latency import LATENCY_NAME, predicted_ms, table_for, write_layers
-from commands.prune_rounds import ROUND_NAME, SavedRound, prune_in_rounds
+from commands.prune_planner import planner_of
+from commands.prune_rounds import ROUND_NAME, RoundScore, SavedRound, prune_in_rounds
+from commands.prune_sensitivity import SENSITIVITY_NAME, measure_sensitivity
 from engine.evaluation.evaluator import Evaluation, Evaluator, change
 from pruning.channels.graph import ChannelGraph
 from pruning.selection.allocation import Allocation
@@ -24,9 +26,7 @@ from pruning.surgery.report import NetworkSize, SurgeryReport
 from pruning.zeros.masks import UnstructuredSettings, apply_masks_, l1_masks, sparsity_table
 from tasks.choose import task_of
 from tasks.measuring import open_evaluator
-from tasks.short_training import importance_on_training_batches
 from tasks.task import Network, Task
-from utils.config.hyp import load_hyp
 from utils.config.values import warn_of_ignored
 from utils.device import select_device
 from utils.plots.pruning import plot_kept
@@ -39,7 +39,17 @@ LOGGER = logging.getLogger(__name__)
 CHECKPOINT_NAME = "pruned_model.pt"
 # Settings that only matter where a plan is made.
 _TIMING = ("runtime", "precision", "threads", "latency_table")
-_PLANNING = ("criterion", "shortcuts", "round", "round_direction", "min_channels", "protect", "strict", "seed")
+_PLANNING = (
+    "criterion",
+    "shortcuts",
+    "round",
+    "round_direction",
+    "min_channels",
+    "protect",
+    "limit",
+    "strict",
+    "seed",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +62,7 @@ class PruneResult:
         report: Sizes before and after.
         scan: Scores over percents, where asked for.
         before, after: Evaluations, where data was given.
+        rounds: Scores of the dense network and after each round of `--iterative`.
         folder: The run folder; None as long as there is none, and after a dry run.
     """
 
@@ -61,6 +72,7 @@ class PruneResult:
     scan: Scan | None = None
     before: Evaluation | None = None
     after: Evaluation | None = None
+    rounds: tuple[RoundScore, ...] = ()
     folder: Path | None = None
 
     @property
@@ -75,16 +87,20 @@ class PruneResult:
             "scan": self.scan and self.scan.to_dict(),
             "before": self.before and self.before.to_dict(),
             "after": self.after and self.after.to_dict(),
+            "rounds": [score.to_dict() for score in self.rounds],
             "threshold": self.plan.settings.get("threshold"),
         }
 
 
 def prune(config: PruneConfig) -> PruneResult | None:
-    """Prune a checkpoint; with `--latency-layers` only write the layers that another device is to time.
+    """Prune a checkpoint; `--latency-layers` only writes the layers to time, `--sensitivity` only measures.
 
     Raises:
         UserError: Anything about weights, settings or data that does not allow it; nothing is written then.
     """
+    if config.sensitivity or (config.resume and (Path(config.resume) / SENSITIVITY_NAME).exists()):
+        measure_sensitivity(config)
+        return None
     if not config.latency_layers:
         return run_pruning(config)
     task = task_of(data=config.data, weights=config.weights, cfg=config.cfg)
@@ -151,9 +167,16 @@ class _Run:
     def in_rounds(self, saved: SavedRound | None) -> PruneResult:
         """Cut and train by turns."""
         rounds = prune_in_rounds(
-            self.task, self.dense, self.config, image_chw=self.image_chw, saved=saved, table=self.table
+            self.task,
+            self.dense,
+            self.config,
+            image_chw=self.image_chw,
+            saved=saved,
+            table=self.table,
+            evaluator=self.evaluator,
         )
-        return self._result(rounds.model, rounds.plan, folder=rounds.folder)
+        result = self._result(rounds.model, rounds.plan, folder=rounds.folder)
+        return replace(result, rounds=rounds.scores)
 
     def by_plan(self) -> PruneResult:
         """Cut once, by a plan that is given or made now."""
@@ -190,17 +213,7 @@ class _Run:
     def _allocate(self) -> tuple[Planner, Allocation, Scan | None]:
         """Return the planner, the channels it drops, and the scan that led to it."""
         config, evaluator, found = self.config, self.evaluator, None
-        settings = config.plan_settings(self.image_chw, self.dense.trace_chw, self.table)
-        measure = importance_on_training_batches(
-            config.criterion,
-            self.task,
-            config.training(),
-            self.dense,
-            hyp=load_hyp(config.hyp or self.task.recipe.hyp),
-            device=select_device(config.device),
-            num_batches=config.taylor_batches,
-        )
-        planner = Planner.of(self.dense.model, settings, measure=measure)
+        planner = planner_of(self.task, self.dense, config, image_chw=self.image_chw, table=self.table)
         if config.scan:
             assert evaluator is not None
             found = scan(
@@ -256,6 +269,7 @@ def _warn_of_ignored(config: PruneConfig) -> None:
         "--bn-percent and --conv-percent rank by scales and by kernels": ("criterion",) if config.is_mixed else (),
         "without --target ms=... or speedup=...": () if config.is_timed else _TIMING,
         "without --scan": () if config.scan else ("tolerance",),
+        "without --sensitivity": ("sensitivity_images",),
         "without --criterion taylor or fisher": () if config.is_measured else ("taylor_batches",),
     }
     warn_of_ignored(config, reasons)

@@ -30,11 +30,12 @@ from pruning.choices import CostQuantity, Shortcuts
 from pruning.importance.criteria import num_ids
 from pruning.importance.taylor import taylor_importance
 from pruning.selection.allocation import Allocator, ranks_among
+from pruning.selection.candidates import free_ids, least_by_group
 from pruning.selection.costs import Costs
 from pruning.selection.latency import LatencyTable
-from pruning.selection.planner import free_ids
 from pruning.selection.rounding import Rounding
 from pruning.surgery.cut import cut
+from pruning.surgery.plan import importance_by_layer
 from utils.errors import ConfigError
 
 LOGGER = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class IterativeSettings:
         min_channels: Fewest channels to keep of those that the same layers produce.
         rounding: Rounding of the number of channels that the same layers produce.
         protect: Patterns of paths of layers that are not pruned.
+        least_widths: Fewest outputs of layers to keep, by path.
         cost_power: Power of a channel's cost in `quantity` by which its importance is divided.
         latency: Times of the layers on a runtime, for milliseconds.
         has_fast_widths: Whether widths are those that the latency table found fast, in place of `rounding`.
@@ -77,6 +79,7 @@ class IterativeSettings:
     min_channels: int = 1
     rounding: Rounding = field(default_factory=Rounding)
     protect: tuple[str, ...] = ()
+    least_widths: Mapping[str, int] = field(default_factory=dict)
     cost_power: float = 0.0
     latency: LatencyTable | None = None
     has_fast_widths: bool = False
@@ -103,6 +106,8 @@ class Round:
         loss: Sum of the parts of the loss, mean over the updates of the round.
         kept: Indices of the kept output channels, counted in the network before the first round, by path of each
             convolution and linear layer.
+        importance: Importance of each output of the same layers before the first round, in the last round that ranked
+            it; None before.
     """
 
     number: int
@@ -110,6 +115,7 @@ class Round:
     dense: Mapping[Quantity, float]
     loss: float
     kept: Mapping[str, tuple[int, ...]]
+    importance: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Round:
@@ -119,7 +125,9 @@ class Round:
             KeyError: The field `kept` is missing.
             TypeError: Other fields are missing, or there are unknown ones.
         """
-        return cls(**{**values, "kept": {name: tuple(indices) for name, indices in values["kept"].items()}})
+        kept = {name: tuple(indices) for name, indices in values["kept"].items()}
+        importance = {name: tuple(given) for name, given in values.get("importance", {}).items()}
+        return cls(**{**values, "kept": kept, "importance": importance})
 
     def as_text(self) -> str:
         """Return one line for people."""
@@ -190,7 +198,8 @@ def before_rounds(model: nn.Module, *, settings: IterativeSettings, image_chw: t
     costs = Costs.of(model, graph, image_chw, settings.latency)
     dense = _amounts(graph, costs, np.empty(0, dtype=np.int64))
     kept = {layer.name: tuple(range(len(layer.output_ids))) for layer in graph.layers.values() if not layer.is_norm}
-    state = Round(number=0, now=dense, dense=dense, loss=0.0, kept=kept)
+    unknown = {name: (None,) * len(indices) for name, indices in kept.items()}
+    state = Round(number=0, now=dense, dense=dense, loss=0.0, kept=kept, importance=unknown)
     # How small it can get does not depend on which channels matter.
     allocator = _allocator(model, graph, np.zeros(num_ids(graph)), settings, costs)
     _fewest_for_goal(allocator, lambda dropped: _amounts(graph, costs, dropped), settings, _goal(state, settings))
@@ -228,8 +237,14 @@ def _next_round(
     # Nothing is carried: Taylor expansion estimates what happens when a channel is zero.
     smaller = cut(model, graph, dropped, carry=False)
     loss = task.train_(smaller, updates=settings.updates, lr=settings.lr, number=number)
-    kept = _still_kept(state.kept, graph, dropped)
-    return smaller, Round(number=number, now=amounts(dropped), dense=state.dense, loss=loss, kept=kept)
+    return smaller, Round(
+        number=number,
+        now=amounts(dropped),
+        dense=state.dense,
+        loss=loss,
+        kept=_still_kept(state.kept, graph, dropped),
+        importance=_latest_importance(state, graph, importance),
+    )
 
 
 def _allocator(
@@ -243,6 +258,7 @@ def _allocator(
         candidates=candidates,
         rounding=settings.rounding,
         min_channels=settings.min_channels,
+        least=least_by_group(graph, settings.least_widths),
         widths=costs.latency.fast_widths(graph.groups) if settings.has_fast_widths else {},
     )
 
@@ -271,6 +287,18 @@ def _still_kept(
         name: tuple(np.array(indices)[~np.isin(graph.layers[name].output_ids, dropped)].tolist())
         for name, indices in kept.items()
     }
+
+
+def _latest_importance(
+    state: Round, graph: ChannelGraph, importance: FloatArray
+) -> dict[str, tuple[float | None, ...]]:
+    """Return the importance of the outputs before the first round, with what a round has ranked anew."""
+    found = {}
+    ranked = importance_by_layer(graph, importance)
+    for name, values in state.importance.items():
+        latest = dict(zip(state.kept[name], ranked[name], strict=True))
+        found[name] = tuple(latest.get(index, value) for index, value in enumerate(values))
+    return found
 
 
 def _amounts(graph: ChannelGraph, costs: Costs, dropped: IntArray) -> dict[Quantity, float]:

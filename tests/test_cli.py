@@ -41,7 +41,15 @@ SPARSITY_FLAGS = " ".join(
             *("--aim", "--beta-ratio", "--no-decay", "--no-st", "--scale-rate", "--shortcuts", "--sparsity"),
             *("--sr", "--srb", "--src"),
             # Of --sr auto, which chooses what the cut will take.
-            *("--latency-table", "--min-channels", "--percent", "--precision", "--round", "--round-direction"),
+            *(
+                "--latency-table",
+                "--limit",
+                "--min-channels",
+                "--percent",
+                "--precision",
+                "--round",
+                "--round-direction",
+            ),
             *("--runtime", "--target", "--threads"),
         ]
     )
@@ -59,10 +67,10 @@ SLIM_FLAGS = " ".join(
 PRUNE_FLAGS = """
     --balance --batch --batch-size --bn-percent --cache-dir --cfg --conv-percent --cost-power --criterion --data
     --device --drop-bottlenecks --dry-run --exist-ok --hyp --img --img-size --imgsz --iterative
-    --latency-layers --latency-table --lr --min-channels --name --no-constants --noplots --percent --plan
-    --precision --project --protect --resume --round --round-direction --runtime --scan --seed --shortcuts --step
-    --strict --target --taylor-batches --threads --tolerance --unstructured --unstructured-scope --updates --weights
-    --workers
+    --latency-layers --latency-table --limit --lr --min-channels --name --no-constants --noplots --notest --noval
+    --percent --plan --precision --project --protect --resume --round --round-direction --runtime --scan --seed
+    --sensitivity --sensitivity-images --shortcuts --step --strict --target --taylor-batches --threads --tolerance
+    --unstructured --unstructured-scope --updates --weights --workers
 """
 VAL_FLAGS = """
     --augment --batch --batch-size --cache-dir --conf --conf-thres --data --device --engine --exist-ok --half --img
@@ -82,9 +90,9 @@ EXPORT_FLAGS = """
 """
 QUANTIZE_FLAGS = """
     --activation-bits --activation-symmetric --amp --augment --batch --batch-size --budget --budget-bits
-    --cache-dir --calib-images --data --device --distill --exist-ok --fake --features --head-bits --hyp --img
-    --img-size --imgsz --layers --layout --lr0 --max-map-drop --name --no-compensate --no-learn-scales --observer
-    --output --per-tensor --percentile --project --qat-epochs --resume --runtime --seed --sensitivity
+    --cache-dir --calib-images --data --device --distill --exist-ok --fake --features --float-yaml --head-bits --hyp
+    --img --img-size --imgsz --layers --layout --lr0 --max-map-drop --name --no-compensate --no-learn-scales
+    --observer --output --per-tensor --percentile --project --qat-epochs --resume --runtime --seed --sensitivity
     --sensitivity-images --sensitivity-part --teacher --threads --weight-asymmetric --weight-bits --weight-range
     --weights --workers --yaml
 """

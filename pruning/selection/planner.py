@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,11 +13,13 @@ from torch import nn
 from models.fingerprint import network_fingerprint
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import FloatArray, IntArray
-from pruning.channels.shortcuts import candidate_ids, shortcut_bottleneck_names
-from pruning.choices import MEASURED_CRITERIA, Shortcuts
+from pruning.channels.shortcuts import shortcut_bottleneck_names
+from pruning.choices import MEASURED_CRITERIA
 from pruning.importance.criteria import CRITERIA, random_order
-from pruning.selection.allocation import Allocation, Allocator, ranked_ids, ranks_among
+from pruning.selection.allocation import Allocation, Allocator, ranked_ids
+from pruning.selection.candidates import free_ids, least_by_group, least_widths
 from pruning.selection.costs import Costs, at_target, uniform_share
+from pruning.selection.mixed import MixedCriteria
 from pruning.selection.scales import DENSE_SHARE, NEAR_ZERO, ScaleStats
 from pruning.selection.settings import ALL, DEFAULT_PERCENT, PlanSettings
 from pruning.surgery.bottlenecks import drop_bottlenecks
@@ -99,6 +100,7 @@ class Planner:
             candidates=ranked,
             rounding=settings.rounding,
             min_channels=settings.min_channels,
+            least=least_by_group(graph, least_widths(graph, settings.limits)),
             widths=_fast_widths(model, graph, settings),
         )
         if settings.balance and settings.target:
@@ -148,12 +150,17 @@ class Planner:
     def _least_remedy(self) -> str:
         """Return the advice for a layer that would lose too many channels."""
         if self.settings.is_mixed:
-            return "lower --bn-percent and --conv-percent"
+            return f"above {self._mixed.limit_text(self.allocator)} a layer would lose all its channels; lower them"
         limit = self.allocator.limit
         return (
             f"above {limit.threshold:.4g} (--percent {limit.percent:.3f}) a layer would lose all its channels; "
             f"{'raise --target' if self.settings.target else 'lower --percent'}"
         )
+
+    @property
+    def _mixed(self) -> MixedCriteria:
+        """The criteria of scales and kernels, if both decide together."""
+        return MixedCriteria.of(self.model, self.graph, self.allocator.candidates, self.settings)
 
     def decide(self) -> Allocation:
         """Choose the channels to drop, without a warning or error for layers that would keep too few.
@@ -174,22 +181,23 @@ class Planner:
     def plan(self, allocation: Allocation, *, settings: Mapping[str, Any] | None = None) -> PruningPlan:
         """Build the plan of an allocation, with the settings of the command; None means the planner's."""
         settings = plain(replace(self.settings, latency=None)) if settings is None else settings
+        threshold = self._mixed.thresholds if self.settings.is_mixed else allocation.threshold
         return PruningPlan.of(
             self.model,
             self.graph,
             allocation.dropped,
-            settings={**settings, "threshold": allocation.threshold},
+            settings={**settings, "threshold": threshold},
             bottlenecks=self.bottlenecks,
             fingerprint=self.fingerprint,
+            importance=self.allocator.importance,
         )
 
     def describe(self, allocation: Allocation) -> str:
         """Report threshold, limit and how close to zero the channels are, in lines for people."""
-        limit, count = self.allocator.limit, len(self.allocator.candidates)
+        count = len(self.allocator.candidates)
         lines = [
-            f"pruning {len(allocation.dropped)} of {count} channels ({len(allocation.dropped) / count:.1%}) below "
-            f"{allocation.threshold:.4g}; above {limit.threshold:.4g} (--percent {limit.percent:.3f}) a layer would "
-            "lose all its channels"
+            f"pruning {len(allocation.dropped)} of {count} channels ({len(allocation.dropped) / count:.1%}) "
+            f"{self._threshold_text(allocation)}"
         ]
         if self.settings.criterion == "bn_gamma" and not self.settings.is_mixed and not self.settings.cost_power:
             stats = ScaleStats.of(self.allocator, aim=self.settings.percent or DEFAULT_PERCENT)
@@ -200,6 +208,15 @@ class Planner:
                 "until fine-tuned; run train_sparsity.py first"
             )
         return "\n".join(lines)
+
+    def _threshold_text(self, allocation: Allocation) -> str:
+        if self.settings.is_mixed:
+            return self._mixed.as_text(self.allocator)
+        limit = self.allocator.limit
+        return (
+            f"below {allocation.threshold:.4g}; above {limit.threshold:.4g} (--percent {limit.percent:.3f}) a layer "
+            "would lose all its channels"
+        )
 
     def _dense_findings(self) -> list[str]:
         """Collect evidence that the network was not trained sparse; empty if it was."""
@@ -227,37 +244,6 @@ def _fast_widths(model: nn.Module, graph: ChannelGraph, settings: PlanSettings) 
     return _costs(model, graph, settings).latency.fast_widths(graph.groups)
 
 
-def free_ids(model: nn.Module, graph: ChannelGraph, *, shortcuts: Shortcuts, protect: Sequence[str]) -> IntArray:
-    """Return the channels that may be pruned, sorted (n,), without those of protected layers.
-
-    Raises:
-        PruningError: A pattern matches no layer.
-    """
-    return np.setdiff1d(candidate_ids(model, graph, shortcuts), protected_ids(graph, protect))
-
-
-def protected_ids(graph: ChannelGraph, patterns: Sequence[str]) -> IntArray:
-    """Return the channels produced by layers whose paths match a pattern, sorted (n,).
-
-    Raises:
-        PruningError: A pattern matches no layer.
-    """
-    found = [np.empty(0, dtype=np.int64)]
-    for pattern in patterns:
-        matching = [
-            layer.output_ids
-            for name, layer in graph.layers.items()
-            if fnmatchcase(name, pattern) and not layer.is_norm
-        ]
-        if not matching:
-            names = [name for name, layer in graph.layers.items() if not layer.is_norm]
-            raise PruningError(
-                f"--protect {pattern} matches no layer; the layers include {', '.join(names[:3])}; use * for any part"
-            )
-        found += matching
-    return np.unique(np.concatenate(found))
-
-
 def _bottlenecks(model: nn.Module, wanted: Sequence[str]) -> tuple[str, ...]:
     if tuple(wanted) != (ALL,):
         return tuple(wanted)
@@ -275,29 +261,10 @@ def _importance(
     measure: MeasureImportance | None,
 ) -> FloatArray:
     if settings.is_mixed:
-        shares = {"bn_gamma": settings.bn_percent or 0.0, "kernel_l1": settings.conv_percent or 0.0}
-        return _least_margin([(CRITERIA[name](model, graph), share) for name, share in shares.items()], candidates)
+        return MixedCriteria.of(model, graph, candidates, settings).importance
     if settings.criterion in MEASURED_CRITERIA:
         assert measure is not None, "this criterion needs data"
         return measure(model, graph)
     if settings.criterion == "random":
         return random_order(model, graph, seed=settings.seed)
     return CRITERIA[settings.criterion](model, graph)
-
-
-def _least_margin(criteria: Sequence[tuple[FloatArray, float]], candidates: IntArray) -> FloatArray:
-    """Combine criteria into an importance that is negative if a channel is below the threshold of any of them.
-
-    Args:
-        criteria: Importance by id (num_ids,), and the share of candidates below its threshold, for each criterion.
-        candidates: Ids that may be dropped (n,).
-
-    Returns:
-        Ranks by which the worst criterion exceeds its threshold, as a share of all candidates (num_ids,).
-    """
-    least = np.full(len(criteria[0][0]), np.nan)
-    for importance, share in criteria:
-        ranks = ranks_among(candidates, importance)[candidates]
-        margins = (ranks - int(share * len(candidates))) / len(candidates)
-        least[candidates] = np.fmin(least[candidates], margins)
-    return least

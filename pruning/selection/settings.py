@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from pruning.choices import CriterionName, Shortcuts
 from pruning.selection.latency import LatencyTable
@@ -34,6 +35,7 @@ class PlanSettings:
         latency: Times of the layers on a runtime, for a target in milliseconds.
         has_fast_widths: Whether widths are those that the latency table found fast, in place of `rounding`.
         protect: Patterns of paths of layers that are not pruned.
+        limits: Highest share of the channels of layers to prune, by pattern of their paths; the last match counts.
         strict: Whether to raise an error, rather than keep `min_channels`, if a layer would keep fewer.
         image_chw: Channels, height and width of the image that multiply-adds are counted for.
         trace_chw: Image size to trace the network with, as in `ChannelGraph.of`.
@@ -54,6 +56,7 @@ class PlanSettings:
     latency: LatencyTable | None = None
     has_fast_widths: bool = False
     protect: tuple[str, ...] = ()
+    limits: Mapping[str, float] = field(default_factory=dict)
     strict: bool = False
     image_chw: tuple[int, int, int] = (3, 640, 640)
     trace_chw: tuple[int, int, int] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -19,7 +20,8 @@ from pruning.channels.graph import ChannelGraph
 from pruning.channels.shortcuts import candidate_ids
 from pruning.importance.cost import ChannelCost
 from pruning.importance.criteria import bn_gamma, kernel_l1
-from pruning.selection.planner import Planner, protected_ids
+from pruning.selection.candidates import protected_ids
+from pruning.selection.planner import Planner
 from utils.errors import PruningError
 
 BOTTLENECKS = ("model.3.m.0", "model.5.m.0")
@@ -223,8 +225,39 @@ def test_network_sparse_in_scales_alone_is_not_called_dense_by_mixed() -> None:
     assert "not trained sparse" not in planner.describe(planner.allocate())
 
 
-def test_strict_names_what_to_lower(model: Detector) -> None:
-    with pytest.raises(PruningError, match=r"lower --bn-percent and --conv-percent or leave out --strict"):
+def test_mixed_prints_and_keeps_both_thresholds(model: Detector) -> None:
+    planner = planner_of(model, bn_percent=0.3, conv_percent=0.2)
+    allocation = planner.allocate()
+    free = planner.allocator.candidates
+    by_scale = float(np.sort(bn_gamma(model, planner.graph)[free])[55])  # of 184, 30 % are 55 and 20 % are 36
+    by_kernel = float(np.sort(kernel_l1(model, planner.graph)[free])[36])
+    text = planner.describe(allocation)
+    assert f"with scales below {by_scale:.4g} (--bn-percent 0.3) or with kernels below {by_kernel:.4g} of " in text
+    assert planner.plan(allocation).settings["threshold"] == {"bn_gamma": by_scale, "kernel_l1": by_kernel}
+    alone = planner_of(model, bn_percent=0.3)
+    assert alone.plan(alone.allocate()).settings["threshold"] == {"bn_gamma": by_scale}
+
+
+@pytest.mark.parametrize("shares", [{"bn_percent": 0.3, "conv_percent": 0.2}, {"bn_percent": 0.9}])
+def test_mixed_limit_is_the_highest_shares_at_which_no_layer_is_emptied(
+    model: Detector, shares: dict[str, float]
+) -> None:
+    planner = planner_of(model, **shares)
+    text = planner.describe(planner.allocate())
+    found = re.findall(r"(--\w+-percent) (\d\.\d{3})(?= and| a layer)", text)
+    assert [flag for flag, _ in found] == [f"--{name.replace('_', '-')}" for name in shares]
+
+    def at(step: float) -> dict[str, float]:
+        return {name: float(limit) + step for name, (_, limit) in zip(shares, found, strict=True)}
+
+    # A channel is 1 / 184 of the candidates; printed digits are rounded.
+    assert planner_of(model, **at(-0.001), strict=True).allocate().raised == ()
+    assert len(planner_of(model, **at(1.5 / 184)).decide().raised) == 1
+
+
+def test_strict_names_the_shares_to_lower_to(model: Detector) -> None:
+    message = r"above --bn-percent 0\.\d{3} and --conv-percent 0\.\d{3} a layer would lose all its channels; lower"
+    with pytest.raises(PruningError, match=message):
         planner_of(model, bn_percent=0.99, conv_percent=0.99, strict=True).allocate()
 
 
@@ -243,6 +276,16 @@ def test_channels_without_batch_norm_stay_with_a_warning(caplog: pytest.LogCaptu
     assert "456 of 6984 channels are kept: bn_gamma cannot rank them" in caplog.text
     assert len(planner_of(mobile, criterion="kernel_l1").allocator.candidates) == 6984
     assert len(by_gamma.allocator.candidates) == 6984 - 456
+
+
+def test_plan_keeps_the_importance_that_channels_were_ranked_by(model: Detector) -> None:
+    planner = planner_of(model, percent=0.5)
+    plan = planner.plan(planner.allocate())
+    name = "model.1.conv"
+    gammas = model.get_parameter("model.1.bn.weight").abs().tolist()
+    assert plan.importance[name] == pytest.approx(gammas, rel=1e-3)
+    above = [index for index, value in enumerate(gammas) if value >= planner.threshold]
+    assert plan.keep[name] == tuple(above)
 
 
 def test_settings_are_kept_with_the_plan(model: Detector) -> None:
