@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from models.classifiers.libraries import layers_digest, library_version
 from models.classifiers.registry import empty_classifier
@@ -17,6 +18,9 @@ from models.classifiers.spec import ClassifierSpec
 from utils.errors import CheckpointError, ConfigError
 from utils.storage.checkpoint import Checkpoint, is_own_checkpoint, load_checkpoint
 from utils.storage.weights_file import check_finite, check_weights_file, is_legacy, read_plain
+
+# Layers whose attributes tell their widths.
+_RESIZED = (_ConvNd, nn.Linear, _NormBase, nn.PReLU)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +129,7 @@ def fill_(model: nn.Module, weights: Mapping[str, Tensor], *, spec: ClassifierSp
     for name, module in model.named_modules():
         if (weight := weights.get(f"{name}.weight")) is not None:
             _resize_(module, weight)
+    _resize_scales_(model, weights)
     try:
         model.load_state_dict(dict(weights), strict=True, assign=True)
         shape = logits_shape(model.eval(), spec.image_chw)
@@ -171,19 +176,34 @@ def logits_shape(model: nn.Module, image_chw: tuple[int, ...]) -> tuple[int, ...
 
 def _resize_(module: nn.Module, weight: Tensor) -> None:
     """Resize the parameters of one layer to its new weight, on the meta device."""
-    if not isinstance(module, nn.Conv2d | nn.Linear | _BatchNorm) or weight.ndim != module.weight.ndim:
+    own = getattr(module, "weight", None)
+    if not isinstance(module, _RESIZED) or not isinstance(own, Tensor) or weight.ndim != own.ndim:
         return
-    if isinstance(module, nn.Conv2d):
+    made = weight.shape[1] if getattr(module, "transposed", False) else len(weight)
+    if isinstance(module, _ConvNd):
+        read = len(weight) if module.transposed else weight.shape[1]
         if module.groups > 1:  # groups are cut whole: each makes as many outputs as before
-            module.groups = max(1, len(weight) // (module.out_channels // module.groups))
-        module.out_channels, module.in_channels = len(weight), weight.shape[1] * module.groups
+            module.groups = max(1, made // (module.out_channels // module.groups))
+        module.out_channels, module.in_channels = made, read * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
+    elif isinstance(module, _NormBase):
+        module.num_features = made
     else:
-        module.num_features = len(weight)
-    for name, own in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        module.num_parameters = made
+    for name, each in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
         if name == "weight":
             setattr(module, name, nn.Parameter(torch.empty_like(weight, device="meta")))
-        elif own.ndim == 1:
-            fresh = torch.empty(len(weight), dtype=own.dtype, device="meta")
-            setattr(module, name, nn.Parameter(fresh) if isinstance(own, nn.Parameter) else fresh)
+        elif each.ndim == 1:
+            fresh = torch.empty(made, dtype=each.dtype, device="meta")
+            setattr(module, name, nn.Parameter(fresh) if isinstance(each, nn.Parameter) else fresh)
+
+
+def _resize_scales_(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Resize parameters and buffers outside of layers that have one value per channel, on the meta device."""
+    for name, own in (*model.named_parameters(), *model.named_buffers()):
+        given = weights.get(name)
+        if given is not None and given.ndim == own.ndim and given.shape != own.shape:
+            path, _, attribute = name.rpartition(".")
+            fresh = torch.empty(given.shape, dtype=own.dtype, device="meta")
+            setattr(model.get_submodule(path), attribute, nn.Parameter(fresh) if own.requires_grad else fresh)

@@ -35,10 +35,23 @@ CLASSIFIERS: Mapping[str, Callable[..., nn.Module]] = {
 def build_classifier(name: str, *, num_classes: int = 10, in_channels: int = 3) -> nn.Module:
     """Build a network with random weights, drawn from torch's generator.
 
+    It is marked by an attribute `is_stored_by_name`: checkpoints hold its name and weights, and not its code.
+
     Args:
         name: Key of `CLASSIFIERS`, or a network of a library such as `torchvision:resnet18` or `timm:resnet18`.
         num_classes: Number of outputs.
         in_channels: Image channels.
+
+    Raises:
+        ConfigError: No network has this name, or its library is not installed.
+    """
+    model = _built(name, num_classes=num_classes, in_channels=in_channels)
+    model.is_stored_by_name = True  # type: ignore[assignment]
+    return model
+
+
+def _built(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
+    """Build a network, as `build_classifier` does.
 
     Raises:
         ConfigError: No network has this name, or its library is not installed.

@@ -110,6 +110,8 @@ class ChannelGraph:
             ) from error
         if isinstance(model, Detector):
             _protect_what_no_spec_tells(model, recording)
+        if getattr(model, "is_stored_by_name", False):
+            _protect_numbers_in_code(recording)
         return cls._resolved(recording, norms_after, shapes)
 
     @classmethod
@@ -222,6 +224,13 @@ def _protect_what_no_spec_tells(model: Detector, recording: Recording) -> None:
             recording.ids.protect(layer.input_ids, f"{name} is a convolution of groups, which the layer list counts")
         if layer.kind == LINEAR and not isinstance(model.get_submodule(name.rpartition(".")[0]), SqueezeExcite):
             recording.ids.protect(layer.output_ids, f"{name} has a width that no layer list tells")
+
+
+def _protect_numbers_in_code(recording: Recording) -> None:
+    """Protect channels whose number is written in the code of a network, of which checkpoints hold the name alone."""
+    for node, part in recording.parts.items():
+        if part.kind == "size":
+            recording.ids.protect(part.input_ids, f"{node} has their number in the code, which no checkpoint holds")
 
 
 def _refuse_wrapper(model: nn.Module) -> None:

@@ -99,7 +99,7 @@ class _Walk(fx.Interpreter):
             self._protect(args, "output")
             return None
         if n.op == "placeholder":
-            return self._with_fresh_ids(super().run_node(n), "input")
+            return self._input(super().run_node(n))
         if n.op == "get_attr":
             return self._stored(n, super().run_node(n))
         if n.target is operator.getitem and isinstance(args[0], tuple | list | dict):
@@ -165,14 +165,8 @@ class _Walk(fx.Interpreter):
             return scaled
         for count in counts_in((args, kwargs)):
             self.recording.ids.protect(count.ids, f"{self.place}: its channel count is used in a computation")
-        if not any(tracked_in((args, kwargs))):
-            return self._output(n, args, kwargs)
-        return self._give_up_on(n, args, kwargs)
-
-    def _give_up_on(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
-        reason = f"{self.place}: its channel count is used in a computation"
-        self._protect((args, kwargs), reason)
-        return self._with_fresh_ids(self._output(n, args, kwargs), reason)
+        self._protect((args, kwargs), f"{self.place}: its channel count is used in a computation")
+        return self._output(n, args, kwargs)
 
     def protect_shared_tensors(self) -> None:
         """Tie tensors that belong to layers with their channels; protect layers whose tensors have further uses."""
@@ -204,26 +198,22 @@ class _Walk(fx.Interpreter):
         return self.submodules[str(node.target)] if node.op == "call_module" else None
 
     def _give_up(self, call: Call, reason: str) -> Any:
-        """Protect all channels that reach an operator, and give its output new, protected channels."""
+        """Protect all channels that reach an operator, and follow none through it."""
         self._protect((call.args, call.kwargs), reason)
         if call.module is not None:
             self._uses.update(id(parameter) for parameter in call.module.parameters())
-        return self._with_fresh_ids(call.output, reason)
+        return call.output
 
     def _protect(self, values: Any, reason: str) -> None:
         for tracked in tracked_in(values):
             self.recording.ids.protect(tracked.ids, reason)
 
-    def _with_fresh_ids(self, values: Any, reason: str) -> Any:
-        """Give tensors new, protected channels; return those without a channel dimension unchanged."""
-
-        def track(value: Any) -> Any:
-            if not isinstance(value, Tensor) or value.ndim < 2:
-                return value
-            ids = self.recording.ids.new_protected(value.shape[1], reason)
-            return Tracked(tensor=value, channels=Channels(ids=ids, axis=1))
-
-        return fx.node.map_aggregate(values, track)
+    def _input(self, value: Any) -> Any:
+        """Give the channels of an input, which must stay, their ids."""
+        if not isinstance(value, Tensor) or value.ndim < 2:
+            return value
+        ids = self.recording.ids.new_protected(value.shape[1], "input")
+        return Tracked(tensor=value, channels=Channels(ids=ids, axis=1))
 
 
 def _scaled(target: Any, args: tuple[Any, ...]) -> Count | None:
