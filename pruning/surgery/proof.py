@@ -1,10 +1,10 @@
 """Prove that a cut network computes what the uncut one computes if nothing reads the dropped channels.
 
-In a copy of the uncut network, each layer that reads dropped channels gets zeros in their place, whatever they are;
-that holds for every operator between them. In both copies, the same random numbers stand in for all values that a
-channel has on its own, such as biases and scales of norms, so that none is 0 or 1 and hides a mistake; statistics
-of norms are those of the noise that runs through, so that signals neither vanish nor explode. On this noise, at two
-sizes where the network takes them, the outputs must agree.
+In a copy of the uncut network, each layer reads only what is kept, whatever the rest is, and makes noise where the
+cut network has nothing, so no operator between layers may depend on it. In both copies, the same random numbers stand
+in for all values that a channel has on its own, such as biases and scales of norms, so that none of 0 or 1 hides a
+mistake; statistics of norms are those of the noise that runs through, so that signals neither vanish nor explode. On
+noise, at two sizes where the network takes them, the outputs must agree.
 """
 
 from __future__ import annotations
@@ -116,13 +116,24 @@ class _Pair:
             _replace_(left, name, values[rows.to(values.device)])
         if layer.is_norm:
             own.register_forward_pre_hook(self._settle(layer, left, rows))
-        elif layer.reads_all and not self._stays[layer.input_ids].all():
+        elif layer.reads_all and layer.is_called:
+            own.forward = partial(self._deaf, layer, left, rows)
+        elif layer.reads_all:
             reads = torch.from_numpy(self._stays[layer.input_ids])
-            if layer.is_called:
-                own.register_forward_pre_hook(_mask(reads, axis=-1 if layer.kind == LINEAR else 1), with_kwargs=True)
-            else:
-                weight = own.get_parameter("weight")
-                _replace_(own, "weight", _masked_along(weight, reads, axis=layer.weight_axes[1]))
+            _replace_(own, "weight", _masked_along(own.get_parameter("weight"), reads, axis=layer.weight_axes[1]))
+
+    def _deaf(self, layer: LayerChannels, left: nn.Module, rows: Tensor, input: Tensor, *rest: Any) -> Tensor:
+        """Compute a layer from what is kept, as far as it is kept; the rest is noise."""
+        axis = input.ndim - 1 if layer.kind == LINEAR else 1
+        if input.shape[axis] != len(layer.input_ids):
+            raise RuntimeError(f"{layer.name} reads {input.shape[axis]} channels, and not {len(layer.input_ids)}")
+        columns = torch.from_numpy(kept_positions(layer.input_ids, self._stays)).to(input.device)
+        kept: Tensor = left(input.index_select(axis, columns), *rest)
+        if len(rows) == len(layer.output_ids):
+            return kept
+        shape = [*kept.shape[:axis], len(layer.output_ids), *kept.shape[axis + 1 :]]
+        made = torch.rand(shape, generator=self._generator, dtype=kept.dtype).to(kept.device)
+        return made.index_copy_(axis, rows.to(kept.device), kept)
 
     def _random_like(self, tensor: Tensor) -> Tensor:
         noise = torch.rand(tensor.shape, generator=self._generator, dtype=self._precision)
@@ -206,18 +217,6 @@ def _replace_(module: nn.Module, name: str, values: Tensor) -> None:
         module._parameters[name] = nn.Parameter(values, requires_grad=False)
     else:
         module._buffers[name] = values
-
-
-def _mask(reads: Tensor, *, axis: int) -> Any:
-    """Build a hook that sets the channels that a layer does not read to zero."""
-
-    def mask(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            return (_masked_along(args[0], reads, axis=axis), *args[1:]), kwargs
-        name = next(iter(kwargs))
-        return args, {**kwargs, name: _masked_along(kwargs[name], reads, axis=axis)}
-
-    return mask
 
 
 def _masked_along(values: Tensor, stays: Tensor, *, axis: int) -> Tensor:
