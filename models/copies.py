@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,10 +13,7 @@ from torch import Tensor, nn
 
 # Types of values that never change.
 _PLAIN = (bool, int, float, str, type(None))
-# How modules are copied, unless their class says otherwise.
-_USUAL = {
-    name: getattr(nn.Module, name, None) for name in ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__")
-}
+_CONTAINERS = (dict, OrderedDict, list, set)
 
 
 def twin_without_numbers(model: nn.Module) -> nn.Module:
@@ -56,24 +54,37 @@ def _structural_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     """Return what `copy.deepcopy` does; of modules, dictionaries and plain values in a tenth of its time."""
-    if type(value) in _PLAIN:
+    kind: Any = type(value)
+    if kind in _PLAIN or (kind is tuple and all(type(each) in _PLAIN for each in value)):
         return value
     if id(value) in memo:
         return memo[id(value)]
-    if type(value) in (dict, OrderedDict):
-        memo[id(value)] = twin = type(value)()
-        twin.update((key, _copied(each, memo)) for key, each in value.items())
+    if kind in _CONTAINERS and not value:
+        # Every module has a dozen of them, of hooks.
+        memo[id(value)] = empty = kind()
+        return empty
+    if kind in (dict, OrderedDict):
+        memo[id(value)] = twin = kind()
+        for key, each in value.items():
+            twin[key] = _copied(each, memo)
         return twin
-    if isinstance(value, nn.Module) and all(
-        getattr(type(value), name, None) is usual for name, usual in _USUAL.items()
-    ):
-        memo[id(value)] = module = type(value).__new__(type(value))
-        module.__dict__.update((key, _copied(each, memo)) for key, each in vars(value).items())
+    if isinstance(value, nn.Module) and _is_copied_as_usual(kind):
+        memo[id(value)] = module = kind.__new__(kind)
+        own = module.__dict__
+        for key, each in vars(value).items():
+            own[key] = each if type(each) in _PLAIN else _copied(each, memo)
         return module
     if isinstance(value, Tensor) and not value.is_leaf:
         # Computed by a hook before each call, as in weight normalisation; torch copies leaves alone.
         return value.detach().clone()
     return copy.deepcopy(value, memo)
+
+
+@cache
+def _is_copied_as_usual(kind: type[nn.Module]) -> bool:
+    """Return whether a class of modules has no way of its own to be copied."""
+    names = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__")
+    return all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in names)
 
 
 def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:

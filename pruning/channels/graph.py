@@ -36,7 +36,7 @@ class ChannelPart:
 
     Attributes:
         node: Name of the operator in the torch.fx graph.
-        record: What the operator does, with the ids resolved.
+        record: Kind, place and resolved ids of the numbers.
     """
 
     node: str

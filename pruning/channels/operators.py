@@ -27,7 +27,6 @@ from models.operators import (
     traced_operator,
 )
 from pruning.channels import layer_rules, mixing_rules, part_rules, reshape_rules, shape_rules
-from pruning.channels.frozen_norms import is_frozen_norm
 from pruning.channels.recording import Call, Rule, UnknownOperator
 
 # Rules by name of the operator in `models.operators`, for modules, functions and methods alike.
@@ -100,7 +99,7 @@ def module_rule(module: nn.Module) -> Rule | None:
         if rule and issubclass(kind, nn.Module) and type(module).forward is kind.forward:
             change = _change_of(module, kind)
             return rule if change is None else _changed(change)
-    return layer_rules.batch_norm if is_frozen_norm(module) else None
+    return layer_rules.batch_norm if layer_rules.is_frozen_norm(module) else None
 
 
 def _change_of(module: nn.Module, kind: type[nn.Module]) -> str | None:

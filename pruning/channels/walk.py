@@ -78,7 +78,7 @@ class _Walk(fx.Interpreter):
     """Interpreter that replaces tensors whose channels are known by `Tracked`, and their numbers by `Count`.
 
     Attributes:
-        recording: What was found so far.
+        recording: Record of the nodes so far.
         place: Operator that runs, for people.
     """
 
