@@ -64,7 +64,7 @@ class Entry:
         """Read what was measured; a network that is only planned has no cut to compare with."""
         found = {way: read_result(result_path(folder, case, way)) for way in WAYS}
         results = {way: result for way, result in found.items() if result is not None}
-        if results.get("ours", {}).get("verdict") == "planned":
+        if results.get("ours", {}).get("is_planned_only"):
             results["peer"] = {"verdict": "-"}
         return cls(case=case, results=results)
 

@@ -26,6 +26,7 @@ from pruning.selection.settings import PlanSettings
 from pruning.surgery.cut import cut
 
 RATIO = 0.3
+NOTHING = "nothing to prune"
 # Parameters above which a network is traced and planned only.
 _LARGEST = 150e6
 # A mask that changes less than this would prove nothing.
@@ -56,13 +57,17 @@ def measure_ours(case: Case, result: dict[str, Any]) -> None:
 
 def _plan(model: nn.Module, case: Case, result: dict[str, Any]) -> None:
     """Trace and plan only."""
-    result["stage"] = "trace"
+    result.update(stage="trace", is_planned_only=True)
+    graph = ChannelGraph.of(model, image_chw=case.image_chw)
+    result.update(_shares(model, graph))
+    if not len(graph.prunable_ids):
+        result["verdict"] = NOTHING
+        return
+    result["stage"] = "plan"
     settings = PlanSettings(
         percent=RATIO, criterion="kernel_l1", shortcuts="tied", rounding=Rounding(), trace_chw=case.image_chw
     )
     planner = Planner.of(model, settings)
-    result.update(_shares(model, planner.graph))
-    result["stage"] = "plan"
     allocation = planner.allocate()
     planner.plan(allocation)
     result.update(verdict="planned", dropped=len(allocation.dropped))
@@ -101,7 +106,7 @@ def _cut(model: nn.Module, graph: ChannelGraph, case: Case, result: dict[str, An
     dropped = random_drop(graph, RATIO)
     result.update(dropped=len(dropped), stage="cut")
     if not len(dropped):
-        result["verdict"] = "nothing to prune"
+        result["verdict"] = NOTHING
         return
     pruned = cut(model, graph, dropped, carry=False)
     result["left"] = count_parameters(pruned) / result["parameters"]

@@ -191,9 +191,13 @@ def test_large_network_is_planned_only_and_one_that_is_kept_says_why(
     any_network_ours.measure_ours(case_of(Tiny(), monkeypatch), planned)
     assert planned["verdict"] == "planned"
     assert planned["dropped"] == int(0.3 * planned["prunable"])
+    only_outputs = nn.Sequential(nn.Conv2d(3, 8, 3))
+    large: dict[str, Any] = {}
+    any_network_ours.measure_ours(case_of(only_outputs, monkeypatch), large)
+    assert (large["verdict"], large["is_planned_only"]) == ("nothing to prune", True)
     monkeypatch.undo()
     kept: dict[str, Any] = {}
-    any_network_ours.measure_ours(case_of(nn.Sequential(nn.Conv2d(3, 8, 3)), monkeypatch), kept)
+    any_network_ours.measure_ours(case_of(only_outputs, monkeypatch), kept)
     assert (kept["verdict"], kept["share"], kept["kept_because"]) == ("nothing to prune", 0.0, {"output": 8})
 
 
@@ -360,7 +364,7 @@ def test_known_results_are_not_measured_again_and_the_report_needs_all(
     assert "1 exact" in capsys.readouterr().out
     assert list((tmp_path / "results").iterdir()) == []
     for case in others:
-        write(case, "ours", {"verdict": "planned"})
+        write(case, "ours", {"verdict": "planned", "is_planned_only": True})
     write(others[0], "ours", {**EXACT_RESULT, "verdict": "wrong", "error": 0.1})
     write(others[0], "peer", EXACT_RESULT)
     assert not measure(config)
