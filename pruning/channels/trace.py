@@ -48,7 +48,7 @@ class BlockTracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Trace `m`; if that fails, turn its innermost untraceable block into one operator without a rule."""
-        last, read = _last_node(self.graph), len(self.widths_read)
+        last, read, stack = _last_node(self.graph), len(self.widths_read), dict(self.module_stack)
         try:
             return super().call_module(m, forward, args, kwargs)
         except _UNTRACEABLE:
@@ -56,6 +56,9 @@ class BlockTracer(fx.Tracer):
             while (node := _last_node(self.graph)) is not last:
                 self.graph.erase_node(node)
             del self.widths_read[read:]
+            # An error leaves the blocks that were entered on the stack of the tracer.
+            self.module_stack.clear()
+            self.module_stack.update(stack)
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
 

@@ -386,3 +386,19 @@ def test_layer_inside_a_block_that_cannot_be_traced_is_no_layer_of_the_graph() -
 def test_network_that_cannot_be_traced_at_all_is_one_clear_line() -> None:
     with pytest.raises(PruningError, match=r"Branch: its own forward cannot be traced .*into a block of its own"):
         ChannelGraph.of(Branch(), image_chw=(4, 8, 8))
+
+
+class Chosen(nn.Conv2d):
+    """Cannot be traced, and gives another shape than a convolution of its settings."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (1, 1, 1, 1)) if x.sum() > -1 else x, self.weight, self.bias)
+
+
+def test_block_that_cannot_be_traced_takes_no_other_block_with_it() -> None:
+    blocks = nn.Sequential(nn.Sequential(Chosen(4, 4, 3), nn.BatchNorm2d(4)), nn.Sequential(nn.Conv2d(4, 4, 1)))
+    graph = ChannelGraph.of(Between(blocks), image_chw=(3, 8, 8))
+    assert list(graph.layers) == ["first", "operator.0.1", "operator.1.0", "last"]
+    assert graph.is_prunable(graph.layers["operator.1.0"].output_ids).all()
+    (reason,) = {graph.protected[channel] for channel in graph.layers["first"].output_ids.tolist()}
+    assert reason == "operator.0.0 (Chosen): unknown operator"
