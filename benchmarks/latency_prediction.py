@@ -24,9 +24,9 @@ from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import IntArray
 from pruning.importance.criteria import num_ids
 from pruning.selection.allocation import Allocator
+from pruning.selection.candidates import free_ids
 from pruning.selection.latency import Conditions
 from pruning.selection.latency_cost import LatencyCost
-from pruning.selection.planner import free_ids
 from pruning.selection.rounding import Rounding
 from pruning.surgery.cut import cut
 from utils.config.cli import run_script

@@ -39,7 +39,17 @@ LOGGER = logging.getLogger(__name__)
 CHECKPOINT_NAME = "pruned_model.pt"
 # Settings that only matter where a plan is made.
 _TIMING = ("runtime", "precision", "threads", "latency_table")
-_PLANNING = ("criterion", "shortcuts", "round", "round_direction", "min_channels", "protect", "strict", "seed")
+_PLANNING = (
+    "criterion",
+    "shortcuts",
+    "round",
+    "round_direction",
+    "min_channels",
+    "protect",
+    "limit",
+    "strict",
+    "seed",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

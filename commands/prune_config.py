@@ -12,7 +12,7 @@ from deploy.formats import check_format, check_precision
 from pruning.choices import MEASURED_CRITERIA, CriterionName, Scope, Shortcuts
 from pruning.selection.latency import LatencyTable
 from pruning.selection.rounding import Direction, Rounding
-from pruning.selection.settings import PlanSettings
+from pruning.selection.settings import PlanSettings, parse_limits
 from pruning.selection.targets import parse_target
 from tasks.settings import DEFAULT_IMG_SIZE, TaskSettings
 from utils.config.cli import spelled
@@ -54,6 +54,8 @@ class PruneConfig:
     # by default 0.6 for the criteria taylor and fisher, else 0
     balance: float | None = None
     protect: tuple[str, ...] = ()  # patterns of layer paths that are kept whole, such as "model.2*"
+    # highest share of the channels of layers to prune as PATTERN=SHARE, such as "model.2*=0.2"; the last match counts
+    limit: tuple[str, ...] = ()
     unstructured: float | None = None  # also set this share of all single weights to zero; alone, no channel is cut
     unstructured_scope: Scope = (
         "global"  # one threshold for the network (global), or the share in every layer (layer)
@@ -113,6 +115,7 @@ class PruneConfig:
             measuring = "--scan" if self.scan else f"--criterion {self.criterion}"
             raise ConfigError(f"{measuring} measures on images; give --data")
         assert self.rounding
+        parse_limits(self.limit)
         check_format(self.runtime, flag="--runtime")
         check_precision(self.runtime, self.precision)
         self._check_latency()
@@ -244,6 +247,7 @@ class PruneConfig:
             latency=latency,
             has_fast_widths=self.has_fast_widths,
             protect=self.protect,
+            limits=parse_limits(self.limit),
             strict=self.strict,
             image_chw=image_chw,
             trace_chw=trace_chw,

@@ -14,10 +14,10 @@ from commands.prune_latency import LATENCY_NAME
 from models.fingerprint import network_fingerprint
 from pruning.channels.graph import ChannelGraph
 from pruning.iterative import IterativeSettings, Quantity, Round, before_rounds, prune_iteratively
+from pruning.selection.candidates import free_ids, least_widths
 from pruning.selection.costs import Costs
 from pruning.selection.latency import LatencyTable
-from pruning.selection.planner import free_ids
-from pruning.selection.settings import DEFAULT_PERCENT
+from pruning.selection.settings import DEFAULT_PERCENT, parse_limits
 from pruning.selection.targets import parse_target
 from pruning.surgery.plan import PruningPlan
 from tasks.choose import task_of
@@ -194,6 +194,9 @@ def iterative_settings(
         min_channels=config.min_channels,
         rounding=config.rounding,
         protect=config.protect,
+        least_widths=least_widths(
+            ChannelGraph.of(network.model, image_chw=network.trace_chw), parse_limits(config.limit)
+        ),
         cost_power=config.power,
         latency=table,
         has_fast_widths=config.has_fast_widths,

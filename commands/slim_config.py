@@ -13,6 +13,7 @@ from commands.quantize_config import QuantizeConfig
 from commands.train_config import TrainConfig
 from commands.train_sparsity_config import AUTO, CHOICE, SparsityConfig
 from pruning.choices import Shortcuts
+from pruning.selection.settings import limits_per_round
 from pruning.selection.targets import STEP, parse_target
 from utils.errors import ConfigError
 
@@ -153,6 +154,8 @@ class SlimConfig(SparsityConfig):
         if not self.is_auto:  # the cut chooses channels, not the training
             values = {name: value for name, value in values.items() if name not in CHOICE}
             values["sr"] = None if self.sr == AUTO else self.sr
+        else:
+            values["limit"] = self._round_limit
         return SparsityConfig(**values)
 
     def pruning(self, weights: str, folder: Path, *, target: str, plan: str = "") -> PruneConfig:
@@ -180,7 +183,13 @@ class SlimConfig(SparsityConfig):
         names = ("percent", "shortcuts", "round", "round_direction", "min_channels", *timing)
         # Channels are ranked by what was drawn to zero.
         criterion = "kernel_l1" if self.sparsity == "kernel" else "bn_gamma"
-        return {"target": target, "criterion": criterion, **{name: getattr(self, name) for name in names}}
+        own = {"target": target, "criterion": criterion, "limit": self._round_limit}
+        return {**own, **{name: getattr(self, name) for name in names}}
+
+    @property
+    def _round_limit(self) -> tuple[str, ...]:
+        """Limits of layers in each round, which reach the given ones after the last."""
+        return limits_per_round(self.limit, rounds=self.rounds)
 
     def finetuning(self, weights: str, folder: Path, *, teacher: str, plan: str = "") -> FinetuneConfig:
         """Return a fine-tuning of pruned `weights` into `folder`, with `teacher` where there is to be one.

@@ -18,7 +18,7 @@ AUTO: Literal["auto"] = "auto"
 # Settings of the choice of channels under --sr auto.
 CHOICE = (
     *("percent", "target", "runtime", "precision", "threads", "latency_table"),
-    *("round", "round_direction", "min_channels"),
+    *("round", "round_direction", "min_channels", "limit"),
 )
 
 
@@ -48,6 +48,8 @@ class SparsityConfig(TrainConfig):
     round: str = ""
     round_direction: Direction = "nearest"  # up, down or nearest
     min_channels: int = 1  # fewest channels of a layer
+    # highest share of the channels of layers to prune as PATTERN=SHARE, such as "model.2*=0.2"; the last match counts
+    limit: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,6 +88,7 @@ class SparsityConfig(TrainConfig):
             round=self.round,
             round_direction=self.round_direction,
             min_channels=self.min_channels,
+            limit=self.limit,
             data=self.data,
             img_size=self.test_size,
             batch_size=self.batch_size,

@@ -30,9 +30,9 @@ from pruning.choices import CostQuantity, Shortcuts
 from pruning.importance.criteria import num_ids
 from pruning.importance.taylor import taylor_importance
 from pruning.selection.allocation import Allocator, ranks_among
+from pruning.selection.candidates import free_ids, least_by_group
 from pruning.selection.costs import Costs
 from pruning.selection.latency import LatencyTable
-from pruning.selection.planner import free_ids
 from pruning.selection.rounding import Rounding
 from pruning.surgery.cut import cut
 from utils.errors import ConfigError
@@ -60,6 +60,7 @@ class IterativeSettings:
         min_channels: Fewest channels to keep of those that the same layers produce.
         rounding: Rounding of the number of channels that the same layers produce.
         protect: Patterns of paths of layers that are not pruned.
+        least_widths: Fewest outputs of layers to keep, by path.
         cost_power: Power of a channel's cost in `quantity` by which its importance is divided.
         latency: Times of the layers on a runtime, for milliseconds.
         has_fast_widths: Whether widths are those that the latency table found fast, in place of `rounding`.
@@ -77,6 +78,7 @@ class IterativeSettings:
     min_channels: int = 1
     rounding: Rounding = field(default_factory=Rounding)
     protect: tuple[str, ...] = ()
+    least_widths: Mapping[str, int] = field(default_factory=dict)
     cost_power: float = 0.0
     latency: LatencyTable | None = None
     has_fast_widths: bool = False
@@ -243,6 +245,7 @@ def _allocator(
         candidates=candidates,
         rounding=settings.rounding,
         min_channels=settings.min_channels,
+        least=least_by_group(graph, settings.least_widths),
         widths=costs.latency.fast_widths(graph.groups) if settings.has_fast_widths else {},
     )
 

@@ -41,7 +41,15 @@ SPARSITY_FLAGS = " ".join(
             *("--aim", "--beta-ratio", "--no-decay", "--no-st", "--scale-rate", "--shortcuts", "--sparsity"),
             *("--sr", "--srb", "--src"),
             # Of --sr auto, which chooses what the cut will take.
-            *("--latency-table", "--min-channels", "--percent", "--precision", "--round", "--round-direction"),
+            *(
+                "--latency-table",
+                "--limit",
+                "--min-channels",
+                "--percent",
+                "--precision",
+                "--round",
+                "--round-direction",
+            ),
             *("--runtime", "--target", "--threads"),
         ]
     )
@@ -59,7 +67,7 @@ SLIM_FLAGS = " ".join(
 PRUNE_FLAGS = """
     --balance --batch --batch-size --bn-percent --cache-dir --cfg --conv-percent --cost-power --criterion --data
     --device --drop-bottlenecks --dry-run --exist-ok --hyp --img --img-size --imgsz --iterative
-    --latency-layers --latency-table --lr --min-channels --name --no-constants --noplots --percent --plan
+    --latency-layers --latency-table --limit --lr --min-channels --name --no-constants --noplots --percent --plan
     --precision --project --protect --resume --round --round-direction --runtime --scan --seed --shortcuts --step
     --strict --target --taylor-batches --threads --tolerance --unstructured --unstructured-scope --updates --weights
     --workers

@@ -66,6 +66,7 @@ class Allocator:
         rounding: Rounding of the number of channels that layers share, protected ones counted.
         min_channels: Fewest of these channels to keep.
         min_share: Least share of these channels to keep, 0 to 1.
+        least: Fewest channels to keep of those that layers share, by the smallest of their ids.
         widths: Allowed widths of channels that layers share, ascending, by the smallest of their ids; where they are
             given, only the direction of `rounding` counts.
     """
@@ -76,6 +77,7 @@ class Allocator:
     rounding: Rounding = field(default_factory=Rounding)
     min_channels: int = 1
     min_share: float = 0.0
+    least: Mapping[int, int] = field(default_factory=dict)
     widths: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -120,10 +122,18 @@ class Allocator:
         """The smallest id of the group of each produced channel."""
         return {int(channel): int(group.ids[0]) for group in self.graph.groups for channel in group.ids}
 
+    def _first_id(self, ids: IntArray) -> int:
+        """Return the smallest id of the group of these channels (n,)."""
+        return self._first_ids[int(ids[0])]
+
     @cached_property
     def limit(self) -> Limit:
         """Highest threshold at which no layer loses all of its channels."""
-        largest = [float(self.importance[ids[-1]]) for ids, _, total in self._groups if len(ids) == total]
+        largest = [
+            float(self.importance[ids[-1]])
+            for ids, _, total in self._groups
+            if len(ids) == total and not self.least.get(self._first_id(ids))
+        ]
         values = self.importance[self.candidates]
         threshold = min(largest, default=float(values.max()))
         return Limit(threshold=threshold, percent=float((values < threshold).mean()))
@@ -147,9 +157,10 @@ class Allocator:
         dropped, raised = [], []
         for ids, places, total in self._groups:
             below = int(np.searchsorted(places, count, side="left"))
-            share = math.ceil(self.min_share * total)
+            first = self._first_id(ids)
+            share = max(math.ceil(self.min_share * total), self.least.get(first, 0))
             least = max(min(self.min_channels, total), share)
-            allowed = self.widths.get(self._first_ids[int(ids[0])])
+            allowed = self.widths.get(first)
             width = self.rounding.apply(total - below, total=total, least=least, widths=allowed)
             if total - below < least and share < least:
                 raised.append(self.graph.owners(int(ids[0]))[0][0])
@@ -195,7 +206,8 @@ class Allocator:
         if smallest > target:
             raise PruningError(
                 f"target of {target:.4g} {what} cannot be reached with these roundings, least widths and protected "
-                f"channels; the nearest is {smallest:.4g}; lower --min-channels or --round, or use --shortcuts tied"
+                f"channels; the nearest is {smallest:.4g}; lower --min-channels or --round, "
+                f"{'raise --limit, ' if self.least else ''}or use --shortcuts tied"
             )
         low, high = 0, len(values)
         while low < high:

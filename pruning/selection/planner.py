@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,10 +13,11 @@ from torch import nn
 from models.fingerprint import network_fingerprint
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.ids import FloatArray, IntArray
-from pruning.channels.shortcuts import candidate_ids, shortcut_bottleneck_names
-from pruning.choices import MEASURED_CRITERIA, Shortcuts
+from pruning.channels.shortcuts import shortcut_bottleneck_names
+from pruning.choices import MEASURED_CRITERIA
 from pruning.importance.criteria import CRITERIA, random_order
 from pruning.selection.allocation import Allocation, Allocator, ranked_ids
+from pruning.selection.candidates import free_ids, least_by_group, least_widths
 from pruning.selection.costs import Costs, at_target, uniform_share
 from pruning.selection.mixed import MixedCriteria
 from pruning.selection.scales import DENSE_SHARE, NEAR_ZERO, ScaleStats
@@ -100,6 +100,7 @@ class Planner:
             candidates=ranked,
             rounding=settings.rounding,
             min_channels=settings.min_channels,
+            least=least_by_group(graph, least_widths(graph, settings.limits)),
             widths=_fast_widths(model, graph, settings),
         )
         if settings.balance and settings.target:
@@ -240,37 +241,6 @@ def _fast_widths(model: nn.Module, graph: ChannelGraph, settings: PlanSettings) 
     if not settings.has_fast_widths:
         return {}
     return _costs(model, graph, settings).latency.fast_widths(graph.groups)
-
-
-def free_ids(model: nn.Module, graph: ChannelGraph, *, shortcuts: Shortcuts, protect: Sequence[str]) -> IntArray:
-    """Return the channels that may be pruned, sorted (n,), without those of protected layers.
-
-    Raises:
-        PruningError: A pattern matches no layer.
-    """
-    return np.setdiff1d(candidate_ids(model, graph, shortcuts), protected_ids(graph, protect))
-
-
-def protected_ids(graph: ChannelGraph, patterns: Sequence[str]) -> IntArray:
-    """Return the channels produced by layers whose paths match a pattern, sorted (n,).
-
-    Raises:
-        PruningError: A pattern matches no layer.
-    """
-    found = [np.empty(0, dtype=np.int64)]
-    for pattern in patterns:
-        matching = [
-            layer.output_ids
-            for name, layer in graph.layers.items()
-            if fnmatchcase(name, pattern) and not layer.is_norm
-        ]
-        if not matching:
-            names = [name for name, layer in graph.layers.items() if not layer.is_norm]
-            raise PruningError(
-                f"--protect {pattern} matches no layer; the layers include {', '.join(names[:3])}; use * for any part"
-            )
-        found += matching
-    return np.unique(np.concatenate(found))
 
 
 def _bottlenecks(model: nn.Module, wanted: Sequence[str]) -> tuple[str, ...]:

@@ -330,6 +330,8 @@ def other_data(place: Place) -> list[str]:
         (["--cfg", "none.yaml"], r"none.yaml"),
         (["--weights", "none.pt"], r"none.pt"),
         (["--protect", "model.77*"], r"--protect model.77\* matches no layer; the layers include model.0.conv"),
+        (["--limit", "model.77*=0.2"], r"--limit model.77\* matches no layer; the layers include model.0.conv"),
+        (["--limit", "model.2*"], r"--limit model.2\*: expected a pattern and a share from 0 to 1"),
         (["--drop-bottlenecks", "model.8.m.0"], r"model.8.m.0: no bottleneck with a shortcut; known: model.3.m.0"),
         (["--round", "64"], r"--round 64 exceeds every width: the widest layer to prune has 32"),
         (["--round", "pow3"], r"--round pow3: expected pow2, none or a number such as 8"),

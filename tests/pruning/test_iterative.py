@@ -136,6 +136,14 @@ def test_protected_layers_stay_whole() -> None:
     assert sum(len(kept) for kept in last.kept.values()) == 67 + 10
 
 
+def test_limited_layers_keep_their_width_over_all_rounds() -> None:
+    settings = replace(QUICK, updates=0, least_widths={"features.0": 5, "features.3": 12}, ratio=0.7, step=20)
+    _, last = prune_iteratively(lenet(), noise_task(), settings=settings, image_chw=IMAGE)
+    assert len(last.kept["features.0"]) >= 5
+    assert len(last.kept["features.3"]) >= 12
+    assert last.now["channels"] == 67
+
+
 @pytest.mark.parametrize("count", [42, 118, 217])
 def test_share_that_floats_cannot_hold_is_met_to_the_channel(count: int) -> None:
     # Without a grain of tolerance one channel more would go.

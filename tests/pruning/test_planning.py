@@ -20,7 +20,8 @@ from pruning.channels.graph import ChannelGraph
 from pruning.channels.shortcuts import candidate_ids
 from pruning.importance.cost import ChannelCost
 from pruning.importance.criteria import bn_gamma, kernel_l1
-from pruning.selection.planner import Planner, protected_ids
+from pruning.selection.candidates import protected_ids
+from pruning.selection.planner import Planner
 from utils.errors import PruningError
 
 BOTTLENECKS = ("model.3.m.0", "model.5.m.0")

@@ -58,6 +58,23 @@ def test_flags_have_dashes_or_underscores() -> None:
 
 
 @pytest.mark.parametrize(
+    "argv",
+    [
+        ("--weights", "a.pt", "b.pt", "--epochs", "5", "--weights", "c=1"),
+        ("--weights", "a.pt", "--weights=b.pt", "--epochs=5", "--weights", "c=1"),
+        ("--weights=a.pt", "--epochs", "5", "--weights", "b.pt", "c=1"),
+    ],
+)
+def test_flag_for_several_texts_may_be_given_several_times(argv: tuple[str, ...]) -> None:
+    config = parsed(*argv)
+    assert (config.weights, config.epochs) == (("a.pt", "b.pt", "c=1"), 5)
+
+
+def test_flag_for_several_numbers_given_twice_takes_the_later_ones() -> None:
+    assert parsed("--weights", "a.pt", "--sizes", "320", "--sizes", "64", "96").sizes == (64, 96)
+
+
+@pytest.mark.parametrize(
     ("argv", "resume"),
     [(("--resume",), "latest"), (("--resume", "--fast"), "latest"), (("--resume", "x/last.pt"), "x/last.pt")],
 )

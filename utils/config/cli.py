@@ -11,7 +11,7 @@ from contextlib import redirect_stderr
 from dataclasses import MISSING, fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
@@ -107,7 +107,8 @@ def parse(config_type: type[Config], argv: Sequence[str], *, bare: Mapping[str, 
         ConfigError: A YAML cannot be read, has an unknown key or a value of the wrong type; a flag is unknown,
             missing, or has a value of the wrong type.
     """
-    arguments, config_file = _split_option(_fill_bare(argv, bare), "--config")
+    joined = _join_repeated(_fill_bare(argv, bare), config_type)
+    arguments, config_file = _split_option(joined, "--config")
     unchecked = _without_checks(config_type)
     values = _values_in(unchecked, config_file) if config_file else {}
     if any(field.name == "preset" for field in fields(config_type)):  # type: ignore[arg-type]
@@ -248,3 +249,27 @@ def _fill_bare(argv: Sequence[str], bare: Mapping[str, str]) -> list[str]:
         if item in bare and (is_last or argv[i + 1].startswith("--")):
             filled.append(bare[item])
     return filled
+
+
+def _join_repeated(argv: Sequence[str], config_type: type[Any]) -> list[str]:
+    """Join the values of flags for several texts that are given several times; tyro keeps the last ones alone."""
+    hints = get_type_hints(config_type)
+    several = {f"--{name.replace('_', '-')}" for name, hint in hints.items() if hint == tuple[str, ...]}
+    chunks: list[list[str]] = [[]]  # each flag with its values
+    by_flag: dict[str, list[str]] = {}
+    current = chunks[0]
+    for item in argv:
+        flag, equals, value = item.partition("=")
+        name = flag.replace("_", "-")
+        if name not in several:
+            if item.startswith("--"):
+                chunks.append([])
+                current = chunks[-1]
+            current.append(item)
+            continue
+        if name not in by_flag:
+            by_flag[name] = [flag]
+            chunks.append(by_flag[name])
+        current = by_flag[name]
+        current += [value] * bool(equals)
+    return [word for chunk in chunks for word in chunk]
