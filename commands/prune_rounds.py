@@ -165,7 +165,12 @@ def prune_in_rounds(
         pruned, last = prune_iteratively(
             model, training, settings=settings, image_chw=image_chw, start=start, on_round=save
         )
-    plan = PruningPlan(fingerprint=fingerprint, keep=_cut_layers(dense.model, last), settings=plain(config))
+    plan = PruningPlan(
+        fingerprint=fingerprint,
+        keep=_cut_layers(dense.model, last),
+        settings=plain(config),
+        importance=last.importance,
+    )
     return PrunedInRounds(model=pruned.cpu(), plan=plan, folder=folder)
 
 

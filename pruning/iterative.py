@@ -35,6 +35,7 @@ from pruning.selection.costs import Costs
 from pruning.selection.latency import LatencyTable
 from pruning.selection.rounding import Rounding
 from pruning.surgery.cut import cut
+from pruning.surgery.plan import importance_by_layer
 from utils.errors import ConfigError
 
 LOGGER = logging.getLogger(__name__)
@@ -105,6 +106,8 @@ class Round:
         loss: Sum of the parts of the loss, mean over the updates of the round.
         kept: Indices of the kept output channels, counted in the network before the first round, by path of each
             convolution and linear layer.
+        importance: Importance of each output of the same layers before the first round, in the last round that ranked
+            it; None before.
     """
 
     number: int
@@ -112,6 +115,7 @@ class Round:
     dense: Mapping[Quantity, float]
     loss: float
     kept: Mapping[str, tuple[int, ...]]
+    importance: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Round:
@@ -121,7 +125,9 @@ class Round:
             KeyError: The field `kept` is missing.
             TypeError: Other fields are missing, or there are unknown ones.
         """
-        return cls(**{**values, "kept": {name: tuple(indices) for name, indices in values["kept"].items()}})
+        kept = {name: tuple(indices) for name, indices in values["kept"].items()}
+        importance = {name: tuple(given) for name, given in values.get("importance", {}).items()}
+        return cls(**{**values, "kept": kept, "importance": importance})
 
     def as_text(self) -> str:
         """Return one line for people."""
@@ -192,7 +198,8 @@ def before_rounds(model: nn.Module, *, settings: IterativeSettings, image_chw: t
     costs = Costs.of(model, graph, image_chw, settings.latency)
     dense = _amounts(graph, costs, np.empty(0, dtype=np.int64))
     kept = {layer.name: tuple(range(len(layer.output_ids))) for layer in graph.layers.values() if not layer.is_norm}
-    state = Round(number=0, now=dense, dense=dense, loss=0.0, kept=kept)
+    unknown = {name: (None,) * len(indices) for name, indices in kept.items()}
+    state = Round(number=0, now=dense, dense=dense, loss=0.0, kept=kept, importance=unknown)
     # How small it can get does not depend on which channels matter.
     allocator = _allocator(model, graph, np.zeros(num_ids(graph)), settings, costs)
     _fewest_for_goal(allocator, lambda dropped: _amounts(graph, costs, dropped), settings, _goal(state, settings))
@@ -230,8 +237,14 @@ def _next_round(
     # Nothing is carried: Taylor expansion estimates what happens when a channel is zero.
     smaller = cut(model, graph, dropped, carry=False)
     loss = task.train_(smaller, updates=settings.updates, lr=settings.lr, number=number)
-    kept = _still_kept(state.kept, graph, dropped)
-    return smaller, Round(number=number, now=amounts(dropped), dense=state.dense, loss=loss, kept=kept)
+    return smaller, Round(
+        number=number,
+        now=amounts(dropped),
+        dense=state.dense,
+        loss=loss,
+        kept=_still_kept(state.kept, graph, dropped),
+        importance=_latest_importance(state, graph, importance),
+    )
 
 
 def _allocator(
@@ -274,6 +287,18 @@ def _still_kept(
         name: tuple(np.array(indices)[~np.isin(graph.layers[name].output_ids, dropped)].tolist())
         for name, indices in kept.items()
     }
+
+
+def _latest_importance(
+    state: Round, graph: ChannelGraph, importance: FloatArray
+) -> dict[str, tuple[float | None, ...]]:
+    """Return the importance of the outputs before the first round, with what a round has ranked anew."""
+    found = {}
+    ranked = importance_by_layer(graph, importance)
+    for name, values in state.importance.items():
+        latest = dict(zip(state.kept[name], ranked[name], strict=True))
+        found[name] = tuple(latest.get(index, value) for index, value in enumerate(values))
+    return found
 
 
 def _amounts(graph: ChannelGraph, costs: Costs, dropped: IntArray) -> dict[Quantity, float]:

@@ -189,6 +189,7 @@ class Planner:
             settings={**settings, "threshold": threshold},
             bottlenecks=self.bottlenecks,
             fingerprint=self.fingerprint,
+            importance=self.allocator.importance,
         )
 
     def describe(self, allocation: Allocation) -> str:

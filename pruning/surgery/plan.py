@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,12 +14,14 @@ from torch import nn
 
 from models.fingerprint import network_fingerprint
 from pruning.channels.graph import ChannelGraph
-from pruning.channels.ids import IntArray
+from pruning.channels.ids import FloatArray, IntArray
 from utils.errors import PruningError
 from utils.storage.files import write_json
 
 # Name of the file that a plan is kept in.
 PLAN_NAME = "plan.json"
+# Digits to which importance is rounded in it.
+_DIGITS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +33,15 @@ class PruningPlan:
         keep: Kept output indices, sorted, of each convolution and linear layer that loses channels, by module path.
         bottlenecks: Module paths of shortcut bottlenecks to remove first; `keep` refers to the network after that.
         settings: Settings that produced the plan.
+        importance: Importance by which channels were ranked, of each output of the convolutions and linear layers, by
+            module path; None where it is unknown. Empty in plans that were written without it.
     """
 
     fingerprint: str
     keep: Mapping[str, tuple[int, ...]]
     bottlenecks: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    importance: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, kept in self.keep.items():
@@ -56,6 +62,7 @@ class PruningPlan:
         settings: Mapping[str, Any] | None = None,
         bottlenecks: tuple[str, ...] = (),
         fingerprint: str | None = None,
+        importance: FloatArray | None = None,
     ) -> PruningPlan:
         """Build the plan that drops these ids of a network.
 
@@ -66,6 +73,7 @@ class PruningPlan:
             settings: Settings to record in the plan.
             bottlenecks: Paths of the bottlenecks already removed from `model`.
             fingerprint: Fingerprint of the network before they were removed; None means that of `model`.
+            importance: Importance by channel id (num_ids,) to record in the plan.
         """
         keep = {}
         for layer in graph.layers.values():
@@ -77,6 +85,7 @@ class PruningPlan:
             keep=keep,
             bottlenecks=bottlenecks,
             settings=dict(settings or {}),
+            importance={} if importance is None else importance_by_layer(graph, importance),
         )
 
     def dropped_ids(self, model: nn.Module, graph: ChannelGraph) -> IntArray:
@@ -136,6 +145,7 @@ class PruningPlan:
             "keep": {name: list(kept) for name, kept in self.keep.items()},
             "bottlenecks": list(self.bottlenecks),
             "settings": dict(self.settings),
+            "importance": {name: list(values) for name, values in self.importance.items()},
         }
 
     @classmethod
@@ -151,6 +161,10 @@ class PruningPlan:
                 keep={str(name): tuple(int(index) for index in kept) for name, kept in values["keep"].items()},
                 bottlenecks=tuple(str(name) for name in values["bottlenecks"]),
                 settings=dict(values["settings"]),
+                importance={
+                    str(name): tuple(None if value is None else float(value) for value in given)
+                    for name, given in values.get("importance", {}).items()
+                },
             )
         except PruningError as error:
             raise PruningError(f"{where}: {error}") from None
@@ -159,7 +173,7 @@ class PruningPlan:
 
     def save(self, path: Path) -> None:
         """Write the plan as JSON."""
-        write_json(path, self.to_dict())
+        write_json(path, self.to_dict(), has_flat_lists=True)
 
     @classmethod
     def load(cls, path: Path) -> PruningPlan:
@@ -173,3 +187,21 @@ class PruningPlan:
         except (OSError, ValueError) as error:
             raise PruningError(f"plan {path}: cannot be read ({error}); give a plan that prune.py wrote") from error
         return cls.from_dict(values, where=f"plan {path}")
+
+
+def importance_by_layer(graph: ChannelGraph, importance: FloatArray) -> dict[str, tuple[float | None, ...]]:
+    """Return the importance of each output of the convolutions and linear layers, by path, rounded for a file.
+
+    Args:
+        graph: Channels of the network.
+        importance: Importance by channel id (num_ids,); NaN and infinity become None.
+    """
+    return {
+        layer.name: tuple(_rounded(value) for value in importance[layer.output_ids].tolist())
+        for layer in graph.layers.values()
+        if not layer.is_norm
+    }
+
+
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None

@@ -112,6 +112,29 @@ def test_round_says_which_outputs_of_the_first_network_are_left() -> None:
         assert torch.equal(model.get_submodule(name).bias[kept], pruned.get_submodule(name).bias)
 
 
+def test_round_keeps_the_latest_importance_of_every_output_of_the_first_network() -> None:
+    rounds: list[Round] = []
+    settings = replace(QUICK, updates=0, final_updates=0)
+    prune_iteratively(
+        lenet(), noise_task(), settings=settings, image_chw=IMAGE, on_round=lambda state, _: rounds.append(state)
+    )
+    first, last = rounds[0], rounds[-1]
+    assert {name: len(values) for name, values in last.importance.items()} == {
+        **{"features.0": 6, "features.3": 16},
+        **{name: len(values) for name, values in first.importance.items() if name.startswith("classifier")},
+    }
+    for name, values in last.importance.items():
+        # Outputs of the network cannot be pruned, and are not ranked.
+        assert all((value is None) == (name == "classifier.4") for value in values)
+        cut = set(range(len(values))) - set(first.kept[name])
+        # What the first round cut was ranked once, the rest again, in a smaller network.
+        assert all(values[index] == first.importance[name][index] for index in cut)
+    assert last.importance != first.importance
+    ranked = dict(enumerate(first.importance["features.3"]))
+    kept = [ranked[i] for i in first.kept["features.3"]]
+    assert min(kept) >= max(value for i, value in ranked.items() if i not in first.kept["features.3"])
+
+
 @pytest.mark.parametrize("direction", ["nearest", "up", "down"])
 def test_widths_are_rounded_in_every_round(direction: Direction) -> None:
     widths: list[list[int]] = []

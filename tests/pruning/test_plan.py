@@ -15,6 +15,7 @@ from models.detector import Detector, build_model
 from models.fingerprint import network_fingerprint
 from models.spec import ModelSpec
 from pruning.channels.graph import ChannelGraph
+from pruning.importance.criteria import num_ids
 from pruning.surgery.plan import PruningPlan
 from utils.errors import PruningError
 
@@ -52,9 +53,48 @@ def test_plan_comes_back_from_its_file(model: Detector, graph: ChannelGraph, tmp
         settings={"percent": 0.3, "protect": ["a*"]},
         bottlenecks=("model.3.m.0",),
         fingerprint="before",
+        importance=np.random.default_rng(0).normal(size=num_ids(graph)),
     )
     plan.save(tmp_path / "plan.json")
     assert PruningPlan.load(tmp_path / "plan.json") == plan
+
+
+def test_plan_keeps_the_importance_of_every_output_to_four_digits(model: Detector, graph: ChannelGraph) -> None:
+    importance = np.arange(num_ids(graph)) / 7e5
+    importance[graph.layers["model.1.conv"].output_ids[:3]] = (np.nan, np.inf, 123456.0)
+    plan = PruningPlan.of(model, graph, graph.prunable_ids[:3], importance=importance)
+    assert plan.importance.keys() == {layer.name for layer in graph.layers.values() if not layer.is_norm}
+    assert plan.importance["model.1.conv"][:3] == (None, None, 123500.0)
+    for name, values in plan.importance.items():
+        ids = graph.layers[name].output_ids
+        assert len(values) == len(ids)
+        known = [(value, importance[i]) for value, i in zip(values, ids, strict=True) if value is not None]
+        np.testing.assert_allclose(*zip(*known, strict=True), rtol=5.1e-4)
+
+
+def test_plan_without_importance_is_read(model: Detector, graph: ChannelGraph, tmp_path: Path) -> None:
+    plan = PruningPlan.of(model, graph, graph.prunable_ids[:3], importance=np.ones(num_ids(graph)))
+    old = {name: value for name, value in plan.to_dict().items() if name != "importance"}
+    (tmp_path / "plan.json").write_text(json.dumps(old))
+    assert PruningPlan.load(tmp_path / "plan.json") == replace(plan, importance={})
+
+
+def test_file_of_a_plan_has_each_list_on_one_line(model: Detector, graph: ChannelGraph, tmp_path: Path) -> None:
+    settings = {"protect": ["a [b  c]", "d"], "none": []}
+    importance = np.random.default_rng(0).random(num_ids(graph))
+    plan = PruningPlan.of(model, graph, graph.prunable_ids[::2], settings=settings, importance=importance)
+    plan.save(tmp_path / "plan.json")
+    text = (tmp_path / "plan.json").read_text()
+    assert json.loads(text) == plan.to_dict()
+    assert len(text.splitlines()) < len(plan.keep) + len(plan.importance) + 20
+    assert len(text) < 15 * num_ids(graph) + 100 * len(plan.importance)
+
+
+@pytest.mark.parametrize("importance", [3, {"model.0.conv": 3}, {"model.0.conv": ["a"]}, []])
+def test_importance_of_another_kind_is_refused(model: Detector, graph: ChannelGraph, importance: object) -> None:
+    values = {**PruningPlan.of(model, graph, graph.prunable_ids[:3]).to_dict(), "importance": importance}
+    with pytest.raises(PruningError, match="here: not a pruning plan"):
+        PruningPlan.from_dict(values, where="here")
 
 
 def test_fingerprint_knows_names_and_shapes_but_no_numbers(model: Detector) -> None:

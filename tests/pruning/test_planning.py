@@ -278,6 +278,16 @@ def test_channels_without_batch_norm_stay_with_a_warning(caplog: pytest.LogCaptu
     assert len(by_gamma.allocator.candidates) == 6984 - 456
 
 
+def test_plan_keeps_the_importance_that_channels_were_ranked_by(model: Detector) -> None:
+    planner = planner_of(model, percent=0.5)
+    plan = planner.plan(planner.allocate())
+    name = "model.1.conv"
+    gammas = model.get_parameter("model.1.bn.weight").abs().tolist()
+    assert plan.importance[name] == pytest.approx(gammas, rel=1e-3)
+    above = [index for index, value in enumerate(gammas) if value >= planner.threshold]
+    assert plan.keep[name] == tuple(above)
+
+
 def test_settings_are_kept_with_the_plan(model: Detector) -> None:
     planner = planner_of(model, percent=0.25, protect=("model.0.conv",))
     settings = planner.plan(planner.allocate()).settings

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -23,6 +24,9 @@ from utils.errors import ConfigError
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError, struct.error)
 # Errors of numpy for an .npz: arrays truncated, of objects, or declared larger than memory; or another file type.
 NPZ_ERRORS = (*ZIP_ERRORS, OSError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
+
+# A list of numbers in indented JSON, each on a line; no text in JSON contains the end of a line.
+_NUMBERS = re.compile(r'\[(\n[^\[\]{}"]*)\]')
 
 # Most bytes of a file name on common file systems.
 LONGEST_NAME = 255
@@ -77,9 +81,18 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` atomically as indented JSON; NaN and infinity become null, which every parser accepts."""
-    write_text(path, json.dumps(_finite(value), indent=2) + "\n")
+def write_json(path: str | Path, value: Any, *, has_flat_lists: bool = False) -> None:
+    """Write `value` atomically as indented JSON; NaN and infinity become null, which every parser accepts.
+
+    Args:
+        path: File to write.
+        value: Plain data.
+        has_flat_lists: Whether each list of numbers is on one line, rather than each of its numbers.
+    """
+    text = json.dumps(_finite(value), indent=2)
+    if has_flat_lists:
+        text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
+    write_text(path, text + "\n")
 
 
 def _finite(value: Any) -> Any:
