@@ -11,7 +11,7 @@ from torch import nn
 
 from commands.prune_config import PruneConfig
 from commands.prune_latency import LATENCY_NAME, predicted_ms, table_for, write_layers
-from commands.prune_rounds import ROUND_NAME, SavedRound, prune_in_rounds
+from commands.prune_rounds import ROUND_NAME, RoundScore, SavedRound, prune_in_rounds
 from engine.evaluation.evaluator import Evaluation, Evaluator, change
 from pruning.channels.graph import ChannelGraph
 from pruning.selection.allocation import Allocation
@@ -62,6 +62,7 @@ class PruneResult:
         report: Sizes before and after.
         scan: Scores over percents, where asked for.
         before, after: Evaluations, where data was given.
+        rounds: Scores of the dense network and after each round of `--iterative`.
         folder: The run folder; None as long as there is none, and after a dry run.
     """
 
@@ -71,6 +72,7 @@ class PruneResult:
     scan: Scan | None = None
     before: Evaluation | None = None
     after: Evaluation | None = None
+    rounds: tuple[RoundScore, ...] = ()
     folder: Path | None = None
 
     @property
@@ -85,6 +87,7 @@ class PruneResult:
             "scan": self.scan and self.scan.to_dict(),
             "before": self.before and self.before.to_dict(),
             "after": self.after and self.after.to_dict(),
+            "rounds": [score.to_dict() for score in self.rounds],
             "threshold": self.plan.settings.get("threshold"),
         }
 
@@ -161,9 +164,16 @@ class _Run:
     def in_rounds(self, saved: SavedRound | None) -> PruneResult:
         """Cut and train by turns."""
         rounds = prune_in_rounds(
-            self.task, self.dense, self.config, image_chw=self.image_chw, saved=saved, table=self.table
+            self.task,
+            self.dense,
+            self.config,
+            image_chw=self.image_chw,
+            saved=saved,
+            table=self.table,
+            evaluator=self.evaluator,
         )
-        return self._result(rounds.model, rounds.plan, folder=rounds.folder)
+        result = self._result(rounds.model, rounds.plan, folder=rounds.folder)
+        return replace(result, rounds=rounds.scores)
 
     def by_plan(self) -> PruneResult:
         """Cut once, by a plan that is given or made now."""

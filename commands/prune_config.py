@@ -77,6 +77,7 @@ class PruneConfig:
     step: int = 512  # channels that each round of --iterative cuts
     updates: int = 30  # optimiser steps after each cut
     lr: float = 1e-3  # their learning rate
+    notest: Annotated[bool, spelled("--noval")] = False  # do not measure after each round, only before and after all
     resume: str = ""  # continue with the killed --iterative run of this folder, under its own settings
     device: str = ""  # cpu, or the number of a GPU; empty takes a GPU if there is one
     workers: int = 8  # data loading processes, at most one per core
@@ -153,7 +154,8 @@ class PruneConfig:
     def _check_iterative(self) -> None:
         """Refuse what rounds of cutting and training cannot take: they decide as they go."""
         if not self.iterative:
-            given = [name for name in ("step", "updates", "lr") if getattr(self, name) != getattr(PruneConfig, name)]
+            names = ("step", "updates", "lr", "notest")
+            given = [name for name in names if getattr(self, name) != getattr(PruneConfig, name)]
             if given:
                 raise ConfigError(f"--{given[0]} is for rounds; add --iterative or leave --{given[0]} out")
             return

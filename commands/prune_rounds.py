@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from commands.prune_config import PruneConfig
 from commands.prune_latency import LATENCY_NAME
+from engine.evaluation.evaluator import Evaluator, label
 from models.fingerprint import network_fingerprint
 from pruning.channels.graph import ChannelGraph
 from pruning.iterative import IterativeSettings, Quantity, Round, before_rounds, prune_iteratively
@@ -27,12 +30,56 @@ from utils.config.cli import config_from_values
 from utils.config.hyp import load_hyp
 from utils.device import memory_advice, select_device
 from utils.errors import CheckpointError, PruningError
+from utils.plots.pruning import plot_scores_over_shares
 from utils.storage.checkpoint import save_checkpoint
 from utils.storage.run_folder import RunFolder, plain
 
 LOGGER = logging.getLogger(__name__)
 
 ROUND_NAME = "last_round.pt"
+# Plot of a run folder with the scores after each round.
+ROUNDS_PLOT = "rounds.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundScore:
+    """Scores of the network after a round; those of the dense one come first, as round 0.
+
+    Attributes:
+        number: Rounds so far.
+        pruned: Share that is pruned of the prunable channels, multiply-adds, parameters and milliseconds.
+        loss: Mean loss over the updates of the round.
+        headline: Scores by name; the last one decides.
+    """
+
+    number: int
+    pruned: Mapping[Quantity, float]
+    loss: float
+    headline: Mapping[str, float]
+
+    @classmethod
+    def of(cls, state: Round, model: nn.Module, evaluator: Evaluator) -> RoundScore:
+        """Measure the network after a round."""
+        pruned = {name: 1 - state.now[name] / whole for name, whole in state.dense.items()}
+        found = evaluator.evaluate(model).headline
+        return cls(number=state.number, pruned=pruned, loss=state.loss, headline=dict(found))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the round's part of result.json."""
+        shares = {f"{name}_pruned": share for name, share in self.pruned.items()}
+        return {"round": self.number, **shares, "loss": self.loss, **self.headline}
+
+    def as_text(self) -> str:
+        """Return one line for people."""
+        scores = ", ".join(f"{label(name)} {value:.3f}" for name, value in self.headline.items())
+        return f"after round {self.number}, {self.pruned['channels']:.1%} of channels pruned: {scores}"
+
+
+def plot_scores(scores: Sequence[RoundScore], path: Path) -> None:
+    """Plot the scores of all rounds over the share of channels pruned."""
+    names = scores[0].headline
+    lines = {label(name): [score.headline[name] for score in scores] for name in names}
+    plot_scores_over_shares([score.pruned["channels"] for score in scores], lines, path, when="after each round")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,6 +94,7 @@ class SavedRound:
         config: Settings of the run.
         fingerprint: Fingerprint of the dense network.
         folder: Folder of the run.
+        scores: Scores after each round so far.
     """
 
     network: Network
@@ -54,10 +102,11 @@ class SavedRound:
     config: PruneConfig
     fingerprint: str
     folder: Path
+    scores: tuple[RoundScore, ...] = ()
 
     def save(self) -> None:
         """Write it into the run folder, in place of the round before."""
-        state = {"round": plain(self.round), "fingerprint": self.fingerprint}
+        state = {"round": plain(self.round), "fingerprint": self.fingerprint, "scores": plain(self.scores)}
         checkpoint = self.network.to_checkpoint(plain(self.config), training_state=state)
         save_checkpoint(checkpoint, self.folder / ROUND_NAME)
 
@@ -85,6 +134,7 @@ class SavedRound:
         content = checkpoint.training_state if checkpoint else {}
         try:
             state, fingerprint = Round.from_dict(content["round"]), str(content["fingerprint"])
+            scores = tuple(RoundScore(**score) for score in content.get("scores", ()))
         except (KeyError, TypeError, AttributeError):
             raise CheckpointError(
                 f"{path} contains no round of prune.py --iterative; give another run folder or start anew"
@@ -97,6 +147,7 @@ class SavedRound:
             config=config,
             fingerprint=fingerprint,
             folder=folder,
+            scores=scores,
         )
 
 
@@ -108,11 +159,13 @@ class PrunedInRounds:
         model: In evaluation mode, on the CPU.
         plan: The outputs of the dense network that are kept; the numbers of what is kept have changed since.
         folder: The run folder, made before the first round.
+        scores: Scores of the dense network and after each round, where they were measured.
     """
 
     model: nn.Module
     plan: PruningPlan
     folder: Path
+    scores: tuple[RoundScore, ...] = ()
 
 
 def prune_in_rounds(
@@ -123,6 +176,7 @@ def prune_in_rounds(
     image_chw: tuple[int, int, int],
     saved: SavedRound | None = None,
     table: LatencyTable | None = None,
+    evaluator: Evaluator | None = None,
 ) -> PrunedInRounds:
     """Rank, cut and train by turns; after every round the folder contains what is needed to continue.
 
@@ -133,6 +187,7 @@ def prune_in_rounds(
         image_chw: Size of an image for which costs are counted.
         saved: The round after which to continue.
         table: Times of the layers, for a target in milliseconds.
+        evaluator: Measures the network after each round, unless `config.notest`.
 
     Raises:
         UserError: Settings, data or network do not allow it; nothing is written before the first round.
@@ -151,27 +206,65 @@ def prune_in_rounds(
     if table is not None:
         table.save(folder / LATENCY_NAME)
 
-    def save(state: Round, pruned: nn.Module) -> None:
-        network = dense.with_model(pruned)
-        task.check_rebuilt(network)  # what could not be loaded again is not trained on
-        SavedRound(network=network, round=state, config=config, fingerprint=fingerprint, folder=folder).save()
-
+    keeper = _RoundKeeper(
+        task=task,
+        dense=dense,
+        config=config,
+        fingerprint=fingerprint,
+        folder=folder,
+        evaluator=None if config.notest else evaluator,
+        scores=list(saved.scores) if saved else [],
+    )
     if saved is None:
-        save(start, model)  # a run killed in its first round continues too
+        keeper.keep(start, model)  # a run killed in its first round continues too
     else:
         LOGGER.info("going on in %s after %s", folder, start.as_text())
         _remove_half_written(folder)
     with memory_advice(f"lower --batch-size (now {config.batch_size}) or --img-size (now {config.img_size})"):
         pruned, last = prune_iteratively(
-            model, training, settings=settings, image_chw=image_chw, start=start, on_round=save
+            model, training, settings=settings, image_chw=image_chw, start=start, on_round=keeper.keep
         )
-    plan = PruningPlan(
-        fingerprint=fingerprint,
-        keep=_cut_layers(dense.model, last),
-        settings=plain(config),
-        importance=last.importance,
-    )
-    return PrunedInRounds(model=pruned.cpu(), plan=plan, folder=folder)
+    return PrunedInRounds(model=pruned.cpu(), plan=keeper.plan(last), folder=folder, scores=tuple(keeper.scores))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _RoundKeeper:
+    """Measures the network after each round, and writes what is needed to continue into the run folder."""
+
+    task: Task
+    dense: Network
+    config: PruneConfig
+    fingerprint: str
+    folder: Path
+    evaluator: Evaluator | None
+    scores: list[RoundScore]
+
+    def keep(self, state: Round, pruned: nn.Module) -> None:
+        """Measure and save the network after a round."""
+        network = self.dense.with_model(pruned)
+        self.task.check_rebuilt(network)  # what could not be loaded again is not trained on
+        if self.evaluator is not None:
+            self.scores.append(RoundScore.of(state, pruned, self.evaluator))
+            LOGGER.info("%s", self.scores[-1].as_text())
+        SavedRound(
+            network=network,
+            round=state,
+            config=self.config,
+            fingerprint=self.fingerprint,
+            folder=self.folder,
+            scores=tuple(self.scores),
+        ).save()
+        if self.scores and not self.config.noplots:
+            plot_scores(self.scores, self.folder / ROUNDS_PLOT)
+
+    def plan(self, last: Round) -> PruningPlan:
+        """Return the plan that leads from the dense network to what the last round has left."""
+        return PruningPlan(
+            fingerprint=self.fingerprint,
+            keep=_cut_layers(self.dense.model, last),
+            settings=plain(self.config),
+            importance=last.importance,
+        )
 
 
 def iterative_settings(

@@ -67,10 +67,10 @@ SLIM_FLAGS = " ".join(
 PRUNE_FLAGS = """
     --balance --batch --batch-size --bn-percent --cache-dir --cfg --conv-percent --cost-power --criterion --data
     --device --drop-bottlenecks --dry-run --exist-ok --hyp --img --img-size --imgsz --iterative
-    --latency-layers --latency-table --limit --lr --min-channels --name --no-constants --noplots --percent --plan
-    --precision --project --protect --resume --round --round-direction --runtime --scan --seed --shortcuts --step
-    --strict --target --taylor-batches --threads --tolerance --unstructured --unstructured-scope --updates --weights
-    --workers
+    --latency-layers --latency-table --limit --lr --min-channels --name --no-constants --noplots --notest --noval
+    --percent --plan --precision --project --protect --resume --round --round-direction --runtime --scan --seed
+    --shortcuts --step --strict --target --taylor-batches --threads --tolerance
+    --unstructured --unstructured-scope --updates --weights --workers
 """
 VAL_FLAGS = """
     --augment --batch --batch-size --cache-dir --conf --conf-thres --data --device --engine --exist-ok --half --img

@@ -82,12 +82,35 @@ def folder_of(result: PruneResult) -> Path:
 
 
 def test_run_folder_is_that_of_every_pruning(finished: PruneResult) -> None:
-    expected = {"pruned_model.pt", "plan.json", "pruned.yaml", "channels.txt", "kept_channels.png"}
+    expected = {"pruned_model.pt", "plan.json", "pruned.yaml", "channels.txt", "kept_channels.png", "rounds.png"}
     assert {path.name for path in folder_of(finished).iterdir()} == {*expected, "result.json", "opt.yaml"}
     written = json.loads((folder_of(finished) / "result.json").read_text())
     assert written["report"]["after"]["macs"] <= 0.5 * written["report"]["before"]["macs"]
     assert {"AP", "AP50"} <= written["before"].keys() == written["after"].keys()
     assert (written["config"]["iterative"], written["config"]["resume"]) == (True, "")
+
+
+def test_scores_after_each_round_are_kept(place: Place, finished: PruneResult) -> None:
+    written = json.loads((folder_of(finished) / "result.json").read_text())
+    rounds = written["rounds"]
+    assert [row["round"] for row in rounds] == list(range(len(rounds)))
+    assert len(rounds) > 2
+    assert (rounds[0]["channels_pruned"], rounds[0]["loss"]) == (0.0, 0.0)
+    assert [row["macs_pruned"] for row in rounds] == sorted(row["macs_pruned"] for row in rounds)
+    report = written["report"]
+    assert rounds[-1]["macs_pruned"] == pytest.approx(1 - report["after"]["macs"] / report["before"]["macs"])
+    for row, whole in ((rounds[0], written["before"]), (rounds[-1], written["after"])):
+        assert {name: row[name] for name in ("AP50", "AP")} == {name: whole[name] for name in ("AP50", "AP")}
+    assert (folder_of(finished) / "rounds.png").stat().st_size > 1000
+    assert all(score.loss > 0 for score in finished.rounds[1:])
+
+
+def test_rounds_are_not_measured_if_not_asked_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("commands.prune_rounds.RoundScore.of", lambda *_: pytest.fail("a round is measured"))
+    result = run_pruning(PruneConfig(**settings_of(place, name="untested", notest=True, noplots=False, step=100)))
+    assert result.rounds == ()
+    assert json.loads((folder_of(result) / "result.json").read_text())["rounds"] == []
+    assert not (folder_of(result) / "rounds.png").exists()
 
 
 def test_checkpoint_is_the_trained_small_network(place: Place, finished: PruneResult) -> None:
@@ -147,8 +170,10 @@ def test_killed_run_goes_on_to_the_same_network(
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert resumed.plan.keep == finished.plan.keep
     assert {path.name for path in folder.iterdir()} == {
-        path.name for path in folder_of(finished).iterdir() if path.name != "kept_channels.png"
+        path.name for path in folder_of(finished).iterdir() if path.suffix != ".png"
     }
+    # Rounds before the kill were measured by the process that was killed.
+    assert resumed.rounds == finished.rounds
 
 
 def test_every_round_is_told_in_one_line(place: Place, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,7 +12,7 @@ from latency_tables import invented_table
 from tiny import TINY_CFG
 
 from commands.prune_config import PruneConfig
-from commands.prune_rounds import SavedRound, iterative_settings
+from commands.prune_rounds import RoundScore, SavedRound, iterative_settings
 from models.complexity import count_macs, count_parameters
 from models.detector import Detector, build_model
 from models.fingerprint import network_fingerprint
@@ -24,6 +24,7 @@ from pruning.selection.rounding import Rounding
 from tasks.task import Network
 from utils.errors import CheckpointError, PruningError
 from utils.storage.checkpoint import Checkpoint, save_checkpoint
+from utils.storage.run_folder import plain
 
 IMAGE = (3, 64, 64)
 # Of the tiny network: without those that shortcuts hold, and all that may be pruned.
@@ -59,6 +60,7 @@ def saved_round(model: Detector, folder: Path) -> SavedRound:
         config=config,
         fingerprint=network_fingerprint(model),
         folder=folder,
+        scores=(RoundScore(number=0, pruned={"channels": 0.0}, loss=0.0, headline={"AP50": 0.9, "AP": 0.6}),),
     )
 
 
@@ -133,10 +135,29 @@ def test_saved_round_comes_back_as_it_was(model: Detector, tmp_path: Path) -> No
     saved.save()
     found = SavedRound.load(tmp_path)
     assert (found.round, found.config, found.network.names) == (saved.round, saved.config, ("a", "b", "c"))
-    assert (found.fingerprint, found.folder) == (saved.fingerprint, tmp_path)
+    assert (found.fingerprint, found.folder, found.scores) == (saved.fingerprint, tmp_path, saved.scores)
     assert found.network.spec == model.spec
     before, after = model.state_dict(), found.network.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_run_that_was_killed_before_rounds_were_measured_goes_on(model: Detector, tmp_path: Path) -> None:
+    saved = saved_round(model, tmp_path)
+    state = {"round": plain(saved.round), "fingerprint": saved.fingerprint}
+    del state["round"]["importance"]
+    save_checkpoint(
+        saved.network.to_checkpoint(plain(saved.config), training_state=state), tmp_path / "last_round.pt"
+    )
+    found = SavedRound.load(tmp_path)
+    assert (found.round, found.scores) == (replace(saved.round, importance={}), ())
+
+
+def test_score_of_a_round_is_told_and_kept_with_the_shares_pruned() -> None:
+    shares: dict[Quantity, float] = {"channels": 0.25, "macs": 0.5}
+    score = RoundScore(number=3, pruned=shares, loss=0.5, headline={"AP50": 0.9, "AP": 0.6})
+    assert score.as_text() == "after round 3, 25.0% of channels pruned: mAP50 0.900, mAP 0.600"
+    row = {"round": 3, "channels_pruned": 0.25, "macs_pruned": 0.5, "loss": 0.5, "AP50": 0.9, "AP": 0.6}
+    assert score.to_dict() == row
 
 
 def test_round_is_rebuilt_from_plain_lists() -> None:

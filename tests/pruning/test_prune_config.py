@@ -66,6 +66,7 @@ def test_text_that_is_no_target_is_refused(text: str) -> None:
         ({"criterion": "taylor"}, r"--criterion taylor measures on images; give --data"),
         ({"criterion": "fisher"}, r"--criterion fisher measures on images; give --data"),
         ({"balance": 1.5, "target": "macs=50%"}, r"--balance 1.5: expected a share from 0 to 1, such as 0.6"),
+        ({"notest": True}, r"--notest is for rounds; add --iterative or leave --notest out"),
         ({"balance": 0.5}, r"--balance limits what --target takes; give --target"),
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.plots.save import save_figure
@@ -82,14 +83,38 @@ def plot_scan(
         recommended: Recommended share.
         limit: Share above which a layer would lose all its channels.
     """
+    figure, axes = _scores_over_shares(percents, scores, when="before any fine-tuning")
+    axes.set_ylim(0, None)
+    axes.axvline(recommended, color="tab:green", label=f"recommended {recommended:.0%}")
+    axes.axvline(limit, color="tab:red", linestyle="--", label=f"a layer would be empty above {limit:.0%}")
+    axes.legend()
+    save_figure(figure, path)
+
+
+def plot_scores_over_shares(
+    shares: Sequence[float], scores: Mapping[str, Sequence[float]], path: str | Path, *, when: str
+) -> None:
+    """Plot scores over the share of channels pruned.
+
+    Args:
+        shares: Shares, in [0, 1), ascending.
+        scores: Values per share, by name of the metric.
+        path: PNG to write.
+        when: Moment at which the scores were measured, for the label of the axis.
+    """
+    figure, axes = _scores_over_shares(shares, scores, when=when)
+    axes.legend()
+    save_figure(figure, path)
+
+
+def _scores_over_shares(
+    shares: Sequence[float], scores: Mapping[str, Sequence[float]], *, when: str
+) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
     for name, values in scores.items():
-        axes.plot(percents, values, marker="o", markersize=4, label=name)
-    axes.axvline(recommended, color="tab:green", label=f"recommended {recommended:.0%}")
-    axes.axvline(limit, color="tab:red", linestyle="--", label=f"a layer would be empty above {limit:.0%}")
+        axes.plot(shares, values, marker="o", markersize=4, label=name)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set(xlabel="share of channels pruned, before any fine-tuning", ylabel=", ".join(scores), ylim=(0, None))
+    axes.set(xlabel=f"share of channels pruned, {when}", ylabel=", ".join(scores))
     axes.grid(alpha=0.3)
-    axes.legend()
-    save_figure(figure, path)
+    return figure, axes
