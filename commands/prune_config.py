@@ -21,6 +21,8 @@ from utils.errors import ConfigError
 
 # Measured best of 0, .6 and 1, see docs/pruning.md.
 _BALANCE = 0.6
+# Value of a bare `--sensitivity`.
+SHARES = "0.25 0.5 0.75"
 MAX_COST_POWER = 4.0  # far beyond use; keeps costs to this power within float64
 
 
@@ -66,6 +68,10 @@ class PruneConfig:
     dry_run: bool = False  # show what would be cut and write nothing
     scan: bool = False  # measure mAP or accuracy over percents, find the cliff and recommend a percent; needs --data
     tolerance: float = 0.01  # mAP or accuracy that the recommended percent may lose before fine-tuning
+    # prune nothing, but measure mAP or accuracy with one layer at a time pruned by each of these shares, without
+    # training; alone: .25 .5 .75; needs --data
+    sensitivity: tuple[float, ...] = ()
+    sensitivity_images: int = 0  # images of val for that; 0 takes all
     # data set YAML, or a classifier's images as of train.py: measure before and after; needed by scan, taylor, fisher
     data: str = ""
     # longer side in pixels, for MACs and mAP; a classifier has its own size
@@ -78,7 +84,7 @@ class PruneConfig:
     updates: int = 30  # optimiser steps after each cut
     lr: float = 1e-3  # their learning rate
     notest: Annotated[bool, spelled("--noval")] = False  # do not measure after each round, only before and after all
-    resume: str = ""  # continue with the killed --iterative run of this folder, under its own settings
+    resume: str = ""  # continue the killed run with --iterative or --sensitivity of this folder, as it was begun
     device: str = ""  # cpu, or the number of a GPU; empty takes a GPU if there is one
     workers: int = 8  # data loading processes, at most one per core
     cache_dir: str = ""  # where the label index is cached, by default beside the data; or fetched images
@@ -97,9 +103,10 @@ class PruneConfig:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} {value}: expected a share from 0 up to, not including, 1, such as 0.5")
         check_least(self, img_size=1, batch_size=1, workers=0, min_channels=1, tolerance=0)
-        check_least(self, taylor_batches=1, step=1, updates=0, threads=1)
+        check_least(self, taylor_batches=1, step=1, updates=0, threads=1, sensitivity_images=0)
         self._check_ways()
         self._check_iterative()
+        self._check_sensitivity()
         if self.unstructured is None and self.unstructured_scope != PruneConfig.unstructured_scope:
             raise ConfigError("--unstructured-scope is for single weights; give --unstructured or leave it out")
         if self.cost_power is not None and not 0 <= self.cost_power <= MAX_COST_POWER:
@@ -112,8 +119,10 @@ class PruneConfig:
             raise ConfigError(f"--balance {self.balance}: expected a share from 0 to 1, such as 0.6")
         if self.balance and not self.target:
             raise ConfigError("--balance limits what --target takes; give --target or leave --balance out")
-        if not self.data and (self.scan or self.is_measured):
-            measuring = "--scan" if self.scan else f"--criterion {self.criterion}"
+        if not self.data and (self.scan or self.sensitivity or self.is_measured):
+            measuring = f"--criterion {self.criterion}"
+            if self.scan or self.sensitivity:
+                measuring = "--scan" if self.scan else "--sensitivity"
             raise ConfigError(f"{measuring} measures on images; give --data")
         assert self.rounding
         parse_limits(self.limit)
@@ -175,6 +184,27 @@ class PruneConfig:
         for name, is_given in others.items():
             if is_given:
                 raise ConfigError(f"--iterative decides round by round, without {name}; leave one of them out")
+
+    def _check_sensitivity(self) -> None:
+        """Refuse shares that leave nothing or prune nothing, and what decides about the whole network."""
+        for share in self.sensitivity:
+            if not 0 < share < 1:
+                raise ConfigError(f"--sensitivity {share}: expected shares between 0 and 1, such as {SHARES}")
+        others = {
+            "--percent": self.percent is not None,
+            "--bn-percent/--conv-percent": self.is_mixed,
+            "--target": bool(self.target),
+            "--plan": bool(self.plan),
+            "--scan": self.scan,
+            "--iterative": self.iterative,
+            "--drop-bottlenecks": bool(self.drop_bottlenecks),
+            "--unstructured": self.unstructured is not None,
+            "--latency-layers": bool(self.latency_layers),
+            "--dry-run": self.dry_run,
+        }
+        for name, is_given in others.items():
+            if self.sensitivity and is_given:
+                raise ConfigError(f"--sensitivity only measures, one layer at a time; leave {name} out")
 
     @property
     def is_mixed(self) -> bool:

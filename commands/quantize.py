@@ -18,7 +18,6 @@ from commands.quantize_files import artefact_path, check_place, form_name, write
 from commands.quantize_report import (
     SENSITIVITY_NAME,
     Measured,
-    plot_sensitivity,
     read_sensitivity,
     result_table,
     sensitivity_rows,
@@ -43,6 +42,7 @@ from utils.config.cli import config_from_values
 from utils.config.values import warn_of_ignored
 from utils.device import select_device
 from utils.errors import ConfigError
+from utils.plots.layers import plot_layer_losses
 from utils.storage.files import read_yaml, write_json
 from utils.storage.run_folder import CONFIG_NAME, RunFolder, continued_by, plain, resumed_folder
 
@@ -301,7 +301,11 @@ def _write_sensitivity(table: Sequence[Sensitivity], folder: Path, *, network: Q
     losses: dict[int, dict[str, float]] = {}
     for row in table:
         losses.setdefault(row.bits, {})[row.layer] = row.loss
-    plot_sensitivity(losses, folder / "sensitivity.png", metric=metric)
+    plot_layer_losses(
+        {f"{bits} bits": losses[bits] for bits in sorted(losses)},
+        folder / "sensitivity.png",
+        what=f"{metric} lost with this layer alone quantised",
+    )
     logger.info("%s", sensitivity_table(rows, metric=metric))
 
 

@@ -69,7 +69,7 @@ PRUNE_FLAGS = """
     --device --drop-bottlenecks --dry-run --exist-ok --hyp --img --img-size --imgsz --iterative
     --latency-layers --latency-table --limit --lr --min-channels --name --no-constants --noplots --notest --noval
     --percent --plan --precision --project --protect --resume --round --round-direction --runtime --scan --seed
-    --shortcuts --step --strict --target --taylor-batches --threads --tolerance
+    --sensitivity --sensitivity-images --shortcuts --step --strict --target --taylor-batches --threads --tolerance
     --unstructured --unstructured-scope --updates --weights --workers
 """
 VAL_FLAGS = """

@@ -61,7 +61,7 @@ def run_script(
         main: Function to call, or `module:function`, which is imported only after the command line is parsed, so that
             `--help` and a wrong flag do not load torch.
         config_type: Dataclass of the settings; one flag per field, `--img-size` for `img_size`.
-        bare: Values of flags that may be given without one, by flag.
+        bare: Values of flags that may be given without one, by flag; several are separated by spaces.
         argv: Arguments; None for those of the process.
     """
     for stream in (sys.stdout, sys.stderr):
@@ -247,7 +247,7 @@ def _fill_bare(argv: Sequence[str], bare: Mapping[str, str]) -> list[str]:
         filled.append(item)
         is_last = i + 1 == len(argv)
         if item in bare and (is_last or argv[i + 1].startswith("--")):
-            filled.append(bare[item])
+            filled += bare[item].split()
     return filled
 
 
