@@ -99,7 +99,12 @@ def run_training(
             result = _continue(Path(path), config, hooks, process=process, task=task)
         else:
             task = task or task_of(data=config.data, weights=config.weights, cfg=config.cfg)
-            warn_of_ignored(config, {f"{task.name} does not use them": task.ignored})
+            is_stepped = config.schedule_name == "multistep"
+            reasons = {
+                f"{task.name} does not use them": task.ignored,
+                "without --schedule multistep": () if is_stepped else ("milestones",),
+            }
+            warn_of_ignored(config, reasons)
             result = _Run(config, task=task, process=process, device=device).start(hooks)
         # torchrun ends all processes when one fails, be it at its exit: first the main one writes its result.
         wait_for_all()

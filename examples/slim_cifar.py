@@ -61,7 +61,8 @@ class SlimClassifierConfig:
     lr0: float | None = 0.1  # first learning rate of training; a tenth of it for fine-tuning
     weight_decay: float = 1e-4  # of convolutions and linear layers
     optimizer: OptimizerName = "sgd"
-    schedule: ScheduleName = "multistep"  # a tenth after half and after three quarters of a run
+    schedule: ScheduleName = "multistep"  # decay of the learning rate in each stage
+    milestones: tuple[float, ...] = (0.5, 0.75)  # shares of a stage after which multistep falls to a tenth
     augment: Augment = "crop-flip"  # none, crop, crop-flip
     device: str = ""  # cpu, or the number of a GPU; empty takes a GPU if there is one
     seed: int = 0  # of weights, order and augmentation
@@ -131,9 +132,9 @@ class SlimClassifierConfig:
 
     def _shared(self, folder: Path) -> dict[str, Any]:
         names = ("data", "cache_dir", "batch_size", "lr0", "weight_decay", "optimizer", "schedule", "augment")
+        steps = ("milestones",) if self.schedule == "multistep" else ()
         return {
-            **{name: getattr(self, name) for name in (*names, "device", "seed")},
-            "milestones": (0.5, 0.75),
+            **{name: getattr(self, name) for name in (*names, *steps, "device", "seed")},
             "nominal_batch": self.batch_size,
             "patience": 0,
             "project": str(folder),

@@ -188,6 +188,16 @@ def test_multistep_with_warm_up_goes_through_the_given_milestones(tmp_path: Path
     assert [rates.seen[step] for step in (39, 40, 59, 60, 79)] == pytest.approx([0.01, 1e-3, 1e-3, 1e-4, 1e-4])
 
 
+@pytest.mark.parametrize(("schedule", "is_told"), [("cosine", True), ("multistep", False)])
+def test_milestones_of_another_schedule_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, schedule: str, is_told: bool
+) -> None:
+    milestones: dict[str, Any] = {"schedule": schedule, "milestones": (0.5, 0.75)}
+    trained(classifier_config(tmp_path, epochs=1, **milestones), small_pictures(train=4, test=4))
+    found = "without --schedule multistep; without effect: --milestones" in caplog.text
+    assert found == is_told
+
+
 def test_defaults_suit_the_optimizer() -> None:
     def hyp_of(**settings: Any) -> Hyp:
         return read_hyp(TrainConfig(**settings), Classification.recipe)
