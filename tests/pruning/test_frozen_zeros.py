@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from stepping import average_of, fit, make_trainer, small_net
-from tiny import TINY_CFG
+from tiny import ROOT, TINY_CFG
 from torch import Tensor, nn
 
 from engine.choices import OptimizerName
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
 from pruning.zeros.hooks import FrozenZerosHook, GradualPruning, cubic_sparsity
-from pruning.zeros.masks import UnstructuredSettings, l1_masks, prunable_weights, zero_masks
+from pruning.zeros.masks import UnstructuredSettings, apply_masks_, l1_masks, prunable_weights, zero_masks
 from utils.errors import ConfigError, PruningError
 
 HALF = UnstructuredSettings(sparsity=0.5)
@@ -41,6 +41,37 @@ def check_held(trainer: Any, hook: FrozenZerosHook) -> None:
 def share_of_zeros(model: nn.Module) -> float:
     weights = prunable_weights(model).values()
     return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+
+
+def own_loop() -> str:
+    """The training loop of docs/unstructured.md."""
+    page = (ROOT / "docs/unstructured.md").read_text(encoding="utf-8")
+    _, _, rest = page.partition("In a training loop of your own")
+    return rest.partition("```python\n")[2].partition("```")[0]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
+def test_loop_of_the_docs_freezes_zeros(kind: type[torch.optim.Optimizer]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 3))
+    apply_masks_(model, l1_masks(model, HALF))
+    before = {name: weight.detach().clone() for name, weight in prunable_weights(model).items()}
+    momentum = {} if kind is torch.optim.AdamW else {"momentum": 0.9}
+    optimizer = kind(model.parameters(), lr=0.01, weight_decay=0.1, **momentum)  # type: ignore[call-arg]
+    loader = [(torch.rand(8, 1, 8, 8), torch.arange(8) % 3) for _ in range(4)]
+    names = {"model": model, "optimizer": optimizer, "loader": loader, "loss_of": nn.CrossEntropyLoss(), "nn": nn}
+    imports, code = own_loop().split("\n\n")
+    assert (len(imports.splitlines()), len(code.splitlines())) == (2, 10)
+    exec(compile(own_loop(), "docs/unstructured.md", "exec"), names)
+    assert share_of_zeros(model) == pytest.approx(0.5, abs=0.01)
+    for name, weight in prunable_weights(model).items():
+        zero = before[name] == 0
+        assert not weight[zero].any()
+        assert (weight[~zero] != before[name][~zero]).any()
+        memory = [value for value in optimizer.state[weight].values() if isinstance(value, Tensor)]
+        remembered = [value for value in memory if value.shape == weight.shape]
+        assert remembered
+        assert not any(value[zero].any() for value in remembered)
 
 
 @pytest.mark.parametrize(
