@@ -259,6 +259,7 @@ def _warn_of_ignored(config: QuantizeConfig, task: Task) -> None:
         "without --sensitivity and --budget": () if is_measured else ("sensitivity_images",),
         "without --budget": () if config.budget else ("budget_bits",),
         "--budget chooses the bits of weights": ("weight_bits",) if config.budget else (),
+        f"{config.runtime} has a file of its own": () if config.is_all_integers else ("layout", "yaml", "float_yaml"),
         "without --qat-epochs": () if config.qat_epochs else _OF_TRAINING,
     }
     warn_of_ignored(config, reasons)

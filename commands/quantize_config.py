@@ -49,6 +49,7 @@ class QuantizeConfig:
     compensate: bool = True  # --no-compensate rounds to the nearest; else so that results change least
     layout: Layout = "dense"  # how weights are stored; coo, csr and csc are for networks with many zeros
     yaml: bool = False  # also write the network as YAML, for people
+    float_yaml: bool = False  # also write its weights in floating point as YAML, in the same layout
     fake: bool = False  # also measure the network with rounded real numbers, as quantisation-aware training sees it
     sensitivity: tuple[int, ...] = ()  # measure with one layer at a time in so many bits, all else in floats
     sensitivity_part: Part = "both"  # what of that layer: its weights, the values it reads, or both

@@ -62,7 +62,8 @@ def _write_integers(
 ) -> tuple[tuple[FormSize, ...], str]:
     """Write a network in integers alone; return the bytes of each form of it, and how wide its integers are."""
     program = network.to_program()
-    write_integer(program, path, source=source, forms=Forms(layout=config.layout, with_yaml=config.yaml))
+    forms = Forms(layout=config.layout, with_yaml=config.yaml, with_float_yaml=config.float_yaml)
+    write_integer(program, path, source=source, forms=forms)
     return form_sizes(program, with_yaml=config.yaml), bits_text(program)
 
 

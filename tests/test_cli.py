@@ -90,9 +90,9 @@ EXPORT_FLAGS = """
 """
 QUANTIZE_FLAGS = """
     --activation-bits --activation-symmetric --amp --augment --batch --batch-size --budget --budget-bits
-    --cache-dir --calib-images --data --device --distill --exist-ok --fake --features --head-bits --hyp --img
-    --img-size --imgsz --layers --layout --lr0 --max-map-drop --name --no-compensate --no-learn-scales --observer
-    --output --per-tensor --percentile --project --qat-epochs --resume --runtime --seed --sensitivity
+    --cache-dir --calib-images --data --device --distill --exist-ok --fake --features --float-yaml --head-bits --hyp
+    --img --img-size --imgsz --layers --layout --lr0 --max-map-drop --name --no-compensate --no-learn-scales
+    --observer --output --per-tensor --percentile --project --qat-epochs --resume --runtime --seed --sensitivity
     --sensitivity-images --sensitivity-part --teacher --threads --weight-asymmetric --weight-bits --weight-range
     --weights --workers --yaml
 """

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import nn
 
 from deploy.artefact.checksums import write_checksums
 from deploy.artefact.folder import replaced_folder
@@ -20,11 +22,12 @@ from quantization.choices import Layout
 from quantization.program.program import IntegerProgram
 from quantization.program.shapes import result_shapes
 from quantization.storage.binary import save_program
-from quantization.storage.text import save_yaml
+from quantization.storage.text import save_float_yaml, save_yaml
 from utils.errors import CheckpointError
 from utils.storage.files import write_text
 
 YAML_NAME = "network.yaml"
+FLOAT_YAML_NAME = "float.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +37,12 @@ class Forms:
     Attributes:
         layout: Layout of the weights.
         with_yaml: Whether to write YAML in addition to the compact file that the runtime reads.
+        with_float_yaml: Whether to write the weights of the network in floating point as YAML, see `load_float_yaml`.
     """
 
     layout: Layout = "dense"
     with_yaml: bool = False
+    with_float_yaml: bool = False
 
 
 def write_integer(program: IntegerProgram, folder: Path, *, source: Source, forms: Forms) -> Metadata:
@@ -61,9 +66,17 @@ def write_integer(program: IntegerProgram, folder: Path, *, source: Source, form
         save_program(program, new / NETWORK_NAME, layout=forms.layout)
         if forms.with_yaml:
             save_yaml(program, new / YAML_NAME, layout=forms.layout)
+        if forms.with_float_yaml:
+            save_float_yaml(float_arrays(source.model), new / FLOAT_YAML_NAME, layout=forms.layout)
         write_checksums(new, (NETWORK_NAME,))
         write_text(new / METADATA_NAME, json.dumps({**asdict(metadata), **asdict(facts)}, indent=2) + "\n")
     return metadata
+
+
+def float_arrays(model: nn.Module) -> dict[str, NDArray[np.float32]]:
+    """Return the parameters and buffers of a network in floating point by name, as float32."""
+    tensors = model.state_dict().items()
+    return {name: values.detach().float().cpu().numpy() for name, values in tensors if values.is_floating_point()}
 
 
 def takes_any_size(program: IntegerProgram, stride: int) -> bool:

@@ -18,8 +18,9 @@ from commands.train_config import TrainConfig
 from deploy.formats import load_classifier
 from models.detector import Detector, build_model
 from models.spec import ModelSpec
+from quantization.storage.text import load_float_yaml
 from utils.datasets.classes.pictures import PictureSet, read_picture_file, write_picture_file
-from utils.storage.checkpoint import Checkpoint, save_checkpoint
+from utils.storage.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 CLASSIFIER_ARTEFACT = "best_w8a8_integer_model"
 
@@ -111,7 +112,7 @@ def test_detect_takes_the_artefact(place: Place) -> None:
 
 
 def test_classifier_in_integers_tells_real_digits_apart(digits: Path, tmp_path: Path) -> None:
-    run("quantize", of_digits(digits, tmp_path, "--yaml", "--fake"))
+    run("quantize", of_digits(digits, tmp_path, "--yaml", "--float-yaml", "--fake"))
     result = report(tmp_path / "runs")
     measured = result["measured"]
     assert measured["metric"] == "accuracy"
@@ -127,8 +128,13 @@ def test_classifier_in_integers_tells_real_digits_apart(digits: Path, tmp_path: 
         "metadata.json",
         "network.npz",
         "network.yaml",
+        "float.yaml",
         "SHA256SUMS",
     }
+    floats = load_float_yaml(written / "float.yaml")
+    weights = load_checkpoint(digits / "best.pt").best_weights
+    assert floats.keys() == weights.keys()
+    assert all(np.array_equal(floats[name], weights[name].numpy()) for name in floats)
     assert load_classifier(written).metadata.image_chw == (1, 28, 28)
 
 
