@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,20 @@ from torch import nn
 
 from commands.prune_config import PruneConfig
 from commands.prune_latency import LATENCY_NAME, predicted_ms, table_for, write_layers
+<<<<<<< HEAD
 from commands.prune_planner import planner_of
 from commands.prune_rounds import ROUND_NAME, RoundScore, SavedRound, prune_in_rounds
 from commands.prune_sensitivity import SENSITIVITY_NAME, measure_sensitivity
+=======
+from commands.prune_rounds import ROUND_NAME, RoundScore, SavedRound, prune_in_rounds
+>>>>>>> w18e
 from engine.evaluation.evaluator import Evaluation, Evaluator, change
 from pruning.channels.graph import ChannelGraph
 from pruning.selection.allocation import Allocation
 from pruning.selection.latency import LatencyTable
 from pruning.selection.planner import Planner
 from pruning.selection.scan import Scan, scan
+from pruning.selection.sensitivity import SENSITIVITY_NAME, Sensitivity, measured
 from pruning.surgery.cut import apply_plan, cut
 from pruning.surgery.plan import PLAN_NAME, PruningPlan
 from pruning.surgery.report import NetworkSize, SurgeryReport
@@ -27,12 +33,18 @@ from pruning.zeros.masks import UnstructuredSettings, apply_masks_, l1_masks, sp
 from tasks.choose import task_of
 from tasks.measuring import open_evaluator
 from tasks.task import Network, Task
+<<<<<<< HEAD
+=======
+from utils.config.cli import config_from_values
+from utils.config.hyp import load_hyp
+>>>>>>> w18e
 from utils.config.values import warn_of_ignored
 from utils.device import select_device
+from utils.errors import PruningError
 from utils.plots.pruning import plot_kept
 from utils.storage.checkpoint import save_checkpoint
-from utils.storage.files import check_writable, write_text
-from utils.storage.run_folder import RunFolder, plain
+from utils.storage.files import check_writable, read_yaml, write_text
+from utils.storage.run_folder import CONFIG_NAME, RunFolder, continued_by, plain
 
 LOGGER = logging.getLogger(__name__)
 
@@ -40,6 +52,7 @@ CHECKPOINT_NAME = "pruned_model.pt"
 # Settings that only matter where a plan is made.
 _TIMING = ("runtime", "precision", "threads", "latency_table")
 _PLANNING = (
+<<<<<<< HEAD
     "criterion",
     "shortcuts",
     "round",
@@ -50,6 +63,13 @@ _PLANNING = (
     "strict",
     "seed",
 )
+=======
+    *("criterion", "shortcuts", "round", "round_direction", "min_channels", "protect", "limit"),
+    *("strict", "seed"),
+)
+# Settings of cuts of the whole network that single layers do not have.
+_WHOLE = ("round", "round_direction", "min_channels", "limit", "strict", "tolerance")
+>>>>>>> w18e
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +130,24 @@ def prune(config: PruneConfig) -> PruneResult | None:
     return None
 
 
+def measure_sensitivity(config: PruneConfig) -> Sensitivity:
+    """Measure one layer at a time pruned by each of the shares; nothing is trained, and no network is written.
+
+    With `resume`, the settings of the resumed run count, but for `device`, and what it has measured is kept.
+
+    Raises:
+        UserError: Weights, settings or data do not allow it, or the network scores nothing before any cut.
+    """
+    folder = Path(config.resume) if config.resume else None
+    if folder is not None:
+        path = folder / CONFIG_NAME
+        settings = config_from_values(PruneConfig, read_yaml(path, what="configuration"), where=str(path))
+        config = replace(settings, device=config.device)
+    warn_of_ignored(config, {"--sensitivity prunes layers by its own shares": _WHOLE})
+    check_writable(config.project)
+    return _Run.of(config, is_resumed=folder is not None).sensitivity(folder)
+
+
 def run_pruning(config: PruneConfig) -> PruneResult:
     """Prune a checkpoint.
 
@@ -122,22 +160,8 @@ def run_pruning(config: PruneConfig) -> PruneResult:
     _warn_of_ignored(config)
     if not config.dry_run:
         check_writable(config.project)
-    task = task_of(data=config.data, weights=config.weights, cfg=config.cfg)
-    if saved is None:
-        warn_of_ignored(config, {f"{task.name} does not use them": task.ignored_later})
-    dense = task.load(config.weights)
-    image_chw = task.image_chw(dense, config.img_size)
-    config = replace(config, img_size=max(image_chw[1:]))
-    if config.is_unstructured_only:
-        # Nothing is cut, so any criterion will do, and that of kernels ranks every network.
-        config = replace(config, percent=0.0, round="none", criterion="kernel_l1")
-    if config.cfg:
-        task.check_agrees(dense, config.cfg, weights=config.weights)
-    is_measured = config.scan or (config.data and not config.dry_run)
-    device = select_device(config.device)
-    evaluator = open_evaluator(task, config.training(), dense, device=device) if is_measured else None
-    table = table_for(config, task, dense, image_chw=image_chw, weights=config.weights)
-    run = _Run(task=task, dense=dense, config=config, image_chw=image_chw, evaluator=evaluator, table=table)
+    run = _Run.of(config, is_resumed=saved is not None)
+    config, evaluator = run.config, run.evaluator
     result = run.in_rounds(saved) if config.iterative else run.by_plan()
     LOGGER.info("%s", result.report.as_text())
     if config.unstructured is not None:
@@ -146,7 +170,7 @@ def run_pruning(config: PruneConfig) -> PruneResult:
         LOGGER.info("dry run: nothing was written")
         return result
     if evaluator is not None:
-        before, after = evaluator.evaluate(dense.model), evaluator.evaluate(result.model)
+        before, after = evaluator.evaluate(run.dense.model), evaluator.evaluate(result.model)
         result = replace(result, before=before, after=after)
         when = "after the last round" if config.iterative else "before any fine-tuning"
         LOGGER.info("%s: %s", when, change(before, after))
@@ -163,6 +187,75 @@ class _Run:
     image_chw: tuple[int, int, int]
     evaluator: Evaluator | None
     table: LatencyTable | None
+
+    @classmethod
+    def of(cls, config: PruneConfig, *, is_resumed: bool) -> _Run:
+        """Read weights and data."""
+        task = task_of(data=config.data, weights=config.weights, cfg=config.cfg)
+        if not is_resumed:
+            warn_of_ignored(config, {f"{task.name} does not use them": task.ignored_later})
+        dense = task.load(config.weights)
+        image_chw = task.image_chw(dense, config.img_size)
+        config = replace(config, img_size=max(image_chw[1:]))
+        if config.is_unstructured_only:
+            # Nothing is cut, so any criterion will do, and that of kernels ranks every network.
+            config = replace(config, percent=0.0, round="none", criterion="kernel_l1")
+        if config.cfg:
+            task.check_agrees(dense, config.cfg, weights=config.weights)
+        is_measured = config.scan or (config.data and not config.dry_run)
+        device = select_device(config.device)
+        return cls(
+            task=task,
+            dense=dense,
+            config=config,
+            image_chw=image_chw,
+            evaluator=open_evaluator(task, config.training(), dense, device=device) if is_measured else None,
+            table=table_for(config, task, dense, image_chw=image_chw, weights=config.weights),
+        )
+
+    def planner(self) -> Planner:
+        """Trace and rank the network, on training batches if the criterion needs them."""
+        config = self.config
+        measure = importance_on_training_batches(
+            config.criterion,
+            self.task,
+            config.training(),
+            self.dense,
+            hyp=load_hyp(config.hyp or self.task.recipe.hyp),
+            device=select_device(config.device),
+            num_batches=config.taylor_batches,
+        )
+        settings = config.plan_settings(self.image_chw, self.dense.trace_chw, self.table)
+        return Planner.of(self.dense.model, settings, measure=measure)
+
+    def sensitivity(self, folder: Path | None) -> Sensitivity:
+        """Measure one layer at a time pruned, and write what was found into the folder, or into a new one.
+
+        Raises:
+            PruningError: The network finds nothing before any cut, or is not that of the folder.
+        """
+        config, planner = self.config, self.planner()
+        assert self.evaluator is not None, "sensitivity needs data"
+        evaluator = replace(self.evaluator, data=self.evaluator.data.few(config.sensitivity_images))
+
+        def measure(model: nn.Module) -> Mapping[str, float]:
+            return evaluator.evaluate(model).headline
+
+        begun = Sensitivity.load(folder) if folder else Sensitivity.of_uncut(planner, measure)
+        if begun.fingerprint != planner.fingerprint:
+            raise PruningError(
+                f"--weights {config.weights} is not the network this run began with; put that file back"
+            )
+        # Only now, so that a mistake in what was given leaves no folder behind.
+        folder = folder or RunFolder.begin(config).path
+        LOGGER.info("results in %s", folder)
+        with continued_by(f"python prune.py --resume {folder}"):
+            for found in measured(begun, planner, measure, shares=config.sensitivity, carry=config.constants):
+                found.save(folder)
+        LOGGER.info("%s", found.as_text())
+        if not config.noplots:
+            found.plot(folder / "sensitivity.png")
+        return found
 
     def in_rounds(self, saved: SavedRound | None) -> PruneResult:
         """Cut and train by turns."""
@@ -213,7 +306,11 @@ class _Run:
     def _allocate(self) -> tuple[Planner, Allocation, Scan | None]:
         """Return the planner, the channels it drops, and the scan that led to it."""
         config, evaluator, found = self.config, self.evaluator, None
+<<<<<<< HEAD
         planner = planner_of(self.task, self.dense, config, image_chw=self.image_chw, table=self.table)
+=======
+        planner = self.planner()
+>>>>>>> w18e
         if config.scan:
             assert evaluator is not None
             found = scan(

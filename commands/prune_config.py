@@ -13,7 +13,7 @@ from pruning.choices import MEASURED_CRITERIA, CriterionName, Scope, Shortcuts
 from pruning.selection.latency import LatencyTable
 from pruning.selection.limits import parse_limits
 from pruning.selection.rounding import Direction, Rounding
-from pruning.selection.settings import PlanSettings
+from pruning.selection.settings import PlanSettings, parse_limits
 from pruning.selection.targets import parse_target
 from tasks.settings import DEFAULT_IMG_SIZE, TaskSettings
 from utils.config.cli import spelled

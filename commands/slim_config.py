@@ -13,7 +13,11 @@ from commands.quantize_config import QuantizeConfig
 from commands.train_config import TrainConfig
 from commands.train_sparsity_config import AUTO, CHOICE, SparsityConfig
 from pruning.choices import Shortcuts
+<<<<<<< HEAD
 from pruning.selection.limits import limits_per_round
+=======
+from pruning.selection.settings import limits_per_round
+>>>>>>> w18e
 from pruning.selection.targets import STEP, parse_target
 from utils.errors import ConfigError
 

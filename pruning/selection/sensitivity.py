@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+=======
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+>>>>>>> w18e
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+<<<<<<< HEAD
 from pruning.channels.ids import IntArray
 from pruning.selection.planner import Planner
 from pruning.surgery.cut import cut
+=======
+from engine.evaluation.evaluator import label
+from pruning.channels.ids import IntArray
+from pruning.selection.planner import Planner
+from pruning.surgery.cut import cut
+from utils.errors import CheckpointError, PruningError
+from utils.plots.layers import plot_layer_losses
+from utils.storage.files import write_json
+
+LOGGER = logging.getLogger(__name__)
+
+# File of a run folder with what was measured.
+SENSITIVITY_NAME = "sensitivity.json"
+>>>>>>> w18e
 
 # Returns the scores of a network, by name; the last one decides.
 Measure = Callable[[nn.Module], Mapping[str, float]]
@@ -57,6 +81,20 @@ class LayerScore:
         """The score that decides, such as mAP50-95 or accuracy."""
         return list(self.headline.values())[-1]
 
+<<<<<<< HEAD
+=======
+    @property
+    def name(self) -> str:
+        """Name for people: the first layer, and how many others are cut with it."""
+        others = len(self.layers) - 1
+        return f"{self.layers[0]} +{others}" if others else self.layers[0]
+
+    def as_text(self) -> str:
+        """Return one line for people."""
+        scores = ", ".join(f"{label(name)} {value:.3f}" for name, value in self.headline.items())
+        return f"{self.name} without {self.pruned} of {self.channels} channels: {scores}"
+
+>>>>>>> w18e
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         return asdict(self)
@@ -98,6 +136,7 @@ def layer_cuts(planner: Planner, shares: Sequence[float]) -> list[LayerCut]:
     return cuts
 
 
+<<<<<<< HEAD
 def layer_scores(
     planner: Planner, cuts: Sequence[LayerCut], measure: Measure, *, carry: bool
 ) -> Iterator[LayerScore]:
@@ -112,9 +151,134 @@ def layer_scores(
     for item in cuts:
         network = cut(planner.model, planner.graph, item.dropped, carry=carry)
         yield LayerScore(
+=======
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity:
+    """Content of sensitivity.json: what was measured so far.
+
+    Attributes:
+        fingerprint: Fingerprint of the network.
+        dense: Scores of the network without any cut, by name; the last one decides.
+        rows: Scores with one layer pruned, in the order of the network.
+    """
+
+    fingerprint: str
+    dense: Mapping[str, float]
+    rows: tuple[LayerScore, ...] = ()
+
+    @property
+    def metric(self) -> str:
+        """Name of the score that decides, for people."""
+        return label(list(self.dense)[-1])
+
+    @property
+    def score(self) -> float:
+        """The score of the network without any cut that decides."""
+        return list(self.dense.values())[-1]
+
+    def save(self, folder: Path) -> None:
+        """Write it into the run folder."""
+        rows = [row.to_dict() for row in self.rows]
+        write_json(
+            folder / SENSITIVITY_NAME, {"fingerprint": self.fingerprint, "dense": dict(self.dense), "rows": rows}
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> Sensitivity:
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: The file is damaged.
+        """
+        path = folder / SENSITIVITY_NAME
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**values, "rows": tuple(LayerScore.from_dict(row) for row in values["rows"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged ({error!r}); run prune.py --sensitivity anew") from None
+
+    @classmethod
+    def of_uncut(cls, planner: Planner, measure: Measure) -> Sensitivity:
+        """Measure the network without any cut.
+
+        Raises:
+            PruningError: It finds nothing, so that there is nothing to lose.
+        """
+        found = cls(fingerprint=planner.fingerprint, dense=dict(measure(planner.model)))
+        if found.score <= 0:
+            raise PruningError(
+                f"the network has {found.metric} {found.score:.3f} on this data before any channel is cut, so no "
+                "layer can lose any; check --data and --img-size"
+            )
+        return found
+
+    def missing(self, cuts: Sequence[LayerCut]) -> list[LayerCut]:
+        """Return the cuts that were not measured."""
+        done = {(row.layers, row.share) for row in self.rows}
+        return [item for item in cuts if (item.layers, item.share) not in done]
+
+    def by_share(self) -> dict[float, dict[str, float]]:
+        """Return what is lost of the score, by share and then by layer, in the order of the network."""
+        losses: dict[float, dict[str, float]] = {share: {} for share in sorted({row.share for row in self.rows})}
+        for row in self.rows:
+            losses[row.share][row.name] = self.score - row.score
+        return losses
+
+    def as_text(self) -> str:
+        """Return a line for each layer: its score by share pruned, and the loss; what loses most comes first."""
+        losses = self.by_share()
+        worst: dict[str, float] = {}
+        channels: dict[str, int] = {}
+        for row in self.rows:
+            name, lost = row.name, self.score - row.score
+            worst[name], channels[name] = max(lost, worst.get(name, lost)), row.channels
+        width = max(len(name) for name in channels)
+        lines = [f"{'layer':{width}}  channels" + "".join(f"{share:>17.0%}" for share in losses)]
+        for name in sorted(worst, key=worst.__getitem__, reverse=True):
+            cells = [self._cell(by_layer.get(name)) for by_layer in losses.values()]
+            lines.append(f"{name:{width}}  {channels[name]:8}{''.join(cells)}")
+        return "\n".join([f"{self.metric} {self.score:.4f} without a cut; with one layer pruned:", *lines])
+
+    def _cell(self, lost: float | None) -> str:
+        return f"{'-':>17}" if lost is None else f"{self.score - lost:9.4f} {-lost:+7.4f}"
+
+    def plot(self, path: Path) -> None:
+        """Plot a bar for each layer and share."""
+        losses = {f"{share:.0%} pruned": by_layer for share, by_layer in self.by_share().items()}
+        plot_layer_losses(losses, path, what=f"{self.metric} lost with this layer alone pruned")
+
+
+def measured(
+    found: Sensitivity, planner: Planner, measure: Measure, *, shares: Sequence[float], carry: bool
+) -> Iterator[Sensitivity]:
+    """Cut one layer at a time from the uncut network, measure it, and yield what was found so far.
+
+    Args:
+        found: Scores so far, which are yielded first.
+        planner: Planner of the network.
+        measure: Function that measures a network.
+        shares: Shares of the channels of a layer to prune.
+        carry: Whether to carry the constants of cut channels into the layers that read them.
+    """
+    yield found
+    cuts = layer_cuts(planner, shares)
+    missing = found.missing(cuts)
+    began = time.monotonic()
+    for done, item in enumerate(missing, start=1):
+        network = cut(planner.model, planner.graph, item.dropped, carry=carry)
+        row = LayerScore(
+>>>>>>> w18e
             layers=item.layers,
             channels=item.channels,
             share=item.share,
             pruned=len(item.dropped),
             headline=dict(measure(network)),
         )
+<<<<<<< HEAD
+=======
+        found = replace(found, rows=(*found.rows, row))
+        minutes = (time.monotonic() - began) / 60 * (len(missing) - done) / done
+        number = len(cuts) - len(missing) + done
+        LOGGER.info("%d of %d: %s, %.1f min left", number, len(cuts), row.as_text(), minutes)
+        yield found
+>>>>>>> w18e

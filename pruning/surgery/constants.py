@@ -81,7 +81,8 @@ def dropped_constants(model: nn.Module, graph: ChannelGraph, stays: BoolArray) -
     scaled = zero_scales_(twin, graph, stays)
     noise = torch.Generator().manual_seed(0)
     for name, module in twin.named_modules():
-        is_plain = type(module).forward is nn.Conv2d.forward and name in graph.layers and graph.layers[name].kind == CONV
+        is_plain = type(module).forward is nn.Conv2d.forward
+        is_plain = is_plain and name in graph.layers and graph.layers[name].kind == CONV
         if is_plain and name not in scaled:
             # Values that are not constant are arbitrary, and noise costs less than a convolution.
             module.forward = partial(_noise_like, module, noise)

@@ -14,12 +14,11 @@ from interruption import Killed
 from labelled_classifier import ClassifierPlace, make_classifier_place
 from refusal import make_place, refusal
 
-from commands.prune import prune
+from commands.prune import measure_sensitivity, prune
 from commands.prune_config import SHARES, PruneConfig
-from commands.prune_sensitivity import Sensitivity, layer_name, measure_sensitivity
 from pruning.channels.graph import ChannelGraph
 from pruning.importance.criteria import CRITERIA
-from pruning.selection.sensitivity import LayerScore
+from pruning.selection.sensitivity import LayerScore, Sensitivity
 from pruning.surgery.cut import cut
 from tasks.choose import CLASSIFICATION
 from tasks.measuring import open_evaluator
@@ -100,7 +99,7 @@ def test_killed_run_goes_on_with_what_is_missing(
         with pytest.raises(Killed):
             prune(config_of(place, name="killed"))
     folder = place.project / "killed"
-    assert [layer_name(row) for row in Sensitivity.load(folder).rows] == ["features.0", "features.3", "features.3"]
+    assert [row.name for row in Sensitivity.load(folder).rows] == ["features.0", "features.3", "features.3"]
     with caplog.at_level(logging.INFO):
         assert prune(PruneConfig(resume=str(folder), device="cpu")) is None
     assert Sensitivity.load(folder) == finished
@@ -172,4 +171,4 @@ def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message:
 
 def test_name_of_layers_that_are_cut_together_counts_the_others() -> None:
     row = LayerScore(layers=("a", "b", "c"), channels=8, share=0.5, pruned=4, headline={"accuracy": 0.5})
-    assert layer_name(row) == "a +2"
+    assert row.name == "a +2"

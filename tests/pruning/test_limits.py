@@ -23,8 +23,8 @@ from models.spec import ModelSpec
 from pruning.channels.graph import ChannelGraph
 from pruning.iterative import before_rounds
 from pruning.selection.candidates import least_by_group, least_widths
-from pruning.selection.limits import limits_per_round, parse_limits
 from pruning.selection.planner import Planner
+from pruning.selection.settings import limits_per_round, parse_limits
 from tasks.task import Network
 from utils.errors import ConfigError, PruningError
 
