@@ -12,13 +12,7 @@ from torch import nn
 
 from commands.prune_config import PruneConfig
 from commands.prune_latency import LATENCY_NAME, predicted_ms, table_for, write_layers
-<<<<<<< HEAD
-from commands.prune_planner import planner_of
 from commands.prune_rounds import ROUND_NAME, RoundScore, SavedRound, prune_in_rounds
-from commands.prune_sensitivity import SENSITIVITY_NAME, measure_sensitivity
-=======
-from commands.prune_rounds import ROUND_NAME, RoundScore, SavedRound, prune_in_rounds
->>>>>>> w18e
 from engine.evaluation.evaluator import Evaluation, Evaluator, change
 from pruning.channels.graph import ChannelGraph
 from pruning.selection.allocation import Allocation
@@ -32,12 +26,10 @@ from pruning.surgery.report import NetworkSize, SurgeryReport
 from pruning.zeros.masks import UnstructuredSettings, apply_masks_, l1_masks, sparsity_table
 from tasks.choose import task_of
 from tasks.measuring import open_evaluator
+from tasks.short_training import importance_on_training_batches
 from tasks.task import Network, Task
-<<<<<<< HEAD
-=======
 from utils.config.cli import config_from_values
 from utils.config.hyp import load_hyp
->>>>>>> w18e
 from utils.config.values import warn_of_ignored
 from utils.device import select_device
 from utils.errors import PruningError
@@ -52,24 +44,11 @@ CHECKPOINT_NAME = "pruned_model.pt"
 # Settings that only matter where a plan is made.
 _TIMING = ("runtime", "precision", "threads", "latency_table")
 _PLANNING = (
-<<<<<<< HEAD
-    "criterion",
-    "shortcuts",
-    "round",
-    "round_direction",
-    "min_channels",
-    "protect",
-    "limit",
-    "strict",
-    "seed",
-)
-=======
     *("criterion", "shortcuts", "round", "round_direction", "min_channels", "protect", "limit"),
     *("strict", "seed"),
 )
 # Settings of cuts of the whole network that single layers do not have.
 _WHOLE = ("round", "round_direction", "min_channels", "limit", "strict", "tolerance")
->>>>>>> w18e
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,11 +285,7 @@ class _Run:
     def _allocate(self) -> tuple[Planner, Allocation, Scan | None]:
         """Return the planner, the channels it drops, and the scan that led to it."""
         config, evaluator, found = self.config, self.evaluator, None
-<<<<<<< HEAD
-        planner = planner_of(self.task, self.dense, config, image_chw=self.image_chw, table=self.table)
-=======
         planner = self.planner()
->>>>>>> w18e
         if config.scan:
             assert evaluator is not None
             found = scan(

@@ -11,7 +11,6 @@ from deploy.choices import LatencyPrecision
 from deploy.formats import check_format, check_precision
 from pruning.choices import MEASURED_CRITERIA, CriterionName, Scope, Shortcuts
 from pruning.selection.latency import LatencyTable
-from pruning.selection.limits import parse_limits
 from pruning.selection.rounding import Direction, Rounding
 from pruning.selection.settings import PlanSettings, parse_limits
 from pruning.selection.targets import parse_target

@@ -20,12 +20,7 @@ from pruning.iterative import IterativeSettings, Quantity, Round, before_rounds,
 from pruning.selection.candidates import free_ids, least_widths
 from pruning.selection.costs import Costs
 from pruning.selection.latency import LatencyTable
-<<<<<<< HEAD
-from pruning.selection.limits import parse_limits
-from pruning.selection.settings import DEFAULT_PERCENT
-=======
 from pruning.selection.settings import DEFAULT_PERCENT, parse_limits
->>>>>>> w18e
 from pruning.selection.targets import parse_target
 from pruning.surgery.plan import PruningPlan
 from tasks.choose import task_of

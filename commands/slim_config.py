@@ -13,11 +13,7 @@ from commands.quantize_config import QuantizeConfig
 from commands.train_config import TrainConfig
 from commands.train_sparsity_config import AUTO, CHOICE, SparsityConfig
 from pruning.choices import Shortcuts
-<<<<<<< HEAD
-from pruning.selection.limits import limits_per_round
-=======
 from pruning.selection.settings import limits_per_round
->>>>>>> w18e
 from pruning.selection.targets import STEP, parse_target
 from utils.errors import ConfigError
 
@@ -38,7 +34,7 @@ class SlimConfig(SparsityConfig):
     # strength as for train_sparsity.py; auto, which is for --sparsity bn: what the cut will take fades to zero
     sr: float | Literal["auto"] | None = AUTO
     shortcuts: Shortcuts = "tied"  # channels that shortcuts join: tied prunes them together, skip leaves them dense
-    # what the run starts from: weights, or auto: the best of --weights and --candidates at several sizes, by probes
+    # what the run starts from: weights, or auto: the best of --weights, --candidates and lower image sizes, by probes
     start: Literal["weights", "auto"] = "weights"
     candidates: tuple[str, ...] = ()  # further networks that --start auto compares, such as yolov5n.pt
     probe_epochs: int = 5  # passes over the training images in each probe of --start auto

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-=======
 import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
->>>>>>> w18e
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-<<<<<<< HEAD
-from pruning.channels.ids import IntArray
-from pruning.selection.planner import Planner
-from pruning.surgery.cut import cut
-=======
 from engine.evaluation.evaluator import label
 from pruning.channels.ids import IntArray
 from pruning.selection.planner import Planner
@@ -35,7 +25,6 @@ LOGGER = logging.getLogger(__name__)
 
 # File of a run folder with what was measured.
 SENSITIVITY_NAME = "sensitivity.json"
->>>>>>> w18e
 
 # Returns the scores of a network, by name; the last one decides.
 Measure = Callable[[nn.Module], Mapping[str, float]]
@@ -81,8 +70,6 @@ class LayerScore:
         """The score that decides, such as mAP50-95 or accuracy."""
         return list(self.headline.values())[-1]
 
-<<<<<<< HEAD
-=======
     @property
     def name(self) -> str:
         """Name for people: the first layer, and how many others are cut with it."""
@@ -94,7 +81,6 @@ class LayerScore:
         scores = ", ".join(f"{label(name)} {value:.3f}" for name, value in self.headline.items())
         return f"{self.name} without {self.pruned} of {self.channels} channels: {scores}"
 
->>>>>>> w18e
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         return asdict(self)
@@ -136,22 +122,6 @@ def layer_cuts(planner: Planner, shares: Sequence[float]) -> list[LayerCut]:
     return cuts
 
 
-<<<<<<< HEAD
-def layer_scores(
-    planner: Planner, cuts: Sequence[LayerCut], measure: Measure, *, carry: bool
-) -> Iterator[LayerScore]:
-    """Cut the network as each of `cuts` says, from its uncut state, and yield the scores, without any training.
-
-    Args:
-        planner: Planner of the network.
-        cuts: Cuts to measure.
-        measure: Function that measures a network.
-        carry: Whether to carry the constants of cut channels into the layers that read them.
-    """
-    for item in cuts:
-        network = cut(planner.model, planner.graph, item.dropped, carry=carry)
-        yield LayerScore(
-=======
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity:
     """Content of sensitivity.json: what was measured so far.
@@ -267,18 +237,14 @@ def measured(
     for done, item in enumerate(missing, start=1):
         network = cut(planner.model, planner.graph, item.dropped, carry=carry)
         row = LayerScore(
->>>>>>> w18e
             layers=item.layers,
             channels=item.channels,
             share=item.share,
             pruned=len(item.dropped),
             headline=dict(measure(network)),
         )
-<<<<<<< HEAD
-=======
         found = replace(found, rows=(*found.rows, row))
         minutes = (time.monotonic() - began) / 60 * (len(missing) - done) / done
         number = len(cuts) - len(missing) + done
         LOGGER.info("%d of %d: %s, %.1f min left", number, len(cuts), row.as_text(), minutes)
         yield found
->>>>>>> w18e

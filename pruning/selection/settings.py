@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from collections.abc import Mapping
-=======
 import math
 from collections.abc import Mapping, Sequence
->>>>>>> w18e
 from dataclasses import dataclass, field
 
 from pruning.choices import CriterionName, Shortcuts
