@@ -122,4 +122,4 @@ def _cut(model: nn.Module, graph: ChannelGraph, case: Case, result: dict[str, An
         result["further_error"] = float("inf") if found is None else largest_difference(found, further)
     errors = max(result["error"], result.get("further_error", 0.0))
     is_silent = result["effect"] < _LEAST_EFFECT
-    result["verdict"] = "wrong" if errors >= EXACT else "no effect" if is_silent else "exact"
+    result["verdict"] = "differs" if errors >= EXACT else "no effect" if is_silent else "exact"
