@@ -117,4 +117,4 @@ def _first_line(error: BaseException) -> str:
 
 def is_fault(result: Mapping[str, Any]) -> bool:
     """Return whether a result is one that must not occur: a wrong cut or a crash."""
-    return result["verdict"] in ("wrong", "crash", "no effect")
+    return result["verdict"] in ("differs", "crash", "no effect")

@@ -88,6 +88,14 @@ def mask_(model: nn.Module, graph: ChannelGraph, dropped: IntArray) -> None:
             raise LookupError(f"{name} ({layer.kind}): no tensor with {len(rows)} rows to mask")
 
 
+def deafen_(model: nn.Module, graph: ChannelGraph, dropped: IntArray) -> None:
+    """Set the weights to zero by which layers read the dropped channels, whatever these carry."""
+    for name, layer in graph.layers.items():
+        if layer.reads_all:
+            read = torch.from_numpy(np.isin(layer.input_ids, dropped))
+            model.get_submodule(name).get_parameter("weight").data.movedim(layer.weight_axes[1], 0)[read] = 0
+
+
 def _zero_rows_(model: nn.Module, name: str, rows: Tensor) -> bool:
     """Set output channels of a layer, or of a stored tensor, to zero; return whether it has such channels."""
     parent, _, last = name.rpartition(".")

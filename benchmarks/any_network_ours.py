@@ -11,6 +11,7 @@ from torch import nn
 from benchmarks.any_network_cases import Case, freeze_norms_
 from benchmarks.any_network_numbers import (
     EXACT,
+    deafen_,
     further_outputs,
     largest_difference,
     mask_,
@@ -27,6 +28,7 @@ from pruning.surgery.cut import cut
 
 RATIO = 0.3
 NOTHING = "nothing to prune"
+CONSTANTS_ASIDE = "exact, constants aside"
 # Parameters above which a network is traced and planned only.
 _LARGEST = 150e6
 # A mask that changes less than this would prove nothing.
@@ -122,4 +124,10 @@ def _cut(model: nn.Module, graph: ChannelGraph, case: Case, result: dict[str, An
         result["further_error"] = float("inf") if found is None else largest_difference(found, further)
     errors = max(result["error"], result.get("further_error", 0.0))
     is_silent = result["effect"] < _LEAST_EFFECT
-    result["verdict"] = "wrong" if errors >= EXACT else "no effect" if is_silent else "exact"
+    result["verdict"] = "differs" if errors >= EXACT else "no effect" if is_silent else "exact"
+    if errors >= EXACT:
+        # A masked channel may be a constant, such as a bias for the whole map; nobody may read it.
+        deafen_(model, graph, dropped)
+        result["error"] = largest_difference(outputs_at(pruned, case.image_chw), outputs_at(model, case.image_chw))
+        if result["error"] < EXACT:
+            result["verdict"] = CONSTANTS_ASIDE

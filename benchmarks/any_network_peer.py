@@ -71,7 +71,7 @@ def measure_peer(case: Case, result: dict[str, Any]) -> None:
         result.update(verdict="cannot be compared", message="its outputs lost channels")
         return
     result["error"] = largest_difference(found, masked)
-    result["verdict"] = "exact" if result["error"] < EXACT else "wrong"
+    result["verdict"] = "exact" if result["error"] < EXACT else "differs"
 
 
 def _last_layers(model: nn.Module, case: Case) -> list[nn.Module]:

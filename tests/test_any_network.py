@@ -75,7 +75,7 @@ def graph_of(kinds: dict[str, str], *, rows: int) -> ChannelGraph:
     layers = {
         name: LayerChannels(name=name, kind=kind, input_ids=ids, output_ids=ids) for name, kind in kinds.items()
     }
-    return ChannelGraph(layers=layers, protected={}, parts=(), norms_after={}, image_chw=CHW)
+    return ChannelGraph(layers=layers, protected={}, parts=(), stored={}, norms_after={}, input_shapes=(CHW,))
 
 
 def case_of(model: nn.Module, monkeypatch: pytest.MonkeyPatch, *, name: str = "tiny:tiny") -> Case:
@@ -179,7 +179,7 @@ def test_ours_shows_a_wrong_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(any_network_ours, "cut", cut_wrongly)
     result: dict[str, Any] = {}
     any_network_ours.measure_ours(case_of(Tiny(), monkeypatch), result)
-    assert result["verdict"] == "wrong"
+    assert result["verdict"] == "differs"
     assert is_fault(result)
 
 
@@ -325,7 +325,8 @@ def test_table_shows_share_errors_and_what_is_short_of_the_wanted_share() -> Non
         "| timm:dla34 | 64 | 12.3 | 75% | 80% | exact | 3e-15 | 50% | crash (cut): KeyError: 'a/b' |  |  |"
     )
     assert lines[3].startswith("| timm:repvgg_a0 | 64 | 12.3 | 75% (wanted 80%) | 80% | exact |")
-    assert lines[-1] == "- timm:repvgg_a0: wanted 80%; 10 channels: output"
+    assert lines[-1] == "- timm:repvgg_a0: 75%; 10 channels: output"
+    assert sum(line.startswith("- ") for line in lines) == 1
 
 
 def test_pattern_without_a_network_is_refused() -> None:
@@ -365,12 +366,32 @@ def test_known_results_are_not_measured_again_and_the_report_needs_all(
     assert list((tmp_path / "results").iterdir()) == []
     for case in others:
         write(case, "ours", {"verdict": "planned", "is_planned_only": True})
-    write(others[0], "ours", {**EXACT_RESULT, "verdict": "wrong", "error": 0.1})
+    write(others[0], "ours", {**EXACT_RESULT, "verdict": "differs", "error": 0.1})
     write(others[0], "peer", EXACT_RESULT)
     assert not measure(config)
     (json_path, report) = sorted((tmp_path / "results").iterdir())
     listed = json.loads(json_path.read_text())
-    assert [entry["ours"]["verdict"] for entry in listed[:3]] == ["exact", "wrong", "planned"]
-    assert f"- ours: {len(others) - 1} planned, 1 exact, 1 wrong" in report.read_text()
+    assert [entry["ours"]["verdict"] for entry in listed[:3]] == ["exact", "differs", "planned"]
+    assert f"- ours: {len(others) - 1} planned, 1 exact, 1 differs" in report.read_text()
     entries = [Entry.read(case, folder) for case in all_cases()]
     assert summary(entries, "peer") == "2 exact"
+
+
+class Shifted(nn.Module):
+    """Adds one number to all channels, so that a masked channel is not zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+        self.shift = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.last(self.first(x) + self.shift)
+        return y
+
+
+def test_constant_that_a_masked_channel_leaves_is_told_from_a_wrong_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    result: dict[str, Any] = {}
+    measure_ours(case_of(Shifted(), monkeypatch), result)
+    assert result["verdict"] == "exact, constants aside"
+    assert result["error"] < EXACT
