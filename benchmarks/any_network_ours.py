@@ -131,3 +131,4 @@ def _cut(model: nn.Module, graph: ChannelGraph, case: Case, result: dict[str, An
         result["error"] = largest_difference(outputs_at(pruned, case.image_chw), outputs_at(model, case.image_chw))
         if result["error"] < EXACT:
             result["verdict"] = CONSTANTS_ASIDE
+            result.pop("further_error", None)

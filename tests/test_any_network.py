@@ -25,6 +25,7 @@ from benchmarks.any_network_numbers import (
     random_drop,
     settle_,
 )
+from benchmarks.any_network_ours import measure_ours
 from benchmarks.any_network_peer import mask_removed_, measure_peer, removed_indices
 from pruning.channels.graph import ChannelGraph
 from pruning.channels.groups import LayerChannels
