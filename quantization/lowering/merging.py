@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from quantization.lowering.graph import INPUT, MOVERS, WEIGHTED, Function, Graph, Node
+from quantization.lowering.sharing import with_one_layer_each
 
 _NO_CLAMP = (-float("inf"), float("inf"))
 
@@ -17,7 +18,7 @@ def merged(graph: Graph) -> Graph:
     Scales and shifts per channel are merged into the weights before them, clamps into any node that has its own
     range, even through movers, and two successive tables into one. Nodes that no output needs are removed.
     """
-    return _Merging(_needed(graph)).run()
+    return with_one_layer_each(_Merging(_needed(graph)).run())
 
 
 class _Merging:
@@ -89,15 +90,15 @@ def _is_per_channel(node: Node) -> bool:
 
 
 def _with_channel_scale(layer: Node, scale: Node) -> Node:
-    """Fold a scale and shift per channel into the layer before it, in float64."""
-    assert layer.weight is not None
+    """Fold a scale and shift per channel into the gain and bias of the layer before it, in float64."""
     assert layer.bias is not None
     assert scale.weight is not None
     assert scale.bias is not None
     factors = (scale.weight.diagonal() if scale.kind == "linear" else scale.weight.flatten()).double()
-    weight = layer.weight.double() * factors.view(-1, *(1 for _ in layer.weight.shape[1:]))
+    gain = factors if layer.gain is None else layer.gain * factors
     bias = layer.bias.double() * factors + scale.bias.double()
-    return replace(layer, weight=weight.float(), bias=bias.float(), clamp=scale.clamp)
+    origin = (*layer.origin, *scale.origin)
+    return replace(layer, gain=gain, bias=bias.float(), clamp=scale.clamp, origin=origin)
 
 
 def _chain(first: Node, second: Node) -> Function:

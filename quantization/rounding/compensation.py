@@ -126,8 +126,8 @@ def compensate_(network: QuantizedNetwork, batches: Sequence[Tensor], *, fixed: 
     """Round the weights of a calibrated network so that its results change least; later layers see earlier changes.
 
     The weights are replaced by the rounded ones, on scales that are fixed until bits or settings change. Weights of
-    layers with groups are rounded to the nearest; zeros remain zeros. Besides the images, memory contains the inputs
-    of later layers for all images, in three or four bytes per value.
+    layers with groups, and of those that are used several times, are rounded to the nearest; zeros remain zeros.
+    Besides the images, memory contains the inputs of later layers for all images, in three or four bytes per value.
 
     Args:
         network: Network with bits for every weight and value; its weights and biases are changed.
@@ -135,11 +135,13 @@ def compensate_(network: QuantizedNetwork, batches: Sequence[Tensor], *, fixed: 
         fixed: Names of layers that are not quantised whose weights stay as they are.
 
     Raises:
-        DataError: There are no images.
+        DataError: There are no images, or the network does not hold for their size.
     """
     parts = [part for images in batches for part in _in_parts(images)]
     if not parts:
         raise DataError("weights cannot be rounded without images; give those of calibration")
+    for part in parts:
+        network.graph.check_size(part)
     held = _Held(reals=HeldReals(parts[0].dtype), rounded=_held_rounded(network, parts[0].dtype))
     stretches = _stretches(network.graph)
     for position, nodes in enumerate(stretches):
@@ -202,7 +204,7 @@ def _run_in_reals(
     def compute(node: Node, inputs: Sequence[Tensor]) -> Tensor:
         if node.kind not in WEIGHTED:
             return computed(node, inputs, None)
-        found = sums(node, inputs[0], network.weights(node.name))
+        found = sums(node, inputs[0], network.real_weights(node.name))
         mean.add(found)
         return clamped(node, found)
 
@@ -259,7 +261,7 @@ class _Mean:
 def _compensate_layer(network: QuantizedNetwork, node: Node, held: _Held, mean: _Mean) -> None:
     weight, bias = network.weights(node.name)
     source = node.inputs[0]
-    if node.settings.get("groups", 1) == 1:
+    if node.settings.get("groups", 1) == 1 and not network.graph.is_shared(node.name):
         step = max(1, mean.count // _MOST_ROWS)
         reals = _rows(node, held.reals.parts(source), weight)
         rounded = _rows(node, _read(network, node, held.rounded), weight)
@@ -270,6 +272,8 @@ def _compensate_layer(network: QuantizedNetwork, node: Node, held: _Held, mean: 
             weight.copy_(moments.rounded_weight(wanted, grid, is_zero=is_zero))
     else:
         _hold_grid(network, node)
+    if not network.places.has_own_bias(node.name):
+        return
     shifted, weights = _Mean(), network.rounded_weights(node)
     for x in _read(network, node, held.rounded):
         shifted.add(sums(node, x, weights))
@@ -283,7 +287,7 @@ def _read(network: QuantizedNetwork, node: Node, held: HeldParts) -> Iterator[Te
 
 def _hold_grid(network: QuantizedNetwork, node: Node) -> Grid | None:
     """Fix the grid of a node's current weight, and return it; None if the weight is not quantised."""
-    grid = network.grid(node)
+    grid = network.layer_grid(node)
     if grid is not None:
         network.hold_grid_(node.name, grid)
     return grid
