@@ -18,8 +18,10 @@ from quantization.lowering.one_size import CODE_ERRORS, Lowering, NotTakenError
 from utils.errors import QuantizationError
 
 # By how many pixels other sizes differ. Strides of 1 to 128 are powers of two; a constant of another kind, such as
-# three windows in a row, differs at all of these.
-_STEPS = tuple(2**power for power in range(8))
+# three windows in a row, differs at all of these. The last two are for limits beyond the usual sizes.
+_STEPS = (*(2**power for power in range(8)), 512, 4096)
+# Largest for networks that run with their numbers.
+_MOST_WITH_NUMBERS = 128
 # Sides of the smallest images that numbers are compared on.
 _LEAST_SIDE = 64
 # Operators whose results are shaped as their input.
@@ -54,14 +56,15 @@ class OtherSizes:
         """
         height, width = self._given.image_shape[1:]
         found, changed = 0, ""
-        for step in reversed(_STEPS):
+        steps = [step for step in _STEPS if self._stand_in is not None or step <= _MOST_WITH_NUMBERS]
+        for step in reversed(steps):
             unlike = self._unlike(height + step, width + 2 * step)
             if unlike:
                 changed = unlike
                 break
             found = step if unlike is not None else found
         while found and (unlike := self._unlike(height, width + found)):
-            found, changed = 2 * found if found < _STEPS[-1] else 0, unlike
+            found, changed = next((step for step in steps if step > found), 0), unlike
         return found, changed
 
     def to_compare(self, step: int) -> tuple[int, int, int]:

@@ -76,6 +76,7 @@ ONE_SIZE: Mapping[str, nn.Module] = {
     "chunks of columns": Of(lambda y: chunks(y, 3)),
     "crop": Of(crop),
     "crop of a fixed size": Of(lambda y: y[:, :, :28, :28]),
+    "crop of a size far away": Of(lambda y: y[:, :, :1000]),
     "window of the size of the map": Of(lambda y: F.avg_pool2d(y, y.shape[2:])),
     "mean over the end": Of(lambda y: F.avg_pool2d(y, 3, 3, ceil_mode=True)),
     "rows in the shape": Of(lambda y: y.flatten(2).view(-1, 8, y.shape[2], y.shape[3])),
