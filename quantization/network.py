@@ -15,7 +15,7 @@ from quantization.assembly import Layer, operations_of
 from quantization.execution.executor import Executor, run_program
 from quantization.lowering.float_ops import computed
 from quantization.lowering.graph import INPUT, MOVERS, Graph, Node
-from quantization.lowering.lower import lower
+from quantization.lowering.lower import lower, tell_of_size
 from quantization.places import Places, with_places
 from quantization.program.program import Affine, IntegerProgram
 from quantization.ranges.affine import (
@@ -374,6 +374,7 @@ def quantize(
     network = uncalibrated(model, config=config, image_shape=image_shape)
     network.calibrate(batches)
     network.mode = "fake"
+    tell_of_size(network.graph)
     return network
 
 

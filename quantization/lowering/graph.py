@@ -77,6 +77,8 @@ class Graph:
         is_single: Whether the network returns one tensor and not a sequence.
         image_shape: Shape (C, H, W) of the images that the network was lowered for.
         size_step: Other images may be higher and wider by multiples of this; 0 if they have the same size.
+        limited_by: Name of a node, or of an operator, that depends on the size where `size_step` is 0; "" if the
+            network itself takes no other.
     """
 
     nodes: Mapping[str, Node]
@@ -84,6 +86,7 @@ class Graph:
     is_single: bool
     image_shape: tuple[int, int, int]
     size_step: int = 0
+    limited_by: str = ""
 
     @property
     def weighted(self) -> tuple[str, ...]:

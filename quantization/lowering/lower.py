@@ -57,6 +57,15 @@ def lower(model: nn.Module, *, image_shape: tuple[int, int, int], allow_opaque: 
     return _with_sizes(graph, given, traced, allow_opaque=allow_opaque)
 
 
+def tell_of_size(graph: Graph) -> None:
+    """Log which operator limits a network to one size of images, if one does."""
+    if graph.limited_by:
+        height, width = graph.image_shape[1:]
+        logger.info(
+            "%s depends on the size of the images: the network holds for %dx%d alone", graph.limited_by, height, width
+        )
+
+
 def _check_leaves(model: nn.Module) -> None:
     """Check that no weight is computed from other tensors at every call.
 
@@ -85,10 +94,7 @@ def _with_sizes(graph: Graph, given: Graph, traced: fx.GraphModule, *, allow_opa
             _check_same(graph, second.example, second.outputs)
         except QuantizationError as error:
             step, changed = 0, str(error).split(":")[0]
-    if changed and not step:
-        height, width = graph.image_shape[1:]
-        logger.info("%s depends on the size of the images: the network holds for %dx%d alone", changed, height, width)
-    return replace(graph, size_step=step)
+    return replace(graph, size_step=step, limited_by="" if step else changed)
 
 
 def _check_same(graph: Graph, images: Tensor, expected: Sequence[Tensor]) -> None:

@@ -18,10 +18,9 @@ from quantization.lowering.one_size import CODE_ERRORS, Lowering, NotTakenError
 from utils.errors import QuantizationError
 
 # By how many pixels other sizes differ. Strides of 1 to 128 are powers of two; a constant of another kind, such as
-# three windows in a row, differs at all of these. The last two are for limits beyond the usual sizes.
+# three windows in a row, differs at all of these. The last two show limits beyond the usual sizes and are no results.
 _STEPS = (*(2**power for power in range(8)), 512, 4096)
-# Largest for networks that run with their numbers.
-_MOST_WITH_NUMBERS = 128
+_MOST_STEP = 128
 # Sides of the smallest images that numbers are compared on.
 _LEAST_SIDE = 64
 # Operators whose results are shaped as their input.
@@ -44,9 +43,11 @@ class OtherSizes:
         self._traced, self._given, self._allow_opaque = traced, given, allow_opaque
         self._stand_in: nn.Module | None = _shapes_alone(twin_without_numbers(traced))
         try:
-            self._lowered(*given.image_shape[1:])
-        except (QuantizationError, *CODE_ERRORS):
-            self._stand_in = None  # tensors that are neither parameters nor buffers have numbers
+            is_alike = self._unlike(*given.image_shape[1:]) == ""
+        except CODE_ERRORS:
+            is_alike = False
+        if not is_alike:  # as with tensors that are neither parameters nor buffers, which have numbers
+            self._stand_in = None
 
     def step(self) -> tuple[int, str]:
         """Return by multiples of how many pixels images may be higher or wider.
@@ -56,7 +57,7 @@ class OtherSizes:
         """
         height, width = self._given.image_shape[1:]
         found, changed = 0, ""
-        steps = [step for step in _STEPS if self._stand_in is not None or step <= _MOST_WITH_NUMBERS]
+        steps = [step for step in _STEPS if self._stand_in is not None or step <= _MOST_STEP]
         for step in reversed(steps):
             unlike = self._unlike(height + step, width + 2 * step)
             if unlike:
@@ -65,7 +66,7 @@ class OtherSizes:
             found = step if unlike is not None else found
         while found and (unlike := self._unlike(height, width + found)):
             found, changed = next((step for step in steps if step > found), 0), unlike
-        return found, changed
+        return found if found <= _MOST_STEP else 0, changed
 
     def to_compare(self, step: int) -> tuple[int, int, int]:
         """Return the shape of images, small if the network takes such, on which its numbers can be compared."""

@@ -262,6 +262,24 @@ def test_compensation_leaves_one_layer(name: str) -> None:
             assert (one - other).square().mean().sqrt() < 0.05 * other.std()
 
 
+@pytest.mark.parametrize("name", ["levels", "recurrent"])
+def test_weight_is_rounded_for_all_uses(name: str) -> None:
+    model, images = NETWORKS[name](), noise(8, 3, 32, 32)
+    network = made(model, images, weight_bits=3, head_bits=3)
+
+    def error() -> float:
+        with torch.no_grad():
+            pairs = zip(as_list(network(images)), as_list(model(images)), strict=True)
+            return sum(float((one - other).norm() / other.norm()) for one, other in pairs)
+
+    nearest = error()
+    compensate_(network, [images])
+    assert error() < 0.85 * nearest
+    layer = next(layer for layer in network.graph.layers if network.graph.is_shared(layer))
+    integers = network.weights(layer)[0].double() / network.held_grids[layer].scales.view(-1, 1, 1, 1)
+    assert torch.allclose(integers, integers.round(), atol=1e-4)
+
+
 def test_all_uses_have_the_same_bits() -> None:
     images = noise(4, 3, 32, 32)
     bits = made(levels(), images, layers={"tower": LayerBits(weights=5)}).bits.weights

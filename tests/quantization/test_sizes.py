@@ -178,7 +178,7 @@ def test_network_of_one_size_by_its_last_layer_says_so() -> None:
 
 def test_node_that_depends_on_the_size_is_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        lower(ONE_SIZE["crop"].eval(), image_shape=(3, *OWN))
+        quantised(ONE_SIZE["crop"])
     assert "getitem.2 depends on the size of the images: the network holds for 24x24 alone" in caplog.text
 
 
