@@ -1,4 +1,8 @@
-"""Make layers that are used several times one: their weights are kept once, whatever norms follow each use."""
+"""Fold scales per channel into layers; the weights of a layer that is used several times are kept once.
+
+Folding only collects the gain of each channel. In the end the uses of a layer share its weight, whatever norms follow
+each of them.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,29 @@ from quantization.lowering.graph import WEIGHTED, Graph, Node, with_gain
 # Least factor between two uses of a channel. A norm that silences a channel at one use alone would leave the integers
 # of that use without room for their bias.
 _LEAST_GAIN = 2.0**-6
+
+
+def is_per_channel(node: Node) -> bool:
+    """Return whether a node only scales and shifts each channel."""
+    if node.weight is None:
+        return False
+    if node.kind == "linear":
+        rows, columns = node.weight.shape
+        return rows == columns and bool((node.weight == torch.diag(node.weight.diagonal())).all())
+    is_pointwise = tuple(node.weight.shape[1:]) == (1, 1, 1) and node.settings["groups"] == len(node.weight)
+    return is_pointwise and node.settings["stride"] == (1, 1) and node.settings["padding"] == (0, 0)
+
+
+def with_channel_scale(layer: Node, scale: Node) -> Node:
+    """Fold a scale and shift per channel into the gain and bias of the layer before it, in float64."""
+    assert layer.bias is not None
+    assert scale.weight is not None
+    assert scale.bias is not None
+    factors = (scale.weight.diagonal() if scale.kind == "linear" else scale.weight.flatten()).double()
+    gain = factors if layer.gain is None else layer.gain * factors
+    bias = layer.bias.double() * factors + scale.bias.double()
+    origin = (*layer.origin, *scale.origin)
+    return replace(layer, gain=gain, bias=bias.float(), clamp=scale.clamp, origin=origin)
 
 
 def with_one_layer_each(graph: Graph) -> Graph:
