@@ -274,7 +274,7 @@ def check_budget(network: QuantizedNetwork, config: QuantizeConfig) -> None:
     if not config.budget:
         return
     fewest = min(config.budget_bits)
-    least = weight_bytes(network, dict.fromkeys(network.graph.weighted, fewest))
+    least = weight_bytes(network, dict.fromkeys(network.graph.layers, fewest))
     if parse_bytes(config.budget) < least:
         raise ConfigError(
             f"--budget {config.budget}: the weights take {least / 1e3:.1f}K in {fewest} bits, the fewest of "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quantization.lowering.graph import Graph, Node
 from quantization.program.program import Affine, FloatArray, IntArray, Operation
-from quantization.ranges.affine import Grid, common_fixed_point, fixed_point, quantise, weight_integers
+from quantization.ranges.affine import Grid, common_fixed_point, fixed_point, quantise
 from utils.errors import QuantizationError
 
 _INT32 = 2**31 - 1
@@ -22,13 +22,13 @@ class Layer:
     """Weights of a node and their quantisation.
 
     Attributes:
-        weight: Real weights (O, ...).
+        integers: Weights (O, ...); the same array for all uses of a layer.
         bias: Real biases (O,).
-        grid: Scales and zero points of the weight.
+        grid: Scales and zero points of the weight; scales are negative where a channel has a negative gain.
         bits: Number of bits of the weight.
     """
 
-    weight: Tensor
+    integers: IntArray
     bias: Tensor
     grid: Grid
     bits: int
@@ -59,7 +59,7 @@ def operations_of(
         layer = layers.get(node.name)
         if layer is not None:
             arrays = _layer_arrays(layer, inputs[0], output)
-            weight_scales = layer.grid.scales.cpu().numpy().copy()
+            weight_scales = layer.grid.scales.detach().cpu().numpy().copy()
         elif node.kind == "lookup":
             arrays = {"table": _table(node, inputs[0], output, dtype)}
         elif node.kind in _FACTORS:
@@ -85,22 +85,23 @@ def reach(affine: Affine) -> int:
 
 
 def _layer_arrays(layer: Layer, source: Affine, output: Affine) -> dict[str, IntArray]:
-    integers = weight_integers(layer.weight, layer.grid).long().cpu()
+    integers = torch.from_numpy(layer.integers)
     zero_points = layer.grid.zero_points.long().cpu()
-    scales = layer.grid.scales.cpu()
+    scales = layer.grid.scales.detach().cpu()
     biases = torch.floor(layer.bias.detach().double().cpu() / (scales * source.scale) + 0.5)
     bias = biases.clamp(-_INT32, _INT32).long()
     centred = integers - zero_points.view(-1, *(1 for _ in integers.shape[1:]))
     bounds = centred.abs().flatten(1).sum(1) * reach(source) + bias.abs()
     factors = [
-        fixed_point(source.scale * scale / output.scale, bound=bound)
+        fixed_point(source.scale * abs(scale) / output.scale, bound=bound)
         for scale, bound in zip(scales.tolist(), bounds.tolist(), strict=True)
     ]
+    signs = np.where(scales.numpy() < 0, -1, 1)
     return {
-        "weight": integers.numpy(),
+        "weight": layer.integers,
         "weight_zero_point": zero_points.numpy().copy(),
         "bias": bias.numpy(),
-        "multiplier": np.array([multiplier for multiplier, _ in factors], dtype=np.int64),
+        "multiplier": np.array([multiplier for multiplier, _ in factors], dtype=np.int64) * signs,
         "shift": np.array([shift for _, shift in factors], dtype=np.int64),
     }
 

@@ -15,7 +15,8 @@ from quantization.assembly import Layer, operations_of
 from quantization.execution.executor import Executor, run_program
 from quantization.lowering.float_ops import computed
 from quantization.lowering.graph import INPUT, MOVERS, Graph, Node
-from quantization.lowering.lower import lower
+from quantization.lowering.lower import lower, tell_of_size
+from quantization.places import Places, with_places
 from quantization.program.program import Affine, IntegerProgram
 from quantization.ranges.affine import (
     Grid,
@@ -24,6 +25,7 @@ from quantization.ranges.affine import (
     fake_weight,
     integer_limits,
     weight_grid,
+    weight_integers,
     within,
 )
 from quantization.ranges.bits import BitPlan, planned_bits
@@ -54,16 +56,10 @@ class _Prepared:
     executor: Executor
 
 
-class _Place(nn.Module):
-    """Where the weights of a layer are; it is called with what the layer reads, for hooks."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return what the layer reads."""
-        return x
-
-
 class QuantizedNetwork(nn.Module):
     """A network whose parameters are real weights with batch norms folded in, under their old paths in `layers`.
+
+    A layer that is used several times has one weight, in the place of its first use.
 
     Attributes:
         graph: Operations of the network.
@@ -83,7 +79,8 @@ class QuantizedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = nn.Module()
-        self.graph = replace(graph, nodes={name: self._without_weights(node) for name, node in graph.nodes.items()})
+        self.graph = with_places(self.layers, graph)
+        self.places = Places(self.layers, self.graph)
         self.mode: Mode = "float"
         self.config = config
         self.bits = planned_bits(graph, config)
@@ -95,28 +92,19 @@ class QuantizedNetwork(nn.Module):
         self._prepared: _Prepared | None = None
         self.scales = None
 
-    def _without_weights(self, node: Node) -> Node:
-        """Register the weights of a node as parameters; return the node without them."""
-        if node.weight is None or node.bias is None:
-            return node
-        place = self.layers
-        for part in node.name.split("."):
-            if part not in place._modules:
-                place.add_module(part, _Place())
-            place = place.get_submodule(part)
-        place.register_parameter("weight", nn.Parameter(node.weight))
-        place.register_parameter("bias", nn.Parameter(node.bias))
-        return replace(node, weight=None, bias=None)
-
     def weights(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
-        """Return the weight and bias of a node that has some; the weight in units while scales train."""
-        place = self.layers.get_submodule(name)
-        return place.get_parameter("weight"), place.get_parameter("bias")
+        """Return the weight and bias of a node that has some, without its gain; in units while scales train."""
+        return self.places.weights(name)
 
     def real_weights(self, name: str) -> tuple[Tensor, Tensor]:
-        """Return the weight and bias of a node that has some, not rounded."""
+        """Return the weight and bias that a node computes with, not rounded."""
+        weight, bias = self._layer_weights(name)
+        return self.places.with_gain(name, weight), bias
+
+    def _layer_weights(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return the weight of a node's layer, not in units, and the bias of the node."""
         weight, bias = self.weights(name)
-        return weight if self.scales is None else weight * self.scales.unit(name, weight), bias
+        return weight if self.scales is None else weight * self.scales.unit(self.graph.layer_of(name), weight), bias
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor]) -> None:
@@ -196,7 +184,7 @@ class QuantizedNetwork(nn.Module):
         if node.name in self.bits.weights:
             weights = self.rounded_weights(node) if is_rounded else self.real_weights(node.name)
             read = self.rounded_input(node, inputs[0]) if is_rounded else inputs[0]
-            inputs = [self.layers.get_submodule(node.name)(read)]
+            inputs = [self.places[node.name](read)]
         result = computed(node, inputs, weights)
         return self.rounded_value(node.name, result) if is_rounded and self._rounds_result(node) else result
 
@@ -220,12 +208,12 @@ class QuantizedNetwork(nn.Module):
 
     def rounded_weights(self, node: Node) -> tuple[Tensor, Tensor]:
         """Return the weight and bias of a node in fake mode."""
-        weight, bias = self.real_weights(node.name)
-        grid, source = self.grid(node), self._source_scale(node)
+        weight, bias = self._layer_weights(node.name)
+        grid, source = self.layer_grid(node), self._source_scale(node)
         if grid is None:
-            return weight, bias
-        rounded = fake_weight(weight, grid)
-        return rounded, bias if source is None else fake_bias(bias, grid.scales.detach() * source)
+            return self.places.with_gain(node.name, weight), bias
+        rounded, scales = fake_weight(weight, grid), self._scales_of(node, grid).detach()
+        return self.places.with_gain(node.name, rounded), bias if source is None else fake_bias(bias, scales * source)
 
     def _source_scale(self, node: Node) -> float | Tensor | None:
         """Return the scale of what a node with weights reads, if its bias is rounded too; else None."""
@@ -237,25 +225,39 @@ class QuantizedNetwork(nn.Module):
         return source.scale if source else None
 
     def grid(self, node: Node) -> Grid | None:
-        """Return the scales and zero points of a node's weight; None if it is not quantised."""
-        bits = self.bits.weights[node.name]
+        """Return the scales and zero points of a node's weight, times its gain; None if it is not quantised."""
+        grid = self.layer_grid(node)
+        return replace(grid, scales=self._scales_of(node, grid)) if grid is not None else None
+
+    def layer_grid(self, node: Node) -> Grid | None:
+        """Return the scales and zero points of the weight of a node's layer; None if it is not quantised."""
+        layer, bits = self.graph.layer_of(node.name), self.bits.weights[node.name]
         weight, bias = self.weights(node.name)
         if self.scales is not None:
-            return self.scales.grid(node.name, inputs=weight[0].numel())
-        if bits is None or node.name in self._held_grids:
-            return self._held_grids.get(node.name)
+            return self.scales.grid(layer, inputs=weight[0].numel())
+        if bits is None or layer in self._held_grids:
+            return self._held_grids.get(layer)
         source = self._source_scale(node)
         assert not isinstance(source, Tensor), "scales that are learnt have grids"
-        return weight_grid(weight, bias, bits=bits, config=self.config, input_scale=source)
+        largest: Tensor = bias
+        if source is not None and self.graph.is_shared(layer):
+            sources = {use.name: self._source_scale(use) for use in self.graph.uses(layer)}
+            largest, source = self.places.largest_bias(sources), 1.0
+        return weight_grid(weight, largest, bits=bits, config=self.config, input_scale=source)
+
+    def _scales_of(self, node: Node, grid: Grid) -> Tensor:
+        """Return the scales of a node's weight, negative where its gain is."""
+        gain = self.places.gain(node.name)
+        return grid.scales if gain is None else grid.scales * gain
 
     def hold_grid_(self, name: str, grid: Grid) -> None:
-        """Fix the scale of a weight until bits or settings change; otherwise it follows the weight."""
-        self._held_grids[name] = grid
+        """Fix the scales of a layer's weight until bits or settings change; otherwise they follow the weight."""
+        self._held_grids[self.graph.layer_of(name)] = grid
         self._prepared = None
 
     @property
     def held_grids(self) -> Mapping[str, Grid]:
-        """Fixed scales, by name of the node."""
+        """Fixed scales, by name of the layer."""
         return dict(self._held_grids)
 
     def learn_scales_(self, *, learns: bool = True) -> None:
@@ -269,11 +271,11 @@ class QuantizedNetwork(nn.Module):
         bits = {name: number for name, number in self.bits.values.items() if number is not None}
         affines = {name: self._unclamped(self._affines.get(name), number) for name, number in bits.items()}
         grids = {}
-        for name in self.graph.weighted:
-            grid = self.grid(self.graph.nodes[name])
+        for name in self.graph.layers:
+            grid = self.layer_grid(self.graph.nodes[name])
             if grid is not None:
                 grids[name] = grid
-        units = {name: _unit(self.weights(name)[0]) for name in self.graph.weighted}
+        units = {name: _unit(self.weights(name)[0]) for name in self.graph.layers}
         scales = LearntScales(affines, grids, units=units, fixed=(INPUT,)).to(next(self.parameters()).device)
         self._multiply_weights_(lambda name, weight: 1 / scales.unit(name, weight))
         self.scales = scales.requires_grad_(learns)
@@ -281,7 +283,7 @@ class QuantizedNetwork(nn.Module):
 
     @torch.no_grad()
     def _multiply_weights_(self, factor: Callable[[str, Tensor], Tensor]) -> None:
-        for name in self.graph.weighted:
+        for name in self.graph.layers:
             weight, _ = self.weights(name)
             weight.mul_(factor(name, weight))
 
@@ -311,12 +313,16 @@ class QuantizedNetwork(nn.Module):
         Raises:
             QuantizationError: The network is not calibrated, or some weight or value has no bits.
         """
-        layers = {}
+        layers: dict[str, Layer] = {}
         for name in self.graph.weighted:
-            grid, bits = self.grid(self.graph.nodes[name]), self.bits.weights[name]
+            node, bits = self.graph.nodes[name], self.bits.weights[name]
+            grid = self.layer_grid(node)
             if grid is not None and bits is not None:
                 weight, bias = self.weights(name)
-                layers[name] = Layer(weight=weight, bias=bias, grid=grid, bits=bits)
+                first = layers.get(node.layer)
+                integers = weight_integers(weight, grid).long().cpu().numpy() if first is None else first.integers
+                own = replace(grid, scales=self._scales_of(node, grid))
+                layers[name] = Layer(integers=integers, bias=bias, grid=own, bits=bits)
         missing = [name for name in self.graph.scaled if name not in self._affines]
         missing += [name for name in self.graph.weighted if name not in layers]
         if missing:
@@ -329,6 +335,7 @@ class QuantizedNetwork(nn.Module):
             outputs=self.graph.outputs,
             fingerprint=self.fingerprint,
             image_shape=self.image_shape,
+            size_step=self.graph.size_step,
         )
 
     @torch.no_grad()
@@ -367,6 +374,7 @@ def quantize(
     network = uncalibrated(model, config=config, image_shape=image_shape)
     network.calibrate(batches)
     network.mode = "fake"
+    tell_of_size(network.graph)
     return network
 
 

@@ -65,7 +65,7 @@ def sensitivities(
         network.mode = "float"
         dense = metric(network)
         network.mode = "fake"
-        for layer in network.graph.weighted:
+        for layer in network.graph.layers:
             for number in bits:
                 network.set_bits_(only_layer(network, layer, bits=number, part=part))
                 found = metric(network)
@@ -78,11 +78,12 @@ def sensitivities(
 
 
 def only_layer(network: QuantizedNetwork, layer: str, *, bits: int, part: Part = "both") -> BitPlan:
-    """Build the plan that quantises one layer alone."""
+    """Build the plan that quantises one layer alone, in all its uses."""
     graph = network.graph
-    source = graph.scale_of(graph.nodes[layer].inputs[0])
-    of_weights = {name: bits if name == layer and part != "activations" else None for name in graph.weighted}
-    of_values = {name: bits if name == source and part != "weights" else None for name in graph.scaled}
+    uses = {node.name for node in graph.uses(layer)}
+    sources = {graph.scale_of(graph.nodes[use].inputs[0]) for use in uses}
+    of_weights = {name: bits if name in uses and part != "activations" else None for name in graph.weighted}
+    of_values = {name: bits if name in sources and part != "weights" else None for name in graph.scaled}
     return BitPlan(weights=of_weights, values=of_values)
 
 

@@ -86,7 +86,7 @@ class QuantisedTask:
         own = {id(parameter): name for name, parameter in trained.named_parameters()}
         masks = zero_masks(self.floats.model)
         found = {}
-        for name in self.quantised.graph.weighted:
+        for name in self.quantised.graph.layers:
             if f"{name}.weight" in masks:
                 found[own[id(self.quantised.weights(name)[0])]] = masks[f"{name}.weight"]
         return found
@@ -134,7 +134,7 @@ class QuantisedTask:
         followed = None
         if teaching.features:
             read = {
-                names[id(floats.layers.get_submodule(name))]: torch.arange(_num_read(floats, name))
+                names[id(floats.places[name])]: torch.arange(_num_read(floats, name))
                 for name in floats.graph.weighted
             }
             followed = Followed(read=read, strength=teaching.features)

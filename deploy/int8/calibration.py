@@ -176,11 +176,16 @@ def _unlike(network: QuantizedNetwork, stored: Mapping[str, NDArray[Any]]) -> se
     named = sorted(unlike & stored.keys())
     if named:
         logger.warning("kept in floating point, since the artefact has another weight: %s", ", ".join(named))
-    return unlike
+    # An artefact has the uses of a layer under names of its own; all of them compute alike.
+    uses = {use.name for name in unlike for use in network.graph.uses(name)}
+    several = sorted((uses - unlike) & stored.keys())
+    if several:
+        logger.warning("kept in floating point, since they are used several times: %s", ", ".join(several))
+    return unlike | uses
 
 
 def _is_like(network: QuantizedNetwork, name: str, stored: NDArray[Any] | None) -> bool:
-    weight = network.weights(name)[0].detach().numpy()
+    weight = network.real_weights(name)[0].detach().numpy()
     if stored is None or stored.size != weight.size:
         return False
     distance = np.abs(stored.ravel() - weight.ravel()).max(initial=0)

@@ -144,6 +144,8 @@ def opaque(
             kind="opaque",
             inputs=tuple(ref.name for ref in refs),
             function=lambda *tensors: run(tensors)[index],
+            # Not needed to run it; they show whether it depends on the size of the images.
+            settings={"numbers": tuple(item for item in tree_flatten((args, kwargs))[0] if isinstance(item, int))},
         )
         return build.add(node, tuple(item.shape))
 
@@ -151,11 +153,16 @@ def opaque(
     return tree_map(add, result)
 
 
+def addresses(*tensors: Tensor | None) -> tuple[int, ...]:
+    """Return where tensors are in memory, 0 for None."""
+    return tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+
+
 def constant(value: Tensor) -> Tensor:
-    """Return a detached copy of a parameter or buffer."""
-    return value.detach().clone()
+    """Return a parameter or buffer of the network, which is a copy that nothing else uses, without gradient."""
+    return value.detach()
 
 
 def constant_or_zeros(value: Tensor | None, length: int, like: Tensor) -> Tensor:
-    """Return a detached copy of a bias, or zeros if there is none."""
+    """Return a bias without gradient, or zeros if there is none."""
     return constant(value) if value is not None else torch.zeros(length, dtype=like.dtype)

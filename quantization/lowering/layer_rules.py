@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantization.lowering.building import Builder, Call, Ref, constant, constant_or_zeros
+from quantization.lowering.building import Builder, Call, Ref, addresses, constant, constant_or_zeros
 from quantization.lowering.graph import Function, Node
 from quantization.program.program import Kind, Setting
 
@@ -35,6 +35,7 @@ def conv(build: Builder, call: Call) -> Ref:
         settings=settings,
         weight=constant(weight),
         bias=bias,
+        origin=addresses(weight, call.get("bias")),
     )
     return build.add(node, call.shape)
 
@@ -57,7 +58,14 @@ def linear(build: Builder, call: Call) -> Ref:
         raise call.refusal(f"works on {len(call.source.shape)} dimensions")
     weight = call.get("weight")
     bias = constant_or_zeros(call.get("bias"), len(weight), weight)
-    node = Node(name=call.name, kind="linear", inputs=(call.source.name,), weight=constant(weight), bias=bias)
+    node = Node(
+        name=call.name,
+        kind="linear",
+        inputs=(call.source.name,),
+        weight=constant(weight),
+        bias=bias,
+        origin=addresses(weight, call.get("bias")),
+    )
     return build.add(node, call.shape)
 
 
@@ -73,10 +81,11 @@ def batch_norm(build: Builder, call: Call) -> Ref:
     shift = -mean.double() * scale
     if call.get("bias") is not None:
         shift = shift + call.get("bias").double()
-    return _per_channel(build, call, scale.detach(), shift.detach())
+    tensors = [call.get(name) for name in ("running_var", "running_mean", "weight", "bias")]
+    return _per_channel(build, call, scale.detach(), shift.detach(), origin=addresses(*tensors))
 
 
-def _per_channel(build: Builder, call: Call, scale: Tensor, shift: Tensor) -> Ref:
+def _per_channel(build: Builder, call: Call, scale: Tensor, shift: Tensor, *, origin: tuple[int, ...] = ()) -> Ref:
     """Add scale * x + shift, (C,) each, as a depthwise 1x1 convolution or a diagonal linear layer."""
     if len(call.source.shape) == 4:
         kind: Kind = "conv"
@@ -93,6 +102,7 @@ def _per_channel(build: Builder, call: Call, scale: Tensor, shift: Tensor) -> Re
         settings=settings,
         weight=weight.float(),
         bias=shift.float(),
+        origin=origin,
     )
     return build.add(node, call.shape)
 
@@ -115,7 +125,8 @@ def prelu(build: Builder, call: Call) -> Ref:
         return _looked_up(build, call, lambda x: F.leaky_relu(x, slope))
     source = call.source
     negative = _clamped(build, call.part("negative", source), (-math.inf, 0.0))
-    scaled = _per_channel(build, call.part("slopes", negative), slopes.double(), torch.zeros_like(slopes).double())
+    factors, zeros = slopes.double(), torch.zeros_like(slopes).double()
+    scaled = _per_channel(build, call.part("slopes", negative), factors, zeros, origin=addresses(slopes))
     positive = _clamped(build, call.part("positive", source), (0.0, math.inf))
     return build.add(Node(name=call.name, kind="add", inputs=(positive.name, scaled.name)), call.shape)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
+from quantization.lowering.folding import is_per_channel, with_channel_scale, with_one_layer_each
 from quantization.lowering.graph import INPUT, MOVERS, WEIGHTED, Function, Graph, Node
 
 _NO_CLAMP = (-float("inf"), float("inf"))
@@ -17,7 +16,7 @@ def merged(graph: Graph) -> Graph:
     Scales and shifts per channel are merged into the weights before them, clamps into any node that has its own
     range, even through movers, and two successive tables into one. Nodes that no output needs are removed.
     """
-    return _Merging(_needed(graph)).run()
+    return with_one_layer_each(_Merging(_needed(graph)).run())
 
 
 class _Merging:
@@ -52,8 +51,8 @@ class _Merging:
         if node.kind == "rescale":
             return self._merge_clamp(node, source)
         combined = None
-        if _is_per_channel(node) and source.kind in WEIGHTED and source.clamp == _NO_CLAMP:
-            combined = _with_channel_scale(source, node)
+        if is_per_channel(node) and source.kind in WEIGHTED and source.clamp == _NO_CLAMP:
+            combined = with_channel_scale(source, node)
         elif node.kind == "lookup" and source.kind == "lookup":
             combined = replace(source, function=_chain(source, node), clamp=node.clamp)
         if combined is None:
@@ -75,29 +74,6 @@ class _Merging:
             return None
         self._nodes[target.name] = replace(target, clamp=(low, high))
         return source.name
-
-
-def _is_per_channel(node: Node) -> bool:
-    """Return whether a node only scales and shifts each channel."""
-    if node.weight is None:
-        return False
-    if node.kind == "linear":
-        rows, columns = node.weight.shape
-        return rows == columns and bool((node.weight == torch.diag(node.weight.diagonal())).all())
-    is_pointwise = tuple(node.weight.shape[1:]) == (1, 1, 1) and node.settings["groups"] == len(node.weight)
-    return is_pointwise and node.settings["stride"] == (1, 1) and node.settings["padding"] == (0, 0)
-
-
-def _with_channel_scale(layer: Node, scale: Node) -> Node:
-    """Fold a scale and shift per channel into the layer before it, in float64."""
-    assert layer.weight is not None
-    assert layer.bias is not None
-    assert scale.weight is not None
-    assert scale.bias is not None
-    factors = (scale.weight.diagonal() if scale.kind == "linear" else scale.weight.flatten()).double()
-    weight = layer.weight.double() * factors.view(-1, *(1 for _ in layer.weight.shape[1:]))
-    bias = layer.bias.double() * factors + scale.bias.double()
-    return replace(layer, weight=weight.float(), bias=bias.float(), clamp=scale.clamp)
 
 
 def _chain(first: Node, second: Node) -> Function:

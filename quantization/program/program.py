@@ -8,7 +8,7 @@ With x the integers of an operation's inputs, Z their zero points and `rescale` 
     rescale(a; M, k)   = (a * M + 2^(k-1)) >> k                      int64, arithmetic shift, k from 1: half up
     clamp(y)           = min(max(y, low), high)                      of the output's Affine
     conv, linear       : y = clamp(Z_out + rescale(sum (x - Z) * (w - Z_w) + bias; M, k)), M and k per output channel;
-                         borders are padded with Z, so they add nothing
+                         borders are padded with Z, so they add nothing; M may be negative, the other M are not
     lookup             : y = table[x - low]                          any function of one tensor
     add                : y = clamp(Z_out + rescale(sum over inputs of (x - Z) * factor; 1, k))
     concat             : y = clamp(Z_out + rescale(x - Z; M, k)), M and k per input
@@ -88,8 +88,9 @@ class Operation:
             size follows from `IntegerProgram.image_shape`. concat, slice: axis; slice also start, stop, step.
             upsample: scale (two). flatten: start_axis. reshape: shape, without the batch. permute: axes.
         arrays: Integer arrays by kind. conv, linear: weight (O, I / groups, KH, KW) or (O, I), weight_zero_point
-            (O,), bias (O,), multiplier (O,), shift (O,). lookup: table. add: factor (inputs,), shift (1,). concat:
-            multiplier, shift (inputs,). multiply, mean, rescale: multiplier, shift (1,).
+            (O,), bias (O,), multiplier (O,), shift (O,); operations that use one layer have the same weight. lookup:
+            table. add: factor (inputs,), shift (1,). concat: multiplier, shift (inputs,). multiply, mean, rescale:
+            multiplier, shift (1,).
         weight_scales: Scale of the weights of conv and linear (O,); empty otherwise. Not used in integer inference;
             stored so that a file shows what its integers mean.
         weight_bits: Number of bits of the weights; 0 if there are none.
@@ -113,10 +114,12 @@ class IntegerProgram:
         operations: Operations, the first of kind "input"; each reads the results of earlier ones.
         outputs: Names of the operations whose results the network returns, in order.
         fingerprint: Fingerprint of the original network (SHA-256 over names and shapes of its weights).
-        image_shape: Shape (C, H, W) of the calibration images; a fully convolutional network accepts other H and W.
+        image_shape: Shape (C, H, W) of the calibration images.
+        size_step: Other images may be higher and wider, or less so, by multiples of this; 0: all have the same size.
     """
 
     operations: tuple[Operation, ...]
     outputs: tuple[str, ...]
     fingerprint: str
     image_shape: tuple[int, int, int]
+    size_step: int = 1

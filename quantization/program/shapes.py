@@ -42,6 +42,8 @@ def result_shapes(program: IntegerProgram, image_shape: tuple[int, int, int]) ->
     Raises:
         CheckpointError: A result does not fit an operation that reads it.
     """
+    if misfit := _size_misfit(image_shape, made_for=program.image_shape, step=program.size_step):
+        raise CheckpointError(f"images of shape {image_shape}: {misfit}")
     try:
         return _shapes_of_all(program, image_shape)
     except _Misfit as misfit:
@@ -64,6 +66,31 @@ def _shapes_of_all(program: IntegerProgram, image_shape: Shape) -> dict[str, Sha
             raise _Misfit(f"operation {operation.name!r} {misfit}") from None
         shapes[operation.name] = shape
     return shapes
+
+
+def check_size(image_shape: Shape, *, made_for: Shape, step: int) -> None:
+    """Check that a network holds for images of a size.
+
+    Args:
+        image_shape: Shape (C, H, W) of the images.
+        made_for: Shape (C, H, W) of the images that it was made for.
+        step: By multiples of how many pixels others may be higher and wider; 0 if they have the same size.
+
+    Raises:
+        DataError: It does not.
+    """
+    if misfit := _size_misfit(image_shape, made_for=made_for, step=step):
+        raise DataError(f"images of shape {image_shape}: {misfit}")
+
+
+def _size_misfit(image_shape: Shape, *, made_for: Shape, step: int) -> str:
+    """Return why a network does not hold for images of a size; "" if it does."""
+    differences = [found - side for found, side in zip(image_shape[1:], made_for[1:], strict=True)]
+    if not any(differences) or (step and not any(difference % step for difference in differences)):
+        return ""
+    sizes = f"{made_for[1]}x{made_for[2]}"
+    others = f"and sizes that differ from it by multiples of {step}" if step else "alone"
+    return f"the network holds for {sizes} {others}; resize the images, or quantise it for their size"
 
 
 def _image(expected: Shape, found: Shape) -> Shape:
@@ -92,6 +119,7 @@ def check_image_shape(program: IntegerProgram, shape: Sequence[int]) -> None:
     """
     if len(shape) != 4 or shape[0] == 0:
         raise DataError(f"images have shape {tuple(shape)}, expected (B, C, H, W) with at least one image")
+    check_size(tuple(shape[1:]), made_for=program.image_shape, step=program.size_step)
     try:
         _shapes_of_all(program, tuple(shape[1:]))
     except _Misfit as misfit:

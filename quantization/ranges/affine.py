@@ -27,7 +27,7 @@ class Grid:
     """Scales and zero points of a weight, per output channel.
 
     Attributes:
-        scales: Scale of each channel (O,), float64, positive.
+        scales: Scale of each channel (O,), float64; of a layer positive, of a use of it with the sign of its gain.
         zero_points: Zero point of each channel (O,), float64, whole.
         low, high: Smallest and largest integer allowed.
     """

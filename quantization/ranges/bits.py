@@ -26,7 +26,7 @@ class BitPlan:
 
 
 def planned_bits(graph: Graph, config: QuantConfig) -> BitPlan:
-    """Apply the settings, with their exceptions for single layers, to a graph.
+    """Apply the settings, with their exceptions for single layers, to a graph; all uses of a layer get the same bits.
 
     Raises:
         ConfigError: A pattern of `config.layers` matches no layer, or sets only weights and matches no layer with
@@ -49,8 +49,10 @@ def planned_bits(graph: Graph, config: QuantConfig) -> BitPlan:
         extra = config.table_bits if name in wide else 0
         values[name] = min((given.activations or usual) + extra, MOST_BITS)
         if name in graph.weighted:
-            least = config.head_bits if name in heads else 0
-            weights[name] = given.weights or max(config.weight_bits, least)
+            uses = [node.name for node in graph.uses(name)]
+            least = config.head_bits if heads & set(uses) else 0
+            wanted = [found.weights for use in uses if (found := _exception(config, use)).weights]
+            weights[name] = max(wanted, default=max(config.weight_bits, least))
     return BitPlan(weights=weights, values=values)
 
 

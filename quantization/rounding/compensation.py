@@ -14,7 +14,7 @@ within it. Nagel et al., "Data-Free Quantization Through Weight Equalization and
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -126,8 +126,9 @@ def compensate_(network: QuantizedNetwork, batches: Sequence[Tensor], *, fixed: 
     """Round the weights of a calibrated network so that its results change least; later layers see earlier changes.
 
     The weights are replaced by the rounded ones, on scales that are fixed until bits or settings change. Weights of
-    layers with groups are rounded to the nearest; zeros remain zeros. Besides the images, memory contains the inputs
-    of later layers for all images, in three or four bytes per value.
+    layers with groups are rounded to the nearest, those of layers that are used several times at the first use, on
+    what all uses read; zeros remain zeros. Besides the images, memory contains the inputs of later layers for all
+    images, in three or four bytes per value.
 
     Args:
         network: Network with bits for every weight and value; its weights and biases are changed.
@@ -135,18 +136,25 @@ def compensate_(network: QuantizedNetwork, batches: Sequence[Tensor], *, fixed: 
         fixed: Names of layers that are not quantised whose weights stay as they are.
 
     Raises:
-        DataError: There are no images.
+        DataError: There are no images, or the network does not hold for their size.
     """
     parts = [part for images in batches for part in _in_parts(images)]
     if not parts:
         raise DataError("weights cannot be rounded without images; give those of calibration")
-    held = _Held(reals=HeldReals(parts[0].dtype), rounded=_held_rounded(network, parts[0].dtype))
+    for part in parts:
+        network.graph.check_size(part)
+    shared = [name for name in network.graph.layers if network.graph.is_shared(name)]
+    held = _Held(
+        reals=HeldReals(parts[0].dtype),
+        rounded=_held_rounded(network, parts[0].dtype),
+        weights={name: network.weights(name)[0].detach().clone() for name in shared},
+    )
     stretches = _stretches(network.graph)
     for position, nodes in enumerate(stretches):
         read_later = {name for later in stretches[position + 1 :] for node in later for name in node.inputs}
-        mean = _run_in_reals(network, nodes, parts, held=held.reals, read_later=read_later)
+        mean = _run_in_reals(network, nodes, parts, held=held, read_later=read_later)
         if nodes[0].kind in WEIGHTED and nodes[0].name not in fixed:
-            _compensate_layer(network, nodes[0], held, mean)
+            _compensate_layer(network, nodes[0], held, mean, parts)
         _run_rounded(network, nodes, parts, held=held.rounded, read_later=read_later)
         held.reals.keep_only(read_later)
         held.rounded.keep_only(read_later)
@@ -159,10 +167,12 @@ class _Held:
     Attributes:
         reals: Results of the original network.
         rounded: Results in fake mode, with the weights that are rounded so far.
+        weights: Weights before rounding of layers that are used several times.
     """
 
     reals: HeldReals
     rounded: HeldParts
+    weights: Mapping[str, Tensor]
 
 
 def _held_rounded(network: QuantizedNetwork, dtype: torch.dtype) -> HeldParts:
@@ -189,7 +199,7 @@ def _run_in_reals(
     nodes: Sequence[Node],
     parts: Sequence[Tensor],
     *,
-    held: HeldReals,
+    held: _Held,
     read_later: set[str],
 ) -> _Mean:
     """Compute a stretch of nodes without rounding, and store the results that are read after it.
@@ -202,13 +212,15 @@ def _run_in_reals(
     def compute(node: Node, inputs: Sequence[Tensor]) -> Tensor:
         if node.kind not in WEIGHTED:
             return computed(node, inputs, None)
-        found = sums(node, inputs[0], network.weights(node.name))
+        weight, bias = network.weights(node.name)
+        original = held.weights.get(network.graph.layer_of(node.name), weight)
+        found = sums(node, inputs[0], (network.places.with_gain(node.name, original), bias))
         mean.add(found)
         return clamped(node, found)
 
-    for name, value in _results(nodes, parts, compute, held=held):
+    for name, value in _results(nodes, parts, compute, held=held.reals):
         if name in read_later:
-            held.add(name, value)
+            held.reals.add(name, value)
     return mean
 
 
@@ -256,10 +268,15 @@ class _Mean:
         return torch.as_tensor(self._total / self.count)
 
 
-def _compensate_layer(network: QuantizedNetwork, node: Node, held: _Held, mean: _Mean) -> None:
+def _compensate_layer(
+    network: QuantizedNetwork, node: Node, held: _Held, mean: _Mean, parts: Sequence[Tensor]
+) -> None:
     weight, bias = network.weights(node.name)
     source = node.inputs[0]
-    if node.settings.get("groups", 1) == 1:
+    if network.graph.is_shared(node.name):
+        if not node.layer:
+            _round_for_all_uses(network, node, parts, mean)
+    elif node.settings.get("groups", 1) == 1:
         step = max(1, mean.count // _MOST_ROWS)
         reals = _rows(node, held.reals.parts(source), weight)
         rounded = _rows(node, _read(network, node, held.rounded), weight)
@@ -270,10 +287,42 @@ def _compensate_layer(network: QuantizedNetwork, node: Node, held: _Held, mean: 
             weight.copy_(moments.rounded_weight(wanted, grid, is_zero=is_zero))
     else:
         _hold_grid(network, node)
+    if not network.places.has_own_bias(node.name):
+        return
     shifted, weights = _Mean(), network.rounded_weights(node)
     for x in _read(network, node, held.rounded):
         shifted.add(sums(node, x, weights))
     bias.add_((mean.value() - shifted.value()).to(bias.dtype))
+
+
+def _round_for_all_uses(network: QuantizedNetwork, first: Node, parts: Sequence[Tensor], mean: _Mean) -> None:
+    """Round the weight of a layer that is used several times, for what all uses read with the weights so far."""
+    uses = network.graph.uses(first.name)
+    grid, (weight, _) = _hold_grid(network, first), network.weights(first.name)
+    if grid is None or any(node.settings.get("groups", 1) != 1 for node in uses):
+        return
+    step = max(1, len(uses) * mean.count // _MOST_ROWS)
+    blocks = _every(step, _rows_of_uses(network, uses, parts, weight))
+    moments = Moments.of(((rows, rows) for rows in blocks), weight)
+    weight.copy_(moments.rounded_weight(weight.double(), grid, is_zero=weight == 0))
+
+
+def _rows_of_uses(
+    network: QuantizedNetwork, uses: Sequence[Node], parts: Sequence[Tensor], weight: Tensor
+) -> Iterator[Tensor]:
+    """Yield what nodes read in fake mode, as rows (N, K)."""
+    for images in parts:
+        read: list[tuple[Node, Tensor]] = []
+
+        def compute(node: Node, inputs: Sequence[Tensor], read: list[tuple[Node, Tensor]] = read) -> Tensor:
+            if node in uses:
+                read.append((node, network.rounded_input(node, inputs[0])))
+            return network.rounded(node, inputs)
+
+        for _ in network.graph.results(images, compute):
+            pass
+        for node, value in read:
+            yield from _rows(node, [value], weight)
 
 
 def _read(network: QuantizedNetwork, node: Node, held: HeldParts) -> Iterator[Tensor]:
@@ -283,7 +332,7 @@ def _read(network: QuantizedNetwork, node: Node, held: HeldParts) -> Iterator[Te
 
 def _hold_grid(network: QuantizedNetwork, node: Node) -> Grid | None:
     """Fix the grid of a node's current weight, and return it; None if the weight is not quantised."""
-    grid = network.grid(node)
+    grid = network.layer_grid(node)
     if grid is not None:
         network.hold_grid_(node.name, grid)
     return grid

@@ -84,6 +84,8 @@ def check_program(program: IntegerProgram) -> None:
     kinds = [operation.kind for operation in program.operations]
     if kinds.count("input") != 1 or kinds[0] != "input":
         raise CheckpointError(f"the first operation, and no other, is expected to be the input; {_REMEDY}")
+    if not 0 <= program.size_step <= _MOST_SETTING:
+        raise CheckpointError(f"size_step is {program.size_step}, expected 0 to {_MOST_SETTING}; {_REMEDY}")
     unknown = [name for name in program.outputs if name not in done]
     if unknown or not program.outputs:
         raise CheckpointError(f"outputs are {program.outputs}, expected names of operations; {_REMEDY}")
@@ -163,6 +165,8 @@ def _arrays_problem(operation: Operation, rule: _Rule) -> str | None:
         if name not in ("weight", "table") and values.shape != (expected,):
             return f"{name} has shape {values.shape}, expected ({expected},)"
         low, high = _RANGES.get(name, (-_ANY, _ANY))
+        # Weights that other operations use as well may have the other sign here.
+        low = -high if name == "multiplier" and "weight" in arrays else low
         if ((values < low) | (values > high)).any():
             return f"{name} has a number outside {low} to {high}"
     return None

@@ -1,13 +1,16 @@
 """Convert a program to plain names, numbers and lists, the same for every kind of file, and back.
 
-    format, version, layout, fingerprint, image_shape, outputs
-    operations: one mapping each, with the fields of `Operation`; weight is {shape, and the parts of its layout}
+    format, version, layout, fingerprint, image_shape, size_step, outputs
+    operations: one mapping each, with the fields of `Operation`; weight is {shape, and the parts of its layout}, or
+        {as: name of an earlier operation} for integers that are stored there
 
-Each kind of file stores lists of numbers in its own way: `NumberWriter` and `NumberReader`.
+Version 1 had no `size_step`, and every weight was stored. Each kind of file stores lists of numbers in its own way:
+`NumberWriter` and `NumberReader`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -21,7 +24,12 @@ from quantization.storage.sparse import PARTS, Parts, check_layout, to_matrix, t
 from utils.config.values import fitted
 from utils.errors import CheckpointError, ConfigError
 
-VERSION = 1
+VERSION = 2
+_FIRST_VERSION = 1
+# Key of the name of another operation in place of a weight.
+_AS = "as"
+# Ends of slices from here on are open.
+_OPEN_END = 2**31
 _MOST_SHOWN = 80
 _WORD = 2**63
 _REMEDY = "the file is damaged or was edited, write it again"
@@ -64,14 +72,19 @@ def program_record(
     program: IntegerProgram, *, kind_of_file: str, layout: Layout, numbers: NumberWriter
 ) -> dict[str, Any]:
     """Convert a program to plain data."""
+    weights = _Weights()
+    operations = [
+        _operation_record(item, layout=layout, numbers=numbers, weights=weights) for item in program.operations
+    ]
     return {
         "format": kind_of_file,
         "version": VERSION,
         "layout": layout,
         "fingerprint": program.fingerprint,
         "image_shape": list(program.image_shape),
+        "size_step": program.size_step,
         "outputs": list(program.outputs),
-        "operations": [_operation_record(item, layout=layout, numbers=numbers) for item in program.operations],
+        "operations": operations,
     }
 
 
@@ -81,19 +94,41 @@ def program_from_record(record: Any, *, kind_of_file: str, numbers: NumberReader
     Raises:
         CheckpointError: The record is of another kind or version, or a field is missing or of another type.
     """
-    layout = check_head(record, kind_of_file=kind_of_file)
-    operations = plain_field(record, "operations", list, where="the file")
+    layout, version = check_head(record, kind_of_file=kind_of_file)
+    records = plain_field(record, "operations", list, where="the file")
     channels, height, width = _three(plain_field(record, "image_shape", tuple[int, ...], where="the file"))
+    operations: dict[str, Operation] = {}
+    for item in records:
+        operation = _operation(item, layout=layout, numbers=numbers, earlier=operations)
+        if operation.name in operations:
+            raise CheckpointError(f"operation {operation.name!r} occurs twice; {_REMEDY}")
+        operations[operation.name] = operation
+    is_old = version == _FIRST_VERSION
     return IntegerProgram(
-        operations=tuple(_operation(item, layout=layout, numbers=numbers) for item in operations),
+        operations=tuple(operations.values()),
         outputs=plain_field(record, "outputs", tuple[str, ...], where="the file"),
         fingerprint=plain_field(record, "fingerprint", str, where="the file"),
         image_shape=(channels, height, width),
+        size_step=_old_step(operations) if is_old else plain_field(record, "size_step", int, where="the file"),
     )
 
 
-def check_head(record: Any, *, kind_of_file: str) -> Layout:
-    """Check the kind and version of a record, and return its layout.
+def _old_step(operations: Mapping[str, Operation]) -> int:
+    """Return the step of sizes of a file of version 1, which did not tell: 0 if a size may be in its settings."""
+    return int(not any(_may_contain_size(operation) for operation in operations.values()))
+
+
+def _may_contain_size(operation: Operation) -> bool:
+    settings = operation.settings
+    is_windows = operation.kind == "mean" and settings.get("kernel") != (0, 0)
+    # Ends of slices that are open are written as a number beyond any size.
+    stop, axis = settings.get("stop"), settings.get("axis")
+    is_part = operation.kind == "slice" and axis in (2, 3) and isinstance(stop, int) and stop < _OPEN_END
+    return is_windows or is_part
+
+
+def check_head(record: Any, *, kind_of_file: str, newest: int = VERSION) -> tuple[Layout, int]:
+    """Check the kind and version of a record, and return its layout and version.
 
     Raises:
         CheckpointError: The record is of another kind, or of an unknown version.
@@ -104,15 +139,32 @@ def check_head(record: Any, *, kind_of_file: str) -> Layout:
             f"this is not a {kind_of_file} (its format is {_shown(found)}); give a file of that kind"
         )
     version = plain_field(record, "version", int, where="the file")
-    if version != VERSION:
-        raise CheckpointError(f"format version is {version}, expected {VERSION}; write the file again with this code")
+    if not _FIRST_VERSION <= version <= newest:
+        raise CheckpointError(
+            f"format version is {version}, expected {newest} at most; write the file again with this code"
+        )
     try:
-        return check_layout(plain_field(record, "layout", str, where="the file"))
+        return check_layout(plain_field(record, "layout", str, where="the file")), version
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
 
 
-def _operation_record(operation: Operation, *, layout: Layout, numbers: NumberWriter) -> dict[str, Any]:
+class _Weights:
+    """The weights that are written so far."""
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[tuple[int, ...], bytes], str] = {}
+
+    def known(self, operation: Operation) -> str | None:
+        """Return the name of an earlier operation with the same weight; None if there is none."""
+        weight = operation.arrays["weight"]
+        name = self._names.setdefault((weight.shape, hashlib.sha256(weight.tobytes()).digest()), operation.name)
+        return name if name != operation.name else None
+
+
+def _operation_record(
+    operation: Operation, *, layout: Layout, numbers: NumberWriter, weights: _Weights
+) -> dict[str, Any]:
     settings = {
         name: list(value) if isinstance(value, tuple) else value for name, value in operation.settings.items()
     }
@@ -125,14 +177,21 @@ def _operation_record(operation: Operation, *, layout: Layout, numbers: NumberWr
         "settings": settings,
         "weight_bits": operation.weight_bits,
         "weight_scales": numbers.floats(operation.weight_scales),
-        "arrays": _array_records(operation, layout=layout, numbers=numbers),
+        "arrays": _array_records(operation, layout=layout, numbers=numbers, weights=weights),
     }
 
 
-def _array_records(operation: Operation, *, layout: Layout, numbers: NumberWriter) -> dict[str, Any]:
-    arrays = {name: numbers.integers(values) for name, values in operation.arrays.items() if name != "weight"}
+def _array_records(
+    operation: Operation, *, layout: Layout, numbers: NumberWriter, weights: _Weights
+) -> dict[str, Any]:
+    arrays: dict[str, Any] = {
+        name: numbers.integers(values) for name, values in operation.arrays.items() if name != "weight"
+    }
     if "weight" in operation.arrays:
-        arrays["weight"] = _weight_record(operation, layout=layout, numbers=numbers)
+        name = weights.known(operation)
+        arrays["weight"] = (
+            {_AS: name} if name is not None else _weight_record(operation, layout=layout, numbers=numbers)
+        )
     return arrays
 
 
@@ -143,7 +202,7 @@ def _weight_record(operation: Operation, *, layout: Layout, numbers: NumberWrite
     return {"shape": list(weight.shape), **numbers.parts(parts, layout=layout, shape=shape)}
 
 
-def _operation(record: Any, *, layout: Layout, numbers: NumberReader) -> Operation:
+def _operation(record: Any, *, layout: Layout, numbers: NumberReader, earlier: Mapping[str, Operation]) -> Operation:
     named = f"operation {_shown(record.get('name'))}" if isinstance(record, dict) else "an operation"
     try:
         return Operation(
@@ -154,7 +213,9 @@ def _operation(record: Any, *, layout: Layout, numbers: NumberReader) -> Operati
             settings=_settings(plain_field(record, "settings", dict, where="it")),
             weight_bits=plain_field(record, "weight_bits", int, where="it"),
             weight_scales=numbers.floats(_member(record, "weight_scales")),
-            arrays=_arrays(plain_field(record, "arrays", dict, where="it"), layout=layout, numbers=numbers),
+            arrays=_arrays(
+                plain_field(record, "arrays", dict, where="it"), layout=layout, numbers=numbers, earlier=earlier
+            ),
         )
     except CheckpointError as error:
         raise CheckpointError(f"{named}: {error}") from None
@@ -169,11 +230,15 @@ def _settings(record: dict[str, Any]) -> dict[str, Setting]:
     return {name: plain_field(record, name, int | tuple[int, ...], where="its settings") for name in record}
 
 
-def _arrays(record: dict[str, Any], *, layout: Layout, numbers: NumberReader) -> dict[str, IntArray]:
+def _arrays(
+    record: dict[str, Any], *, layout: Layout, numbers: NumberReader, earlier: Mapping[str, Operation]
+) -> dict[str, IntArray]:
     arrays = {name: numbers.integers(value) for name, value in record.items() if name != "weight"}
     if "weight" not in record:
         return arrays
     stored = plain_field(record, "weight", dict, where="its arrays")
+    if _AS in stored:
+        return {"weight": _weight_of(plain_field(stored, _AS, str, where="its weight"), earlier), **arrays}
     shape = plain_field(stored, "shape", tuple[int, ...], where="its weight")
     if len(shape) < 2 or min(shape) < 1:
         raise CheckpointError(f"its weight has shape {shape}, expected (O, I) or (O, I, KH, KW); {_REMEDY}")
@@ -190,6 +255,12 @@ def _arrays(record: dict[str, Any], *, layout: Layout, numbers: NumberReader) ->
         numbers.budget.take(math.prod(flat))
     weight = to_matrix(parts, layout=layout, shape=flat, fill=fill).reshape(shape)
     return {"weight": weight.astype(np.int64, copy=False), **arrays}
+
+
+def _weight_of(name: str, earlier: Mapping[str, Operation]) -> IntArray:
+    if name not in earlier or "weight" not in earlier[name].arrays:
+        raise CheckpointError(f"its weight is that of {_shown(name)}, no earlier operation with weights; {_REMEDY}")
+    return earlier[name].arrays["weight"]
 
 
 def _member(record: Mapping[str, Any], name: str) -> Any:

@@ -12,6 +12,7 @@ from quantization.storage.binary import program_bytes
 from quantization.storage.text import program_text
 
 _FLOAT_BYTES = 4
+_NUMBERS = frozenset({"weight", "bias"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +31,11 @@ class FormSize:
 
 
 def float_bytes(program: IntegerProgram) -> int:
-    """Return the bytes of weights and biases in float32, without names or shapes."""
-    arrays = (operation.arrays.get(name) for operation in program.operations for name in ("weight", "bias"))
-    return _FLOAT_BYTES * sum(values.size for values in arrays if values is not None)
+    """Return the bytes of weights and biases in float32, without names or shapes; a weight used twice counts once."""
+    arrays = [
+        operation.arrays[name] for operation in program.operations for name in _NUMBERS & operation.arrays.keys()
+    ]
+    return _FLOAT_BYTES * sum({id(values): values.size for values in arrays}.values())
 
 
 def form_sizes(program: IntegerProgram, *, with_yaml: bool = True) -> tuple[FormSize, ...]:

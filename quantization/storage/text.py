@@ -19,7 +19,6 @@ from quantization.program.program import FloatArray, IntArray, IntegerProgram
 from quantization.storage.budget import Budget
 from quantization.storage.checks import check_fingerprint, check_program
 from quantization.storage.records import (
-    VERSION,
     check_head,
     matrix_shape,
     plain_field,
@@ -33,6 +32,7 @@ from utils.storage.files import write_text
 
 _KIND = "quantised network"
 _FLOAT_KIND = "network in real numbers"
+_FLOAT_VERSION = 1
 _REMEDY = "the file is damaged or was edited, write it again"
 _TYPES = {"float32": np.float32, "float64": np.float64}
 
@@ -93,7 +93,7 @@ def save_float_yaml(arrays: Mapping[str, NDArray[Any]], path: str | Path, *, lay
     """
     checked = check_layout(layout)
     records = {name: _float_record(name, values, layout=checked) for name, values in arrays.items()}
-    write_text(path, dumped({"format": _FLOAT_KIND, "version": VERSION, "layout": checked, "arrays": records}))
+    write_text(path, dumped({"format": _FLOAT_KIND, "version": _FLOAT_VERSION, "layout": checked, "arrays": records}))
 
 
 def load_float_yaml(path: str | Path) -> dict[str, NDArray[Any]]:
@@ -105,7 +105,7 @@ def load_float_yaml(path: str | Path) -> dict[str, NDArray[Any]]:
     record, num_bytes = read_lists(path)
     budget = Budget(num_bytes)
     try:
-        layout = check_head(record, kind_of_file=_FLOAT_KIND)
+        layout, _ = check_head(record, kind_of_file=_FLOAT_KIND, newest=_FLOAT_VERSION)
         records = plain_field(record, "arrays", dict, where="the file")
         return {name: _float_array(name, item, layout=layout, budget=budget) for name, item in records.items()}
     except CheckpointError as error:

@@ -292,3 +292,32 @@ def test_calibration_that_does_not_fit_is_one_line_and_leaves_no_file(
     with pytest.raises(ConfigError, match=finding):
         export_onnx(tiny, tmp_path / "best.onnx", **export_arguments(tiny, precision="int8"), calibration=images)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_layer_that_is_used_several_times_stays_in_floating_point(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The file has its uses under names of their own, of which only the first is its path."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.again = nn.Conv2d(1, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, padding=1)
+            self.inner, self.fc = nn.Conv2d(4, 4, 3, 4), nn.Linear(4 * 9, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.again(torch.relu(self.again(self.stem(x)))))
+            result: Tensor = self.fc(torch.relu(self.inner(x)).flatten(1))
+            return result
+
+    torch.manual_seed(0)
+    model, images = Twice().eval(), torch.rand(8, 1, 28, 28)
+    export(classifier_job(model, precision="int8", calibration=images.split(1)), tmp_path / "twice.onnx")
+    assert "kept in floating point, since they are used several times: again" in caplog.text
+    graph = onnx.load(tmp_path / "twice.onnx").graph
+    kinds = [item.data_type for item in graph.initializer if len(item.dims) == 4]
+    assert kinds.count(INT8) == 1  # inner; the first and the last layer are never rounded
+    with torch.no_grad():
+        expected = model(images)
+    found = load_onnx(tmp_path / "twice.onnx", device=CPU, options=RuntimeOptions())(images)
+    assert (found - expected).square().mean().sqrt() < 0.05 * expected.std()

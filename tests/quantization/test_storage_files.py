@@ -92,7 +92,7 @@ class TestRoundTrip:
     def test_numpy_opens_the_file_without_pickle(self, lenet5: IntegerProgram) -> None:
         found = members(program_bytes(lenet5, layout="coo"))
         header = json.loads(found["header"].tobytes())
-        assert (header["version"], header["layout"], header["fingerprint"]) == (1, "coo", FINGERPRINT)
+        assert (header["version"], header["layout"], header["fingerprint"]) == (2, "coo", FINGERPRINT)
         assert [item["name"] for item in header["operations"]][:3] == ["input", "conv1", "pool1"]
 
 
@@ -139,7 +139,10 @@ class TestYaml:
     @pytest.mark.parametrize(
         ("find", "put", "words"),
         [
-            ("version: 1", "version: 2", "format version is 2, expected 1"),
+            ("version: 2", "version: 3", "format version is 3, expected 2 at most"),
+            ("version: 2", "version: 0", "format version is 0, expected 2 at most"),
+            ("size_step: 1", "size_step: -1", "size_step is -1, expected 0 to"),
+            ("size_step: 1", "size: 1", "the file has no 'size_step'"),
             ("format: quantised network", "format: recipe", "not a quantised network"),
             ("layout: csr", "layout: bsr", "layout is 'bsr'; known"),
             ("indptr: [0, ", "indptr: [9, ", "index pointers range from 9"),
@@ -293,7 +296,7 @@ class TestBadFiles:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            (lambda header: header.update(version=2), "format version is 2, expected 1"),
+            (lambda header: header.update(version=3), "format version is 3, expected 2 at most"),
             (lambda header: header.update(version=True), "expected an integer"),
             (lambda header: header.update(format="zip"), "not a quantised network"),
             (lambda header: header.update(layout="bsr"), "layout is 'bsr'; known"),
