@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
@@ -229,7 +230,20 @@ def _masked_along(values: Tensor, stays: Tensor, *, axis: int) -> Tensor:
 
 
 def _tensors_of(outputs: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    """List the tensors in outputs of any form; of dataclasses those of their fields.
+
+    Raises:
+        PruningError: There are none, so nothing could be compared.
+    """
+    found: list[Tensor] = []
+    for leaf in pytree.tree_leaves(outputs):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif is_dataclass(leaf):
+            found += _tensors_of([getattr(leaf, field.name) for field in fields(leaf)])
+    if not found:
+        raise PruningError("the network returns no tensors, so that a cut cannot be proved; wrap it to return them")
+    return found
 
 
 def _agree(found: list[Tensor], expected: list[Tensor], tolerance: float) -> bool:

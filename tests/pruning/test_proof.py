@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -91,3 +91,38 @@ def test_network_without_numbers_is_cut_without_a_proof() -> None:
         model = build_model(ModelSpec.from_yaml("yolov5n"))
     graph = ChannelGraph.of(model)
     assert next(cut(model, graph, graph.prunable_ids[:1], carry=False).parameters()).is_meta
+
+
+@dataclass
+class Result:
+    """Outputs of a network under a name."""
+
+    scores: Tensor
+
+
+class Named(Joined):
+    """Returns a dataclass."""
+
+    def forward(self, x: Tensor) -> Result:  # type: ignore[override]
+        return Result(super().forward(x))
+
+
+class Silent(Joined):
+    """Returns nothing that could be compared."""
+
+    def forward(self, x: Tensor) -> str:  # type: ignore[override]
+        super().forward(x)
+        return "done"
+
+
+def test_outputs_of_a_dataclass_are_compared_and_no_outputs_are_refused() -> None:
+    model = Named()
+    graph = ChannelGraph.of(model, image_chw=(3, 8, 8))
+    assert cut(model, graph, graph.layers["read"].output_ids[:2]).read.out_channels == 4
+    swapped = with_layer(graph, "read", input_ids=np.roll(graph.layers["read"].input_ids, 4))
+    with pytest.raises(PruningError, match="layer read computes something else"):
+        cut(model, swapped, graph.layers["one"].output_ids[:2])
+    silent = Silent()
+    graph = ChannelGraph.of(silent, image_chw=(3, 8, 8))
+    with pytest.raises(PruningError, match="the network returns no tensors"):
+        cut(silent, graph, graph.layers["read"].output_ids[:2])
