@@ -13,7 +13,7 @@ from torch import fx, nn
 from models.operators import CONCATENATIONS, IDENTITIES, SPLITS, module_operator, traced_operator
 from pruning.channels.ids import IntArray
 from pruning.channels.layer_rules import BATCH_NORM, READS_ALL
-from pruning.channels.recording import LayerRecord, Recording, from_front
+from pruning.channels.recording import LayerRecord, Recording, Tracked, from_front
 
 # Operators whose output shifts with their input: f(x + d) = f(x) + d for one value d per channel.
 _SHIFTING = {
@@ -108,7 +108,7 @@ def _norms_of(node: fx.Node, finished: _Pass) -> tuple[NormAfter, ...]:
             seen.add(user)
             if _is_norm(user, finished):
                 names[finished.layer_of(user)[0]] = None
-            elif user.target not in _SIZES:
+            elif user.target not in _SIZES or isinstance(finished.value_of(user), Tracked):
                 _check_shifts(user, finished)
                 pending.append(user)
     return tuple(

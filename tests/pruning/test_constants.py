@@ -244,3 +244,21 @@ class SharedNorm(nn.Module):
 
 def test_norm_that_runs_twice_takes_nothing() -> None:
     assert norms(SharedNorm(), (3, 8, 8)) == {}
+
+
+class Values(nn.Module):
+    """A layer without a bias whose values are read by a norm, and under another name by something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1, bias=False)
+        self.norm, self.last = nn.BatchNorm2d(5), nn.Conv2d(5, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(torch.sigmoid(self.first(x)))
+        z: Tensor = self.last(torch.relu(self.norm(y)) + y.data)
+        return z
+
+
+def test_shift_is_not_carried_into_a_norm_if_the_values_are_read_by_another_name() -> None:
+    assert "second" not in ChannelGraph.of(Values(), image_chw=(3, 8, 8)).norms_after
