@@ -92,8 +92,13 @@ def channel_groups(layers: Mapping[str, LayerChannels], protected: Mapping[int, 
 
 def _layers_by_id(lists: Iterable[tuple[str, IntArray]]) -> dict[int, tuple[str, ...]]:
     """Map each id to the paths of the layers that list it, ids sorted."""
-    found: dict[int, tuple[str, ...]] = {}
-    for name, ids in lists:
-        for channel in np.unique(ids).tolist():
-            found[channel] = (*found.get(channel, ()), name)
-    return dict(sorted(found.items()))
+    listed = [(name, np.unique(ids)) for name, ids in lists]
+    # Ids with one label are in the same lists so far; each list divides the labels that it meets.
+    labels = np.zeros(max((int(ids[-1]) + 1 for _, ids in listed if len(ids)), default=0), dtype=np.int64)
+    paths: list[tuple[str, ...]] = [()]
+    for name, ids in listed:
+        met, places = np.unique(labels[ids], return_inverse=True)
+        labels[ids] = len(paths) + places
+        paths += [(*paths[label], name) for label in met.tolist()]
+    present = np.flatnonzero(labels)
+    return {channel: paths[label] for channel, label in zip(present.tolist(), labels[present].tolist(), strict=True)}
