@@ -224,16 +224,19 @@ def _prepared(task: Task, config: ExportConfig) -> _Prepared:
         cache_dir=config.cache_dir,
     )
     evaluator = open_evaluator(task, settings, network, device=device) if config.data else None
+    source = task.source(network, path=config.weights)
     calibration: tuple[Tensor, ...] = ()
     rounded = None
     if config.int8_trained and not config.verify_only:
         trained, runtime = Path(config.int8_trained), config.include[0]
-        rounded = trained_network(trained, runtime=runtime, task=task, network=network, image_chw=image_chw)
+        rounded = trained_network(
+            trained, runtime=runtime, task=task, network=network, source=source, image_chw=image_chw
+        )
     elif config.int8 and not config.verify_only:
         batches = task.calibration(settings, network, count=config.calib_images, image_chw=image_chw)
         calibration = torch.split(torch.cat(batches), 1)
     job = ExportJob(
-        source=task.source(network, path=config.weights),
+        source=source,
         settings=config.settings,
         calibration=calibration,
         special=config.special,
