@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
+import torch
+from exporting import classifier_job
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.int8.mixes import Int8Mix, LayerTime, MixedLayer, MixSearch, loss_left, packed
+from deploy.onnx.network import write_onnx
+from deploy.settings import FormatSettings, Int8Budget
+from models.classifiers import LeNet5
 from utils.errors import ConfigError
 
 # In int8 all of it takes 5 ms, in floating point 7; "slow" is faster in floating point.
@@ -125,6 +132,22 @@ def test_packing_finds_what_an_order_by_price_does_not() -> None:
     assert packed(costs, values, room=10) == {"b", "c"}
     assert packed(costs, values, room=9.9) == {"a"}
     assert packed(costs, values, room=4.9) == packed(costs, values, room=-1) == set()
+
+
+def test_classifier_gets_a_mix_and_layers_of_which_only_some_can_be_in_int8(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    mixes: list[Int8Mix] = []
+    torch.manual_seed(0)
+    images = torch.randn(4, 1, 28, 28).split(1)
+    job = classifier_job(LeNet5(), precision="int8", calibration=images, image_hw=(28, 28))
+    budget = Int8Budget(milliseconds=1e6, threads=1)
+    write_onnx(replace(job, special=FormatSettings(int8_budget=budget), tell_mix=mixes.append), tmp_path / "a.onnx")
+    (mix,) = mixes
+    timed = {layer.layer: layer for layer in mix.layers if layer.float_ms is not None}
+    # onnxruntime keeps the first layer in floating point, and every runtime the last.
+    assert [layer.layer in timed for layer in mix.layers] == [False, *[True] * (len(mix.layers) - 2), False]
+    assert all(layer.int8_ms is not None and layer.share is not None for layer in timed.values())
+    assert sum(layer.share or 0 for layer in timed.values()) == pytest.approx(1)
 
 
 def test_mix_says_what_was_chosen_and_how_long_it_takes() -> None:
