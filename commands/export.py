@@ -17,6 +17,7 @@ from commands.export_config import ExportConfig
 from commands.quantize_training import trained_network
 from deploy.artefact.packages import optional_package
 from deploy.formats import FORMATS, check_precision, load_runtime, resolve
+from deploy.int8.mixes import Int8Mix
 from deploy.job import ExportJob
 from deploy.latency.side_by_side import SideBySide, time_side_by_side
 from deploy.layer_errors import LAYERS_NAME, write_layer_errors
@@ -61,8 +62,9 @@ def run_export(config: ExportConfig) -> bool:
     logger.info("results in %s", folder.path)
     reports: list[VerifyReport] = []
     not_run: list[str] = []
+    mixes: list[Int8Mix] = []
     for name in config.include:
-        path = _written(name, prepared, config, folder.path)
+        path = _written(name, replace(prepared.job, tell_mix=mixes.append), config, folder.path)
         if FORMATS[name].needs_gpu and not torch.cuda.is_available():
             logger.warning("%s: built, but not run and so not verified: this machine has no GPU", path)
             not_run.append(str(path))
@@ -73,19 +75,20 @@ def run_export(config: ExportConfig) -> bool:
     passed = all(report.passed for report in reports) and (with_nms is None or with_nms.passed)
     data = [report_data(report) for report in reports]
     result = {"passed": passed, "reports": data, "not_run": not_run, "nms": plain(with_nms)}
+    result["int8_budget"] = [mix.to_dict() for mix in mixes]
     result["beside"] = [timed.to_dict() for timed in beside]
     folder.write_result({**result, "config": plain(config)})
     if reports:
         logger.info("%s", verify_table(reports))
     if with_nms:
         logger.info("%s", with_nms.as_text())
-    for timed in beside:
-        logger.info("%s", timed.as_text())
+    for line in (*(mix.as_text() for mix in mixes), *(timed.as_text() for timed in beside)):
+        logger.info("%s", line)
     logger.info("files in %s, report in %s", config.folder, folder.path / "result.json")
     return passed
 
 
-def _written(name: str, prepared: _Prepared, config: ExportConfig, folder: Path) -> Path:
+def _written(name: str, job: ExportJob, config: ExportConfig, folder: Path) -> Path:
     """Write an artefact, unless --verify-only, and return its path; into the run folder goes what int8 costs."""
     path = artefact_path(config, name)
 
@@ -94,7 +97,7 @@ def _written(name: str, prepared: _Prepared, config: ExportConfig, folder: Path)
 
     if not config.verify_only:
         start = time.perf_counter()
-        resolve(FORMATS[name].write)(replace(prepared.job, tell=tell), path)
+        resolve(FORMATS[name].write)(replace(job, tell=tell), path)
         logger.info("%s: written in %.1f s", path, time.perf_counter() - start)
     return path
 
@@ -163,6 +166,7 @@ def _ignored_settings(config: ExportConfig) -> dict[str, tuple[str, ...]]:
         f"--include {formats}": () if any(map(_is_by_onnx, config.include)) else ("opset",),
         "without --include tensorrt": () if "tensorrt" in config.include else ("compute_capability",),
         "without --int8": () if config.int8 else ("calib_images", "calib_method"),
+        "--verify-only writes nothing": ("int8_budget",) if config.verify_only else (),
         "without --nms": () if config.nms else ("conf_thres", "iou_thres", "max_det"),
     }
 
@@ -224,16 +228,19 @@ def _prepared(task: Task, config: ExportConfig) -> _Prepared:
         cache_dir=config.cache_dir,
     )
     evaluator = open_evaluator(task, settings, network, device=device) if config.data else None
+    source = task.source(network, path=config.weights)
     calibration: tuple[Tensor, ...] = ()
     rounded = None
     if config.int8_trained and not config.verify_only:
         trained, runtime = Path(config.int8_trained), config.include[0]
-        rounded = trained_network(trained, runtime=runtime, task=task, network=network, image_chw=image_chw)
+        rounded = trained_network(
+            trained, runtime=runtime, task=task, network=network, source=source, image_chw=image_chw
+        )
     elif config.int8 and not config.verify_only:
         batches = task.calibration(settings, network, count=config.calib_images, image_chw=image_chw)
         calibration = torch.split(torch.cat(batches), 1)
     job = ExportJob(
-        source=task.source(network, path=config.weights),
+        source=source,
         settings=config.settings,
         calibration=calibration,
         special=config.special,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from deploy.choices import Int8Method, Precision
-from deploy.formats import check_format
-from deploy.settings import ExportSettings, FormatSettings, RuntimeOptions
+from deploy.formats import FORMATS, check_format
+from deploy.settings import ExportSettings, FormatSettings, Int8Budget, RuntimeOptions
 from utils.config.cli import spelled
 from utils.config.values import check_least, check_shares, height_width
 from utils.errors import ConfigError
@@ -30,6 +31,8 @@ class ExportConfig:
     calib_method: Int8Method = "mse"  # how int8 ranges are chosen: least squared error, extremes, or kl
     int8_skip: tuple[str, ...] = ()  # patterns of layer paths that int8 leaves out, such as "model.1.*"
     int8_search: bool = False  # find the few layers that cost most mAP in int8 and leave them out
+    # most milliseconds of a call, such as ms=12: layers by measured times in int8 or in floating point, to lose least
+    int8_budget: str = ""
     # run folder of quantize.py --qat-epochs --runtime for these weights: its integers, nothing is calibrated
     int8_trained: str = ""
     opset: int = 17  # of ONNX, 11 to 20; attention needs 14, int8 needs 13
@@ -63,17 +66,36 @@ class ExportConfig:
             raise ConfigError("--half and --int8 are two precisions; choose one (int8 leaves the rest in 16 bits)")
         if self.int8 and not self.data:
             raise ConfigError("--int8 learns ranges from images; give --data")
+        self._check_int8()
+        if self.nms and ("onnx" not in self.include or self.half or self.int8):
+            raise ConfigError("--nms is for ONNX in fp32; give --include onnx without --half and --int8")
+
+    def _check_int8(self) -> None:
         if self.int8_search and not self.int8:
             raise ConfigError("--int8-search finds what int8 leaves out; give --int8")
         if self.int8_skip and not self.int8:
             raise ConfigError("--int8-skip says what int8 leaves out; give --int8")
-        if self.int8_trained and (not self.int8 or self.int8_search or self.int8_skip or len(self.include) != 1):
+        if self.int8_budget:
+            self._check_int8_budget()
+        chosen = self.int8_search or self.int8_skip or self.int8_budget
+        if self.int8_trained and (not self.int8 or chosen or len(self.include) != 1):
             raise ConfigError(
                 "--int8-trained has its layers chosen, for one runtime; give --int8, one format to --include, and "
-                "leave --int8-search and --int8-skip out"
+                "leave --int8-search, --int8-budget and --int8-skip out"
             )
-        if self.nms and ("onnx" not in self.include or self.half or self.int8):
-            raise ConfigError("--nms is for ONNX in fp32; give --include onnx without --half and --int8")
+
+    def _check_int8_budget(self) -> None:
+        parse_milliseconds(self.int8_budget)
+        if not self.int8:
+            raise ConfigError("--int8-budget says how long a call may take with int8; give --int8")
+        if self.int8_search:
+            raise ConfigError("--int8-budget and --int8-search both choose what int8 leaves out; give one of them")
+        for name in self.include:
+            if not (FORMATS[name].int8 and FORMATS[name].entry):
+                raise ConfigError(
+                    f"--int8-budget: {name} does not time layers one by one here; leave it out of --include, or "
+                    "give no budget"
+                )
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -96,9 +118,16 @@ class ExportConfig:
         return FormatSettings(
             int8_skip=self.int8_skip,
             int8_search=self.int8_search,
+            int8_budget=self._budget,
             calib_method=self.calib_method,
             compute_capability=self.compute_capability,
         )
+
+    @property
+    def _budget(self) -> Int8Budget | None:
+        if not self.int8_budget:
+            return None
+        return Int8Budget(milliseconds=parse_milliseconds(self.int8_budget), threads=self.threads)
 
     @property
     def settings(self) -> ExportSettings:
@@ -110,3 +139,19 @@ class ExportConfig:
             precision=self.precision,
             opset=self.opset,
         )
+
+
+def parse_milliseconds(text: str) -> float:
+    """Read a time such as ms=12.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    name, _, number = text.lower().partition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if name != "ms" or not 0 < value < math.inf:
+        raise ConfigError(f"--int8-budget {text}: expected milliseconds, such as ms=12")
+    return value

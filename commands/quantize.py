@@ -23,9 +23,10 @@ from commands.quantize_report import (
     sensitivity_rows,
     sensitivity_table,
 )
-from commands.quantize_training import QatRun, quantised_for
+from commands.quantize_training import QatRun, check_source, quantised_for, write_source
 from deploy.formats import FORMATS, load_runtime
 from deploy.layer_errors import LAYERS_NAME, write_layer_errors
+from deploy.outputs.outputs import Source
 from engine.evaluation.evaluator import Evaluator
 from engine.training.distributed import process_group, share, this_process
 from quantization.choices import Part
@@ -114,7 +115,10 @@ def run_quantization(config: QuantizeConfig) -> QuantizeResult | None:
         if config.threads:
             torch.set_num_threads(config.threads)
         check_place(config, is_resumed=folder is not None)
-        return _quantised(_Subject.of(task, config), config, folder)
+        subject = _Subject.of(task, config)
+        if folder is not None:
+            check_source(subject.source, folder)
+        return _quantised(subject, config, folder)
 
 
 def _resumed(config: QuantizeConfig) -> tuple[QuantizeConfig, Path]:
@@ -195,6 +199,7 @@ def _begin(network: QuantizedNetwork, subject: _Subject, config: QuantizeConfig,
     elif folder is None:
         check_budget(network, config)
         folder = RunFolder.begin(config).path
+        write_source(subject.source, folder)
         logger.info("results in %s", folder)
     if not table and (table := _sensitivity(network, subject, config)):
         _write_sensitivity(table, folder, network=network, metric=subject.task.metric)
@@ -210,6 +215,7 @@ class _Subject:
     Attributes:
         task: Task of the network.
         network: In evaluation mode, on the CPU.
+        source: The network as a source of artefacts.
         image_chw: Size of the images it is quantised for.
         images: Training images that ranges are learnt from.
         evaluator: Measures on the val split, on the CPU.
@@ -217,6 +223,7 @@ class _Subject:
 
     task: Task
     network: Network
+    source: Source
     image_chw: tuple[int, int, int]
     images: Sequence[Tensor]
     evaluator: Evaluator
@@ -229,6 +236,7 @@ class _Subject:
         return cls(
             task=task,
             network=network,
+            source=task.source(network, path=config.weights),
             image_chw=image_chw,
             images=task.calibration(settings, network, count=config.calib_images, image_chw=image_chw),
             evaluator=open_evaluator(task, settings, network, device=torch.device("cpu")),
@@ -313,7 +321,7 @@ def _write_sensitivity(table: Sequence[Sensitivity], folder: Path, *, network: Q
 def _written(network: QuantizedNetwork, subject: _Subject, config: QuantizeConfig, begun: _Begun) -> QuantizeResult:
     """Write the artefact and measure it."""
     path = artefact_path(config)
-    sizes, bits = write_file(network, subject.task.source(subject.network, path=config.weights), config, path)
+    sizes, bits = write_file(network, subject.source, config, path)
     logger.info("%s: written", path)
     started = time.perf_counter()
     device = torch.device("cuda" if FORMATS[config.runtime].needs_gpu else "cpu")

@@ -93,8 +93,18 @@ class QuantizeConfig:
         RuntimeOptions(threads=self.threads)
         for bits in (*self.sensitivity, *self.budget_bits):
             check_bits(bits, what="--sensitivity and --budget-bits")
+        if self.budget.lower().startswith("ms"):
+            self._refuse_milliseconds()
         self._check_budget(self.quantisation())
         self._check_training()
+
+    def _refuse_milliseconds(self) -> None:
+        runtime = "ncnn" if self.is_all_integers else self.runtime
+        raise ConfigError(
+            f"--budget {self.budget}: milliseconds are of a runtime that mixes int8 with floating point, which "
+            f"trains nothing: export.py --include {runtime} --int8 --int8-budget {self.budget}; here give bytes, "
+            "such as 500K"
+        )
 
     def _check_training(self) -> None:
         if not 0 < self.lr0 < math.inf:

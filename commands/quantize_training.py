@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +17,7 @@ from commands.train_config import TrainConfig
 from commands.train_result import best_checkpoint
 from deploy.formats import FORMATS, resolve
 from deploy.int8.calibration import Arithmetic, bits_with_floats, kept_floats
+from deploy.outputs.outputs import Source
 from engine.training.hooks import Hook
 from pruning.features import Teaching
 from pruning.zeros.hooks import FrozenZerosHook
@@ -24,9 +26,12 @@ from quantization.ranges.config import QuantConfig
 from tasks.quantised import QuantisedTask
 from tasks.task import Network, Task
 from utils.config.cli import config_from_values
-from utils.errors import ConfigError
-from utils.storage.files import read_yaml
+from utils.errors import CheckpointError, ConfigError
+from utils.storage.files import read_yaml, write_json
 from utils.storage.run_folder import CONFIG_NAME
+
+# File of a run folder that says which network and weights it quantises.
+_SOURCE_NAME = "source.json"
 
 
 def quantised_for(
@@ -53,8 +58,28 @@ def quantised_for(
     return network
 
 
+def write_source(source: Source, folder: Path) -> None:
+    """Write, into the folder of a run, which network and weights it quantises."""
+    write_json(folder / _SOURCE_NAME, dict(source.identity))
+
+
+def check_source(source: Source, folder: Path) -> None:
+    """Refuse the run of another network, or of other weights of the same.
+
+    Raises:
+        CheckpointError: One of them differs; the message says which.
+    """
+    path = folder / _SOURCE_NAME
+    own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for what, digest in source.identity.items():
+        if own.get(what) != digest:
+            raise CheckpointError(
+                f"{folder} quantises {what}; give the --weights of that run, or run quantize.py for these"
+            )
+
+
 def trained_network(
-    folder: Path, *, runtime: str, task: Task, network: Network, image_chw: tuple[int, int, int]
+    folder: Path, *, runtime: str, task: Task, network: Network, source: Source, image_chw: tuple[int, int, int]
 ) -> QuantizedNetwork:
     """Return what a run of quantize.py has trained for a runtime, its scales fixed.
 
@@ -63,11 +88,12 @@ def trained_network(
         runtime: Name of the runtime.
         task: Task of the network.
         network: The network in floating point.
+        source: The same as a source of artefacts.
         image_chw: Size of an image.
 
     Raises:
         ConfigError: The folder is no such run, is of another runtime, or its training is not complete.
-        CheckpointError: The run is of another network.
+        CheckpointError: The run is of another network, or of other weights.
     """
     path = folder / CONFIG_NAME
     if not (folder / QAT_NAME).is_dir() or not path.is_file():
@@ -79,6 +105,7 @@ def trained_network(
         raise ConfigError(f"{folder} was trained for {config.runtime}, not for {runtime}; export to that runtime")
     if not (folder / QAT_NAME / "result.json").exists():
         raise ConfigError(f"{folder}: the training is not complete; python quantize.py --resume {folder}")
+    check_source(source, folder)
     fresh = quantised_for(network.model, config, image_chw)
     own = QuantisedTask(task=task, floats=network, quantised=fresh, learns=config.learn_scales)
     return own.settled(best_checkpoint(folder / QAT_NAME))

@@ -43,6 +43,7 @@ class Format:
         engine: Package that runs artefacts, whose version belongs to a latency table.
         entry: Function that opens one layer to time it, (Entry, EntrySettings) -> callable; empty if a table must be
             given.
+        has_fp16: Function that returns whether this processor computes in fp16 there; empty if none does.
     """
 
     suffix: str
@@ -55,6 +56,7 @@ class Format:
     int8: str = ""
     engine: str = ""
     entry: Reference = ""
+    has_fp16: Reference = ""
 
 
 FORMATS: dict[str, Format] = {
@@ -69,6 +71,7 @@ FORMATS: dict[str, Format] = {
         int8="deploy.ncnn.int8:ARITHMETIC",
         engine="ncnn",
         entry="deploy.latency.ncnn_entries:open_ncnn_entry",
+        has_fp16="deploy.ncnn.runtime:has_fp16",
     ),
     "onnx": Format(
         suffix=".onnx",
@@ -90,6 +93,7 @@ FORMATS: dict[str, Format] = {
         int8="deploy.onnx.int8:FOR_OPENVINO",
         engine="openvino",
         entry="deploy.latency.onnx_entries:open_openvino_entry",
+        has_fp16="deploy.openvino:has_fp16",
     ),
     "tensorrt": Format(
         suffix=".engine",
@@ -130,6 +134,11 @@ def check_format(name: str, *, flag: str) -> None:
     known = exported_formats()
     if name not in known:
         raise ConfigError(f"{flag} {name}: unknown format; choose from {', '.join(known)}")
+
+
+def name_of(suffix: str) -> str:
+    """Return the name of the format with a suffix, as metadata have it; the suffix itself if there is none."""
+    return next((name for name, form in FORMATS.items() if form.suffix == suffix), suffix.strip("._"))
 
 
 def check_precision(name: str, precision: Precision) -> None:

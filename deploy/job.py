@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deploy.artefact.packages import optional_package
 from deploy.formats import FORMATS, check_precision
+from deploy.int8.mixes import Int8Mix
 from deploy.outputs.metadata import Metadata
 from deploy.outputs.outputs import Source
 from deploy.settings import ExportSettings, FormatSettings
@@ -33,6 +34,7 @@ class ExportJob:
             more; None for one that is calibrated here.
         measure: Function that measures mAP50-95 or accuracy; None without data.
         tell: Function that takes what each layer loses in int8; None if nobody asks.
+        tell_mix: Function that takes the precision of each layer, where a budget chose it; None if nobody asks.
     """
 
     source: Source
@@ -42,6 +44,7 @@ class ExportJob:
     rounded: QuantizedNetwork | None = None
     measure: MeasureMetric | None = None
     tell: Callable[[Sequence[LayerError]], None] | None = None
+    tell_mix: Callable[[Int8Mix], None] | None = None
 
     def metadata(self, name: str, path: Path) -> Metadata:
         """Build the metadata of an artefact that is about to be written.

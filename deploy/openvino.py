@@ -70,9 +70,9 @@ def _save(onnx_model: Any, metadata: Metadata, folder: Path) -> None:
     (folder / METADATA_NAME).write_text(metadata.to_json(), encoding="utf-8")
 
 
-def _run_here(onnx_model: Any, metadata: Metadata, folder: Path) -> RuntimeModel:
+def _run_here(onnx_model: Any, metadata: Metadata, folder: Path, options: RuntimeOptions) -> RuntimeModel:
     _save(onnx_model, metadata, folder)
-    return load_openvino(folder, device=torch.device("cpu"), options=RuntimeOptions())
+    return load_openvino(folder, device=torch.device("cpu"), options=options)
 
 
 def load_openvino(path: Path, *, device: torch.device, options: RuntimeOptions) -> RuntimeModel:
@@ -129,6 +129,18 @@ def _read_graph(core: Any, path: Path, metadata: Metadata) -> Any:
     if found != _identity(metadata):
         raise CheckpointError(f"{path}: {METADATA_NAME} belongs to another model than {GRAPH_NAME}; export it again")
     return graph
+
+
+def has_fp16() -> bool:
+    """Return whether OpenVINO computes in fp16 on this CPU, where it may; it prefers bf16.
+
+    Raises:
+        ConfigError: The openvino package is not installed.
+    """
+    core = optional_package("openvino", purpose="mixed precision of OpenVINO").Core()
+    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    known = [precision for capability, _, precision in _SIXTEEN_BITS if capability in capabilities]
+    return known[:1] == ["fp16"]
 
 
 def _sixteen_bits(core: Any, exported: Precision) -> tuple[str, Precision]:

@@ -29,18 +29,33 @@ class ExportSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Int8Budget:
+    """Milliseconds that a network with layers in int8 and in floating point may take.
+
+    Attributes:
+        milliseconds: Most of a call.
+        threads: Number of threads; None takes as many as torch.
+    """
+
+    milliseconds: float
+    threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class FormatSettings:
     """Settings of an export that only some formats use.
 
     Attributes:
         int8_skip: Patterns of the paths of layers that int8 keeps in floating point.
         int8_search: Whether to search for the layers in which int8 costs most mAP, and leave them out too.
+        int8_budget: Time by which layers are left in floating point; None for no limit.
         calib_method: Method that chooses the ranges of int8, as `QuantConfig.observer`.
         compute_capability: Compute capability of the GPU to build for, such as 8.6; "" for this machine's (TensorRT).
     """
 
     int8_skip: tuple[str, ...] = ()
     int8_search: bool = False
+    int8_budget: Int8Budget | None = None
     calib_method: Int8Method = "mse"
     compute_capability: str = ""
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.formats import FORMATS
+from deploy.formats import name_of
 from deploy.layer_errors import LAYERS_NAME
 from reports.networks import NetworkRow
 from reports.reading import FINETUNE, PRUNE, SlimRun, read_json
@@ -42,7 +42,7 @@ def _verified(report: dict[str, Any], *, images: int) -> dict[str, Any]:
     """Return the numbers of one comparison, times for one of the `images` of a call; without those not measured."""
     row = {
         "path": report["path"],
-        "format": _format_name(report["format"]),
+        "format": name_of(report["format"]),
         "precision": report["precision"],
         "passed": report["passed"],
         "failures": report.get("failures") or [],
@@ -69,10 +69,6 @@ def _beside(timed: dict[str, Any]) -> dict[str, Any]:
     """Return the time of an artefact and of the network that was called in turns with it, for one image."""
     others = [{**other, "milliseconds": other["milliseconds"] / timed["batch_size"]} for other in timed["others"]]
     return {"beside": {"milliseconds": timed["milliseconds"] / timed["batch_size"], "others": others}}
-
-
-def _format_name(suffix: str) -> str:
-    return next((name for name, row in FORMATS.items() if row.suffix == suffix), suffix.strip("._"))
 
 
 def rounding_rows(run: SlimRun) -> list[dict[str, Any]]:

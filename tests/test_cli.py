@@ -84,9 +84,9 @@ DETECT_FLAGS = """
 """
 EXPORT_FLAGS = """
     --batch --batch-size --beside --cache-dir --calib-images --calib-method --compute-capability --conf
-    --conf-thres --data --dynamic --exist-ok --half --img --img-size --imgsz --include --int8 --int8-search
-    --int8-skip --int8-trained --iou --iou-thres --max-det --name --nms --opset --output --project --threads
-    --verify-images --verify-only --weights --workers
+    --conf-thres --data --dynamic --exist-ok --half --img --img-size --imgsz --include --int8 --int8-budget
+    --int8-search --int8-skip --int8-trained --iou --iou-thres --max-det --name --nms --opset --output --project
+    --threads --verify-images --verify-only --weights --workers
 """
 QUANTIZE_FLAGS = """
     --activation-bits --activation-symmetric --amp --augment --batch --batch-size --budget --budget-bits

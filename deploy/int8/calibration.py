@@ -75,11 +75,16 @@ class Int8Calibration:
         """Fit and round the weights, with further layers in floating point; return all but those that stay fixed."""
         weights = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         self.keep_(skip)
-        compensate_(self.network, self.images, fixed=self.fixed)
-        found = {name: layer for name, layer in runtime_layers(self.network).items() if name not in self.fixed}
+        if set(self.choosable) - set(skip):
+            compensate_(self.network, self.images, fixed=self.fixed)
+        found = self.nearest()
         self.network.load_state_dict(weights)
         self.keep_(())
         return found
+
+    def nearest(self) -> Layers:
+        """Round the weights as they are to the nearest, which takes no time; return all layers but the fixed ones."""
+        return {name: layer for name, layer in runtime_layers(self.network).items() if name not in self.fixed}
 
     @torch.no_grad()
     def errors(self, layers: Layers) -> list[LayerError]:

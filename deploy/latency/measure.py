@@ -37,6 +37,8 @@ REFERENCE = (
     Entry(kind=LayerKind(kind="conv", kernel=(3, 3), padding=(1, 1), input_hw=(40, 40)), inputs=64, outputs=64),
     Entry(kind=LayerKind(kind="conv", input_hw=(40, 40)), inputs=128, outputs=128),
 )
+# Timed calls of each layer, where only the layers of one network are timed.
+_LAYER_RUNS = 40
 # A layer that computes next to nothing: what a call costs that a layer inside a network does not.
 CALL = Entry(kind=LayerKind(kind="conv"), inputs=1, outputs=1)
 
@@ -132,6 +134,44 @@ def times_of_subjects(subjects: Sequence[Subject], conditions: Conditions) -> li
         fastest = _Fastest(calls=calls, threads=conditions.threads)
         fastest.run(SETTINGS.network_runs)
     return fastest.ms
+
+
+def layer_times(
+    layers: Sequence[TimedLayer], *, runtime: str, precisions: Sequence[Precision], threads: int
+) -> dict[str, tuple[float, ...]]:
+    """Time each layer of a network alone, at its widths.
+
+    Args:
+        layers: Every call of the layers; the calls of one layer add up.
+        runtime: Name of a format whose layers are timed here.
+        precisions: Precisions to time each in.
+        threads: Number of threads.
+
+    Returns:
+        Milliseconds in each of the precisions, by the path of the layer.
+
+    Raises:
+        ConfigError: A package is missing.
+    """
+    open_entry = resolve(FORMATS[runtime].entry)
+    wanted = [(layer.name, _alone(layer)) for layer in layers]
+    found = {name: [0.0] * len(precisions) for name, _ in wanted}
+    size = max(1, SETTINGS.at_once // len(precisions))
+    for start in range(0, len(wanted), size):
+        chunk = wanted[start : start + size]
+        settings = [EntrySettings(precision=precision, threads=threads) for precision in precisions]
+        fastest = _Fastest(calls=[open_entry(entry, own) for _, entry in chunk for own in settings], threads=threads)
+        fastest.run(_LAYER_RUNS)
+        times = iter(fastest.ms)
+        for name, _ in chunk:
+            found[name] = [total + next(times) for total in found[name]]
+    return {name: tuple(times) for name, times in found.items()}
+
+
+def _alone(layer: TimedLayer) -> Entry:
+    """Return a layer at its widths, as one that may be in int8 wherever it is in the network."""
+    kind = replace(layer.kind, end="")
+    return Entry(kind=kind, inputs=layer.inputs(len(layer.input_ids)), outputs=len(layer.output_ids))
 
 
 def runtime_version(runtime: str) -> str:

@@ -85,10 +85,10 @@ def _write_int8(job: ExportJob, floats: Path, folder: Path) -> None:
     """Write param, bin and metadata in int8, from the folder of an fp32 export."""
     source = FloatFolder.read(floats)
 
-    def run(layers: Layers) -> RuntimeModel:
+    def run(layers: Layers, options: RuntimeOptions) -> RuntimeModel:
         with tempfile.TemporaryDirectory(suffix=FORMAT) as scratch:
             write_int8(source, Path(scratch), layers)
-            runtime: RuntimeModel = load_ncnn(Path(scratch), device=_CPU, options=RuntimeOptions())
+            runtime: RuntimeModel = load_ncnn(Path(scratch), device=_CPU, options=options)
             return runtime
 
     metadata = folder_metadata(floats)

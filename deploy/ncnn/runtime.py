@@ -75,6 +75,15 @@ def sixteen_bits_of(ncnn: Any) -> Precision:
     return "fp16" if ncnn.cpu_support_arm_asimdhp() else "bf16"
 
 
+def has_fp16() -> bool:
+    """Return whether this CPU computes in fp16.
+
+    Raises:
+        ConfigError: The ncnn package is not installed.
+    """
+    return sixteen_bits_of(optional_package("ncnn", purpose="mixed precision of ncnn")) == "fp16"
+
+
 def open_network(
     ncnn: Any,
     path: Path,

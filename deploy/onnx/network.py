@@ -61,9 +61,9 @@ def _save(graph: Any, path: Path, metadata: Metadata) -> None:
     save_onnx(graph, path, properties={METADATA_NAME: metadata.to_json()})
 
 
-def _run_here(graph: Any, metadata: Metadata, folder: Path) -> RuntimeModel:
+def _run_here(graph: Any, metadata: Metadata, folder: Path, options: RuntimeOptions) -> RuntimeModel:
     _save(graph, folder / "trial.onnx", metadata)
-    return load_onnx(folder / "trial.onnx", device=torch.device("cpu"), options=RuntimeOptions())
+    return load_onnx(folder / "trial.onnx", device=torch.device("cpu"), options=options)
 
 
 def int8_graph(
@@ -71,7 +71,7 @@ def int8_graph(
     metadata: Metadata,
     arithmetic: Arithmetic,
     *,
-    run: Callable[[Any, Metadata, Path], RuntimeModel] = _run_here,
+    run: Callable[[Any, Metadata, Path, RuntimeOptions], RuntimeModel] = _run_here,
 ) -> Any:
     """Build the graph of a network in int8, an `onnx.ModelProto`, without decoding.
 
@@ -79,7 +79,8 @@ def int8_graph(
         job: Network, opset, and calibration images.
         metadata: Metadata of the artefact, with the names and free axes of the outputs.
         arithmetic: How the runtime that reads the graph computes.
-        run: Function that loads a graph by way of files in a folder, for the search; by default with onnxruntime.
+        run: Function that loads a graph by way of files in a folder, for the search and for a budget; by default
+            with onnxruntime.
 
     Raises:
         ConfigError: Unsupported opset, no images, or a pattern that matches no layer.
@@ -90,9 +91,9 @@ def int8_graph(
     def graph_of(layers: Layers) -> Any:
         return as_int8(plain, layers, rounds_results=arithmetic.rounding.rounded == "ends")
 
-    def run_layers(layers: Layers) -> RuntimeModel:
+    def run_layers(layers: Layers, options: RuntimeOptions) -> RuntimeModel:
         with tempfile.TemporaryDirectory() as scratch:
-            return run(graph_of(layers), metadata, Path(scratch))
+            return run(graph_of(layers), metadata, Path(scratch), options)
 
     return graph_of(int8_layers(job, arithmetic, metadata=metadata, stored=stored_weights(plain), run=run_layers))
 

@@ -27,7 +27,7 @@ from models.classifiers import LeNet5
 from models.detector import Detector
 from quantization.network import QuantizedNetwork, quantize
 from quantization.runtime_layers import runtime_layers
-from utils.errors import ConfigError
+from utils.errors import ConfigError, UserError
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed; see requirements-export.txt")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed; see requirements-export.txt")
@@ -284,12 +284,16 @@ def test_classifier_in_int8_keeps_its_logits(tmp_path: Path) -> None:
     [
         ([], r"int8 needs images to calibrate on; give --data"),
         ([torch.zeros(1, 3, 64, 64)], r"calibration image: got shape \(3, 64, 64\), expected \(3, 32, 48\)"),
+        (
+            [torch.zeros(1, 3, 32, 48), torch.full((1, 3, 32, 48), torch.nan)],
+            r"input: calibration images lead to NaN or infinite values here",
+        ),
     ],
 )
 def test_calibration_that_does_not_fit_is_one_line_and_leaves_no_file(
     images: list[Tensor], finding: str, tiny: Detector, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=finding):
+    with pytest.raises(UserError, match=finding):
         export_onnx(tiny, tmp_path / "best.onnx", **export_arguments(tiny, precision="int8"), calibration=images)
     assert list(tmp_path.iterdir()) == []
 

@@ -174,9 +174,16 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     spec = ModelSpec.from_yaml(TINY_CFG, num_classes=2)
     other = place.root / "other.pt"
     save_checkpoint(Checkpoint(spec=spec.to_dict(), names=NAMES[:2], weights=build_model(spec).state_dict()), other)
+    deep, deeper = ModelSpec.from_yaml("models/yolov5n.yaml", num_classes=3), place.root / "deeper.pt"
+    save_checkpoint(Checkpoint(spec=deep.to_dict(), names=NAMES, weights=build_model(deep).state_dict()), deeper)
     before = place.snapshot()
     assert "--teacher" in refusal("quantize", arguments(place, "--teacher", str(other)), capsys)
-    assert "--data" in refusal("quantize", arguments(place, "--data", ""), capsys)
+    assert "--teacher" in refusal("quantize", arguments(place, "--teacher", str(deeper)), capsys)
+    assert "no --data given" in refusal("quantize", arguments(place, "--data", ""), capsys)
+    unsplit = place.root / "unsplit.yaml"
+    unsplit.write_text(place.data.read_text().replace("train: images/train\n", ""))
+    assert "train" in refusal("quantize", arguments(place, "--data", str(unsplit)), capsys)
+    unsplit.unlink()
     assert "no run in" in refusal("quantize", ["--resume", "--project", str(place.project)], capsys)
     assert "no folder of a run" in refusal("quantize", ["--resume", str(place.root)], capsys)
     assert place.snapshot() == before
@@ -273,7 +280,24 @@ def test_export_takes_what_was_trained(place: Place, capsys: pytest.CaptureFixtu
     save_checkpoint(
         Checkpoint(spec=spec.to_dict(), names=NAMES, weights=build_model(spec).state_dict()), place.weights
     )
-    assert "best.pt" in refusal("export", [*trained, "--include", "onnx"], capsys)
+    assert "exp quantises another network; give the --weights of that run" in refusal(
+        "export", [*trained, "--include", "onnx"], capsys
+    )
+
+
+def test_run_of_other_weights_is_neither_exported_nor_resumed(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("quantize", for_runtime(place, "onnx", "--qat-epochs", "1"))
+    lively = lively_detector()
+    save_checkpoint(Checkpoint(spec=lively.spec.to_dict(), names=NAMES, weights=lively.state_dict()), place.weights)
+    before = place.snapshot()
+    line = ["--weights", str(place.weights), "--img", "64", "--data", str(place.data), "--workers", "0", "--int8"]
+    line += ["--project", str(place.root / "exports"), "--cache-dir", str(place.root / "cache"), "--include", "onnx"]
+    message = refusal("export", [*line, "--int8-trained", str(place.project / "exp")], capsys)
+    assert "exp quantises other weights; give the --weights of that run, or run quantize.py for these" in message
+    assert "exp quantises other weights" in refusal("quantize", ["--resume", str(place.project / "exp")], capsys)
+    assert place.snapshot() == before
 
 
 @pytest.mark.parametrize(("drop", "is_trained"), [(0.9, False), (0.0, True)])
