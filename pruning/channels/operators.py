@@ -31,11 +31,10 @@ from pruning.channels.recording import Call, Rule, UnknownOperator
 
 # Rules by name of the operator in `models.operators`, for modules, functions and methods alike.
 _RULES: Mapping[str, Rule] = {
-    **dict.fromkeys((*ACTIVATIONS, *VALUES), shape_rules.pointwise),
     **dict.fromkeys((*IDENTITIES, *CASTS), shape_rules.pass_on),
     **dict.fromkeys((*POOLS, "repeat_pad"), shape_rules.of_windows),
     **dict.fromkeys(POOLS_1D, shape_rules.of_rows),
-    **dict.fromkeys((*ELEMENTWISE, *COMPARISONS, *MIXTURES), shape_rules.elementwise),
+    **dict.fromkeys((*ACTIVATIONS, *VALUES, *ELEMENTWISE, *COMPARISONS, *MIXTURES), shape_rules.elementwise),
     **dict.fromkeys((*REDUCTIONS, *STATISTICS), shape_rules.reduce),
     **dict.fromkeys(CONCATENATIONS, part_rules.concat),
     **dict.fromkeys(SPLITS, part_rules.split),

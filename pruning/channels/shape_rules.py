@@ -45,17 +45,9 @@ def _before(call: Call, first_position: int) -> Channels:
     return call.input.channels
 
 
-def pointwise(call: Call) -> Channels:
-    """Combine the operands of a function of each value; other arguments are numbers."""
-    return _combined(call, [*call.args, *call.kwargs.values()])
-
-
 def elementwise(call: Call) -> Channels:
-    """Tie the channels of tensors that are combined elementwise; protect a channel that is broadcast."""
-    return _combined(call, [*call.args, *call.kwargs.values()])
-
-
-def _combined(call: Call, operands: list[Any]) -> Channels:
+    """Tie the channels of the tensors that a function takes at each place; protect a channel that is broadcast."""
+    operands = [*call.args, *call.kwargs.values()]
     tracked = [operand for operand in operands if isinstance(operand, Tracked)]
     if not tracked:
         raise UnknownOperator("its tensors have no known channels")

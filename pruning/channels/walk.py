@@ -87,7 +87,8 @@ class _Walk(fx.Interpreter):
         self.recording = Recording()
         self.place = "the network"
         self._device = device
-        self._names = {id(tensor): name for name, tensor in tensors_by_name(network).items()}
+        # Of several names of a tensor the first, which is that of the layer it belongs to.
+        self._names = {id(tensor): name for name, tensor in reversed(tensors_by_name(network).items())}
         # Uses of each tensor, by identity: a cut for one of several uses would affect the others.
         self._uses: Counter[int] = Counter()
         self._called: dict[str, None] = {}
