@@ -166,6 +166,14 @@ REDUCTIONS: Family = dict.fromkeys(("mean", "sum", "amax", "amin"), Operator())
 STATISTICS: Family = dict.fromkeys(("std", "var", "logsumexp"), Operator())
 # Orders of values along given dimensions.
 MOVES: Family = dict.fromkeys(("roll", "flip"), Operator())
+# Other orders of channels, and tensors side by side.
+ORDERS: Family = {
+    **dict.fromkeys(("stack", "movedim", "repeat", "max", "min"), Operator()),
+    "glu": Operator(modules=(nn.GLU,)),
+    "pixel_shuffle": Operator(modules=(nn.PixelShuffle,)),
+    "pixel_unshuffle": Operator(modules=(nn.PixelUnshuffle,)),
+    "channel_shuffle": Operator(modules=(nn.ChannelShuffle,)),
+}
 # Values that are mixed along a dimension, and products of matrices.
 MIXERS: Family = {
     "softmax": Operator(modules=(nn.Softmax,)),
@@ -214,6 +222,7 @@ OPERATORS: Family = {
     **REDUCTIONS,
     **STATISTICS,
     **MOVES,
+    **ORDERS,
     **MIXERS,
     **RESHAPES,
     **LAYERS,

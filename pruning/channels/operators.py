@@ -26,7 +26,7 @@ from models.operators import (
     module_operator,
     traced_operator,
 )
-from pruning.channels import layer_rules, mixing_rules, part_rules, reshape_rules, shape_rules
+from pruning.channels import layer_rules, mixing_rules, part_rules, reorder_rules, reshape_rules, shape_rules
 from pruning.channels.recording import Call, Rule, UnknownOperator
 
 # Rules by name of the operator in `models.operators`, for modules, functions and methods alike.
@@ -41,6 +41,14 @@ _RULES: Mapping[str, Rule] = {
     **dict.fromkeys(MOVES, shape_rules.of_other_dimensions),
     **dict.fromkeys(("view", "reshape"), reshape_rules.reshape),
     **dict.fromkeys(("softmax", "log_softmax"), mixing_rules.softmax),
+    **dict.fromkeys(("max", "min"), reorder_rules.extreme),
+    "stack": reorder_rules.stack,
+    "movedim": reorder_rules.movedim,
+    "repeat": reorder_rules.repeat,
+    "glu": reorder_rules.glu,
+    "pixel_shuffle": reorder_rules.pixel_shuffle,
+    "pixel_unshuffle": reorder_rules.pixel_unshuffle,
+    "channel_shuffle": reorder_rules.channel_shuffle,
     "interpolate": shape_rules.interpolate,
     "transpose": shape_rules.transpose,
     "squeeze": shape_rules.squeeze,
