@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -90,4 +90,28 @@ def test_network_without_numbers_is_cut_without_a_proof() -> None:
     with torch.device("meta"):
         model = build_model(ModelSpec.from_yaml("yolov5n"))
     graph = ChannelGraph.of(model)
-    assert next(cut(model, graph, graph.prunable_ids[:1], carry=False).parameters()).is_meta
+    for carry in (False, True):
+        assert next(cut(model, graph, graph.prunable_ids[:1], carry=carry).parameters()).is_meta
+
+
+@dataclass
+class Found:
+    """What a network returns."""
+
+    maps: Tensor
+
+
+class Named(Joined):
+    """Returns a dataclass."""
+
+    def forward(self, images: Tensor) -> Found:  # type: ignore[override]
+        return Found(super().forward(images))
+
+
+def test_outputs_in_a_dataclass_are_compared() -> None:
+    model = Named()
+    graph = ChannelGraph.of(model, image_chw=(3, 8, 8))
+    cut(model, graph, graph.layers["one"].output_ids[:2])
+    swapped = with_layer(graph, "read", input_ids=np.roll(graph.layers["read"].input_ids, 4))
+    with pytest.raises(PruningError, match="layer read computes something else"):
+        cut(model, swapped, graph.layers["one"].output_ids[:2])
