@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pruning.channels.ids import IntArray
-from pruning.channels.layer_rules import BATCH_NORM, READS_ALL, TRANSPOSED
+from pruning.channels.layer_rules import BATCH_NORM, READS_ALL, weight_axes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class LayerChannels:
     @property
     def weight_axes(self) -> tuple[int, int]:
         """Dimensions of the weight along which outputs and inputs lie; there are inputs only where all are read."""
-        return (1, 0) if self.kind == TRANSPOSED else (0, 1)
+        return weight_axes(self.kind)
 
     @property
     def is_norm(self) -> bool:

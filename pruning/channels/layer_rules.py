@@ -20,6 +20,11 @@ _WEIGHT = ".weight"
 _FROZEN = ("weight", "bias", "running_mean", "running_var")
 
 
+def weight_axes(kind: str) -> tuple[int, int]:
+    """Return the dimensions of the weight of such a layer along which outputs and inputs lie."""
+    return (1, 0) if kind == TRANSPOSED else (0, 1)
+
+
 def convolution(call: Call) -> Channels:
     """Issue new output channels; a convolution of groups gives each group's outputs the one id of its inputs.
 
@@ -37,6 +42,7 @@ def convolution_function(call: Call) -> Channels:
     """Follow a convolution by parameters of the network, as `convolution` does a layer."""
     name, owner = _owner_of(call, call.argument(1, "weight"))
     groups = call.argument(6, "groups", 1)
+    _check_followed(call.argument(2, "bias"), call.output.shape[1])
     channels = _convolved(call, name, owner, kind=CONV, groups=groups)
     _tie_stored(call, call.argument(2, "bias"), channels.ids)
     if groups > 1:
@@ -67,6 +73,7 @@ def linear(call: Call) -> Channels:
 def linear_function(call: Call) -> Channels:
     """Follow a linear map by parameters of the network, as `linear` does a layer."""
     name, owner = _owner_of(call, call.argument(1, "weight"))
+    _check_followed(call.argument(2, "bias"), call.output.shape[-1])
     channels = _projected(call, name, owner)
     _tie_stored(call, call.argument(2, "bias"), channels.ids)
     return channels
@@ -136,9 +143,14 @@ def _tie_stored(call: Call, value: Any, ids: IntArray) -> None:
     """Tie a parameter or buffer of one value per channel, if there is one."""
     if value is None:
         return
-    if not isinstance(value, Tracked) or value.ids.shape != ids.shape:
-        raise UnknownOperator("its bias or statistics are computed without channels")
+    _check_followed(value, len(ids))
     call.recording.ids.tie(value.ids, ids)
+
+
+def _check_followed(value: Any, size: int) -> None:
+    """Raise `UnknownOperator` if there is a bias or the like that is not one value for each of the channels."""
+    if value is not None and not (isinstance(value, Tracked) and len(value.ids) == size):
+        raise UnknownOperator("its bias or statistics are computed without channels")
 
 
 def _note(

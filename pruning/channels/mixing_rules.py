@@ -100,6 +100,9 @@ def attention(call: Call) -> Channels | None:
     if not isinstance(value, Tracked):
         raise UnknownOperator("its values have no known channels")
     behind = value.axis - value.ndim
+    for each in (query, key, mask):
+        if isinstance(each, Tracked) and each.axis - each.ndim != behind:
+            call.recording.ids.protect(each.ids, f"{call.node.name} mixes them with others")
     if behind == -1:
         return value.channels
     if behind == -2:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
@@ -84,9 +86,15 @@ FUNCTION_RULES: Mapping[str, Rule] = {
     "prelu": layer_rules.prelu_function,
 }
 # Operators without a counterpart in `models.operators`.
-_OWN_MODULES: Mapping[type[nn.Module], Rule] = {CpuSyncBatchNorm2d: layer_rules.batch_norm}
+_OWN_MODULES: Mapping[type[nn.Module], Rule] = {
+    CpuSyncBatchNorm2d: layer_rules.batch_norm,
+    nn.Dropout3d: shape_rules.pass_on,
+    **dict.fromkeys((nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d), shape_rules.of_volumes),
+}
+_OWN_FUNCTIONS: Mapping[Any, Rule] = dict.fromkeys((torch.max, torch.min), shape_rules.extreme)
 _OWN_METHODS: Mapping[str, Rule] = {
     "size": shape_rules.size,
+    **dict.fromkeys(("max", "min"), shape_rules.extreme),
     "dim": shape_rules.fact,
     "ndimension": shape_rules.fact,
     "expand_as": reshape_rules.expand_as,
@@ -94,7 +102,9 @@ _OWN_METHODS: Mapping[str, Rule] = {
     "reshape_as": reshape_rules.reshape_as,
 }
 # Rules that follow counts of channels among their arguments.
-_COUNTING = (reshape_rules.reshape, reshape_rules.expand, part_rules.take, part_rules.split)
+_FOLLOWING = (reshape_rules.reshape, reshape_rules.expand, part_rules.take, part_rules.split)
+# A transposed convolution is given a size of its output, of which it takes the positions alone.
+_COUNTING = (*_FOLLOWING, layer_rules.convolution)
 # Layers that read a tensor even if its channels are unknown.
 _READING = {*_LAYERS.values(), layer_rules.convolution_function, layer_rules.linear_function}
 
@@ -136,6 +146,8 @@ def rule_of(node: fx.Node, module: nn.Module | None) -> Rule | None:
         return shape_rules.attribute
     if node.op == "call_method" and node.target in _OWN_METHODS:
         return _OWN_METHODS[str(node.target)]
+    if node.op == "call_function" and node.target in _OWN_FUNCTIONS:
+        return _OWN_FUNCTIONS[node.target]
     return FUNCTION_RULES.get(traced_operator(node) or "")
 
 

@@ -48,7 +48,7 @@ def _ids_of(call: Call, tensor: Any, axis: int) -> IntArray:
 def split(call: Call) -> tuple[Channels, ...]:
     """Split the channel list among the outputs."""
     value, dim = call.input, call.dimension(2, "dim", 0)
-    _join_counts(call, call.args[1:])
+    _join_counts(call, (call.args[1:], call.kwargs), is_of_channels=dim == value.axis)
     if dim != value.axis:
         return tuple(value.channels for _ in call.output)
     ends = np.cumsum([part.shape[dim] for part in call.output])
@@ -61,13 +61,13 @@ def take(call: Call) -> Channels:
     """Take channels by a slice or a list, or pass them on if only other dimensions are indexed."""
     value = call.input
     index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
-    _join_counts(call, index)
     found: Channels | None = None
     dimension = made = 0
     for entry, chosen in _spelled_out(index, ndim=value.ndim):
         if chosen is None:
             made += 1
             continue
+        _join_counts(call, chosen, is_of_channels=dimension == value.axis)
         if dimension == value.axis:
             found = _taken(call, chosen, index, entry, made)
         elif not isinstance(chosen, slice | int):
@@ -78,10 +78,10 @@ def take(call: Call) -> Channels:
     return found
 
 
-def _join_counts(call: Call, values: Any) -> None:
-    """See to it that the channels taken by a count are cut with those that are counted."""
+def _join_counts(call: Call, values: Any, *, is_of_channels: bool) -> None:
+    """See to it that the channels taken by a count are cut with those that are counted; positions never are."""
     for count in counts_in(values):
-        if count.ids.shape == call.input.ids.shape:
+        if is_of_channels and count.ids.shape == call.input.ids.shape:
             call.recording.ids.tie(count.ids, call.input.ids)
         else:
             call.recording.ids.protect(count.ids, f"{call.node.name} takes others by their number")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -139,6 +140,7 @@ class Recording:
         calls: Path of the layer that each node applies, by node name.
         parts: Parts by node name.
         stored: Channels of parameters and buffers outside of layers, by name.
+        stored_uses: How often each of them is used by its channels.
         counts: Counts that the code keeps as they are computed, with the ids they must then be the number of.
     """
 
@@ -147,6 +149,7 @@ class Recording:
     calls: dict[str, str] = field(default_factory=dict)
     parts: dict[str, PartRecord] = field(default_factory=dict)
     stored: dict[str, Channels] = field(default_factory=dict)
+    stored_uses: Counter[str] = field(default_factory=Counter)
     counts: list[tuple[Count, IntArray]] = field(default_factory=list)
 
     def add_layer(self, name: str, layer: LayerRecord, *, node: str) -> None:
@@ -167,6 +170,7 @@ class Recording:
         if known.axis != axis:
             raise UnknownOperator(f"{name} is used along dimension {known.axis} and along {axis}")
         self.ids.tie(known.ids, ids)
+        self.stored_uses[name] += 1
 
 
 @dataclass(frozen=True, kw_only=True)

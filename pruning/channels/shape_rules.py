@@ -34,6 +34,11 @@ def of_rows(call: Call) -> Channels:
     return _before(call, call.input.ndim - 1)
 
 
+def of_volumes(call: Call) -> Channels:
+    """Pass on the channels of a pooling of the last three dimensions."""
+    return _before(call, call.input.ndim - 3)
+
+
 def interpolate(call: Call) -> Channels:
     """Pass on the channels of a resizing of all dimensions but the first two."""
     return _before(call, 2)
@@ -194,6 +199,16 @@ def reduce(call: Call) -> Channels | None:
         return None
     is_kept = call.argument(2, "keepdim", False)
     return Channels(ids=value.ids, axis=value.axis if is_kept else _without(value.axis, gone))
+
+
+def extreme(call: Call) -> tuple[Channels, Channels]:
+    """Pass on channels in the largest or smallest values of another dimension, and in their indices."""
+    value, dim = call.input, call.argument(1, "dim")
+    if type(dim) is not int:
+        raise UnknownOperator("it is not along one dimension")
+    axis = _without(value.axis, [from_front(dim, ndim=value.ndim)])
+    channels = Channels(ids=value.ids, axis=value.axis if call.argument(2, "keepdim", False) else axis)
+    return channels, channels
 
 
 def pad(call: Call) -> Channels:

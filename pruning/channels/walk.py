@@ -12,12 +12,14 @@ from torch import Tensor, fx, nn
 
 from models.copies import tensors_by_name
 from models.operators import KEYWORDS, full_name
+from pruning.channels.layer_rules import READS_ALL, weight_axes
 from pruning.channels.norms_after import NormAfter, norms_after
 from pruning.channels.operators import follows_counts, reads_anything, rule_of
 from pruning.channels.recording import (
     Call,
     Channels,
     Count,
+    LayerRecord,
     Recording,
     Stored,
     Tracked,
@@ -31,6 +33,9 @@ from utils.errors import PruningError
 
 # Errors of code that does not get what it expects.
 _FAILURES = (TypeError, ValueError, AttributeError, LookupError, AssertionError, NotImplementedError)
+
+# Names of the two outputs of `torch.max` and the like along a dimension.
+_PARTS = ("values", "indices")
 
 
 def record(network: nn.Module, inputs: Sequence[Tensor]) -> tuple[Recording, dict[str, tuple[NormAfter, ...]]]:
@@ -105,6 +110,8 @@ class _Walk(fx.Interpreter):
             return self._stored(n, super().run_node(n))
         if n.target is operator.getitem and isinstance(args[0], tuple | list | dict):
             return args[0][args[1]]
+        if n.target is getattr and isinstance(args[0], tuple) and args[1] in _PARTS:
+            return args[0][_PARTS.index(args[1])]
         module = self._module_of(n)
         self.place = _described(n, module)
         rule = rule_of(n, module)
@@ -172,16 +179,28 @@ class _Walk(fx.Interpreter):
     def protect_shared_tensors(self) -> None:
         """Tie tensors that belong to layers with their channels; protect layers whose tensors have further uses."""
         layers, ids = self.recording.layers, self.recording.ids
+        own = tensors_by_name(self.module)
         for name, channels in self.recording.stored.items():
-            owner = layers.get(name.rpartition(".")[0])
-            if owner is not None and channels.ids.shape == owner.output_ids.shape:
-                ids.tie(channels.ids, owner.output_ids)
+            if self._uses[id(own[name])] > self.recording.stored_uses[name]:
+                ids.protect(channels.ids, f"{name} is used by other means than its channels")
+            if (owner := layers.get(name.rpartition(".")[0])) is not None:
+                self._tie_to_layer(name, channels, owner)
         owned = {name: _tensors_of(layer.module) for name, layer in layers.items()}
         self._uses.update(id(tensor) for name, tensors in owned.items() if name in self._called for tensor in tensors)
         for name, tensors in owned.items():
             if any(self._uses[id(tensor)] > 1 for tensor in tensors):
                 for each in (layers[name].input_ids, layers[name].output_ids):
                     ids.protect(each, "its weight is used in more than one place")
+
+    def _tie_to_layer(self, name: str, channels: Channels, owner: LayerRecord) -> None:
+        """Tie a tensor of a layer, used outside of it, with the channels that it has a value for."""
+        reads = name.endswith(".weight") and owner.kind in READS_ALL and channels.axis == weight_axes(owner.kind)[1]
+        ids = owner.input_ids if reads else owner.output_ids
+        if ids.shape == channels.ids.shape:
+            self.recording.ids.tie(channels.ids, ids)
+        else:
+            for each in (channels.ids, owner.input_ids, owner.output_ids):
+                self.recording.ids.protect(each, f"{name} is used outside of its layer")
 
     def protect_widths(self, places: Sequence[tuple[str, str]]) -> None:
         """Protect the channels of layers whose width the code of the network reads: path and attribute of each."""

@@ -44,6 +44,8 @@ def carry_constants_(tensors: Mapping[str, Tensor], model: nn.Module, graph: Cha
         graph: Channels of `model`.
         stays: Mask of the kept channels by id (n,).
     """
+    if any(tensor.is_meta for tensor in tensors.values()):
+        return  # there are no numbers to carry
     lost = 0
     for name, constants in dropped_constants(model, graph, stays).items():
         lost += int(constants.isnan().sum())

@@ -123,13 +123,15 @@ class _Pair:
             reads = torch.from_numpy(self._stays[layer.input_ids])
             _replace_(own, "weight", _masked_along(own.get_parameter("weight"), reads, axis=layer.weight_axes[1]))
 
-    def _deaf(self, layer: LayerChannels, left: nn.Module, rows: Tensor, input: Tensor, *rest: Any) -> Tensor:
+    def _deaf(
+        self, layer: LayerChannels, left: nn.Module, rows: Tensor, input: Tensor, *rest: Any, **named: Any
+    ) -> Tensor:
         """Compute a layer from what is kept, as far as it is kept; the rest is noise."""
         axis = input.ndim - 1 if layer.kind == LINEAR else 1
         if input.shape[axis] != len(layer.input_ids):
             raise RuntimeError(f"{layer.name} reads {input.shape[axis]} channels, and not {len(layer.input_ids)}")
         columns = torch.from_numpy(kept_positions(layer.input_ids, self._stays)).to(input.device)
-        kept: Tensor = left(input.index_select(axis, columns), *rest)
+        kept: Tensor = left(input.index_select(axis, columns), *rest, **named)
         if len(rows) == len(layer.output_ids):
             return kept
         shape = [*kept.shape[:axis], len(layer.output_ids), *kept.shape[axis + 1 :]]

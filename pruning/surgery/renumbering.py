@@ -39,12 +39,22 @@ def with_parts_renumbered(cut: nn.Module, model: nn.Module, graph: ChannelGraph,
     touched = [part for part in graph.parts if not stays[part.input_ids].all()]
     if not touched:
         return cut
-    operators = traced(twin_that_shares(model))
+    twin = twin_that_shares(model)
+    operators = traced(twin)
     nodes = {node.name: node for node in operators.nodes}
     for part in touched:
         _RENUMBER[part.record.kind](nodes[part.node], part.record, stays)
     operators.lint()
+    _take_constants_(cut, twin, operators)
     return fx.GraphModule(cut, operators, class_name=type(model).__name__)
+
+
+def _take_constants_(cut: nn.Module, twin: nn.Module, operators: fx.Graph) -> None:
+    """Give a network the tensors that its code makes out of numbers, which the tracer has stored in `twin`."""
+    for node in operators.nodes:
+        name = str(node.target)
+        if node.op == "get_attr" and "." not in name and not hasattr(cut, name):
+            setattr(cut, name, getattr(twin, name))
 
 
 def _renumber_parts_(node: fx.Node, part: PartRecord, stays: BoolArray) -> None:

@@ -212,3 +212,101 @@ def test_heads_of_attention_are_cut_whole() -> None:
     first, second = np.unique(graph.layers["qkv"].output_ids)
     assert graph.layers["qkv"].output_ids.tolist() == [*[first] * 4, *[second] * 4] * 3
     assert graph.layers["out"].input_ids.tolist() == [*[first] * 4, *[second] * 4]
+
+
+class Holding(Base):
+    """Any operators on eight channels, and what they need: layers and parameters."""
+
+    def __init__(self, body: Callable[..., Tensor], **held: nn.Module | nn.Parameter) -> None:
+        super().__init__()
+        self.body = body
+        for name, each in held.items():
+            setattr(self, name, each)
+
+    def between(self, x: Tensor) -> Tensor:
+        return self.body(self, x)
+
+
+def one_key_for_all_heads(net: Holding, x: Tensor) -> Tensor:
+    tokens = x.flatten(2).mT
+    q = net.q(tokens).reshape(x.shape[0], -1, 4, 4).transpose(1, 2)
+    mixed = F.scaled_dot_product_attention(q, net.k(tokens).unsqueeze(1), net.v(tokens).unsqueeze(1))
+    return net.out(mixed.transpose(1, 2).flatten(2)).mT.reshape(x.shape)
+
+
+def up_to(sizes: Callable[[Tensor], object]) -> Holding:
+    up = nn.ConvTranspose2d(8, 8, 3, 2, 1)
+    return Holding(lambda net, x: net.up(F.max_pool2d(x, 2), output_size=sizes(x)), up=up)
+
+
+def conv(made: int) -> nn.Conv2d:
+    return nn.Conv2d(8, made, 1)
+
+
+def bias_that_the_code_makes(net: Holding, x: Tensor) -> Tensor:
+    return F.linear(F.conv2d(x, net.conv.weight, net.rows[0]), net.linear.weight, net.rows[1])
+
+
+HOLDING: dict[str, tuple[Callable[[], Holding], int]] = {
+    "as many rows as channels": (lambda: Holding(lambda net, x: x[:, :, : x.shape[1]]), 16),
+    "rows split by channels": (lambda: Holding(lambda net, x: torch.cat(x.split(x.shape[1] // 2, 2), 2)), 16),
+    "number that the code makes": (
+        lambda: Holding(lambda net, x: torch.cat((x[:, :4] * torch.tensor(0.5), x[:, 4:]), 1)),
+        24,
+    ),
+    "stored map used as a whole too": (
+        lambda: Holding(lambda net, x: (x + net.map) * net.map.mean(), map=nn.Parameter(torch.rand(8, 8, 8))),
+        16,
+    ),
+    "bias that the code makes": (
+        lambda: Holding(
+            bias_that_the_code_makes,
+            conv=nn.Conv2d(8, 8, 1, bias=False),
+            linear=nn.Linear(8, 8, bias=False),
+            rows=nn.Parameter(torch.rand(2, 8)),
+        ),
+        16,
+    ),
+    "weights of a layer of one output": (
+        lambda: Holding(
+            lambda net, x: net.other(x) * net.one.weight + net.one(net.wide(x)),
+            one=conv(1),
+            other=conv(8),
+            wide=conv(8),
+        ),
+        24,
+    ),
+    "one key for all heads": (
+        lambda: Holding(
+            one_key_for_all_heads, q=nn.Linear(8, 16), k=nn.Linear(8, 4), v=nn.Linear(8, 4), out=nn.Linear(16, 8)
+        ),
+        28,
+    ),
+    "size of the output": (lambda: up_to(lambda x: x.shape[2:]), 32),
+    "size of the output with channels": (lambda: up_to(lambda x: x.size()), 32),
+    "largest of a row": (
+        lambda: Holding(lambda net, x: x * x.max(3, keepdim=True)[0] - x.min(dim=2)[0][:, :, None]),
+        24,
+    ),
+    "largest by name": (lambda: Holding(lambda net, x: x * torch.max(x, 2, keepdim=True).values), 24),
+    "largest of channels": (lambda: Holding(lambda net, x: x * x.max(1, keepdim=True)[0]), 16),
+    "pools of volumes": (
+        lambda: Holding(lambda net, x: net.pool(x[:, :, None])[:, :, 0], pool=nn.MaxPool3d((1, 2, 2))),
+        24,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOLDING)
+def test_operators_between_layers_are_cut_exactly_twice(name: str) -> None:
+    torch.manual_seed(0)
+    make, count = HOLDING[name]
+    model: nn.Module = make().double().eval()
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    for seed in (1, 2):
+        graph = ChannelGraph.of(model, image_chw=(3, 8, 8))
+        assert seed == 2 or len(graph.prunable_ids) == count
+        dropped = cuttable_ids(graph, seed=seed)
+        expected = outputs(deaf_to(model, graph, dropped), images)
+        model = cut(model, graph, dropped, carry=False)
+        assert difference(outputs(model, images), expected) < 1e-10
