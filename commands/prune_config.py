@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -57,7 +57,7 @@ class PruneConfig:
     balance: float | None = None
     protect: tuple[str, ...] = ()  # patterns of layer paths that are kept whole, such as "model.2*"
     # highest share of the channels of layers to prune as PATTERN=SHARE, such as "model.2*=0.2"; the last match counts
-    limit: tuple[str, ...] = ()
+    limit: tuple[str, ...] = field(default=(), metadata={"adds_up": True})
     unstructured: float | None = None  # also set this share of all single weights to zero; alone, no channel is cut
     unstructured_scope: Scope = (
         "global"  # one threshold for the network (global), or the share in every layer (layer)

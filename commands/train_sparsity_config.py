@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from commands.prune_config import PruneConfig
@@ -49,7 +49,7 @@ class SparsityConfig(TrainConfig):
     round_direction: Direction = "nearest"  # up, down or nearest
     min_channels: int = 1  # fewest channels of a layer
     # highest share of the channels of layers to prune as PATTERN=SHARE, such as "model.2*=0.2"; the last match counts
-    limit: tuple[str, ...] = ()
+    limit: tuple[str, ...] = field(default=(), metadata={"adds_up": True})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,7 +21,7 @@ from pruning.channels.groups import ChannelGroup, LayerChannels, channel_groups
 from pruning.channels.ids import IntArray
 from pruning.channels.layer_rules import GROUPED, LINEAR
 from pruning.channels.norms_after import NormAfter
-from pruning.channels.recording import Channels, Count, PartRecord, Recording
+from pruning.channels.recording import Channels, PartRecord, Recording
 from pruning.channels.walk import record
 from utils.errors import PruningError
 
@@ -110,21 +110,24 @@ class ChannelGraph:
             ) from error
         if isinstance(model, Detector):
             _protect_what_no_spec_tells(model, recording)
-        if getattr(model, "is_stored_by_name", False):
+        is_code_kept = isinstance(model, Detector) or getattr(model, "is_stored_by_name", False)
+        if is_code_kept:
+            _tie_equal_parts(recording)
+        labels = recording.ids.labels()
+        _settle_counts(recording, labels, is_code_kept=is_code_kept)
+        if is_code_kept:
             _protect_numbers_in_code(recording)
-        return cls._resolved(recording, norms_after, shapes)
+        return cls._resolved(recording, labels, norms_after, shapes)
 
     @classmethod
     def _resolved(
         cls,
         recording: Recording,
+        labels: IntArray,
         norms_after: Mapping[str, tuple[NormAfter, ...]],
         shapes: tuple[tuple[int, ...], ...],
     ) -> ChannelGraph:
-        """Build the graph of a recording with all ties resolved."""
-        labels = recording.ids.labels()
-        for count, ids in recording.counts:
-            _protect_unless_counted(recording, labels, count, ids)
+        """Build the graph of a recording with all ties resolved, given the label of each id."""
         layers = {
             name: LayerChannels(
                 name=name,
@@ -142,7 +145,7 @@ class ChannelGraph:
                     part, input_ids=labels[part.input_ids], output_ids=tuple(labels[ids] for ids in part.output_ids)
                 ),
             )
-            for node, part in recording.parts.items()
+            for node, part in recording.parts
         )
         return cls(
             layers=layers,
@@ -206,15 +209,25 @@ def id_ranges(ids: IntArray) -> str:
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs if len(run))
 
 
-def _protect_unless_counted(recording: Recording, labels: IntArray, count: Count, ids: IntArray) -> None:
-    """Protect channels whose number the code computes from a count of others, unless both are cut alike."""
-    counted, times = np.unique(labels[count.ids], return_counts=True)
-    own, own_times = np.unique(labels[ids], return_counts=True)
-    scale = count.scale
-    if np.array_equal(counted, own) and np.array_equal(times * scale.numerator, own_times * scale.denominator):
-        return
-    for each in (count.ids, ids):
-        recording.ids.protect(each, "a size is computed from the number of other channels")
+def _settle_counts(recording: Recording, labels: IntArray, *, is_code_kept: bool) -> None:
+    """See to it that sizes which are computed from counts of channels hold after a cut.
+
+    One whose channels are cut as those that are counted follows by itself. Another becomes a number in the code, or
+    if that must stay as it is, all of these channels are protected.
+    """
+    for size in recording.counts:
+        counted, times = np.unique(labels[size.count.ids], return_counts=True)
+        own, own_times = np.unique(labels[size.ids], return_counts=True)
+        scale = size.count.scale
+        if np.array_equal(counted, own) and np.array_equal(times * scale.numerator, own_times * scale.denominator):
+            continue
+        if size.place is None or is_code_kept:
+            for each in (size.count.ids, size.ids):
+                recording.ids.protect(each, f"{size.node} computes a size from the number of other channels")
+            continue
+        both = np.concatenate([size.ids, size.count.ids])
+        record = PartRecord(kind="size", axis=size.place, input_ids=both, output_ids=(size.ids,))
+        recording.parts.append((size.node, record))
 
 
 def _protect_what_no_spec_tells(model: Detector, recording: Recording) -> None:
@@ -226,10 +239,18 @@ def _protect_what_no_spec_tells(model: Detector, recording: Recording) -> None:
             recording.ids.protect(layer.output_ids, f"{name} has a width that no layer list tells")
 
 
+def _tie_equal_parts(recording: Recording) -> None:
+    """Tie the parts of each division into equal ones, which then stay equal, as the code has them."""
+    for _, part in recording.parts:
+        if part.kind == "split" and len({len(ids) for ids in part.output_ids}) == 1:
+            for ids in part.output_ids[1:]:
+                recording.ids.tie(part.output_ids[0], ids)
+
+
 def _protect_numbers_in_code(recording: Recording) -> None:
     """Protect channels whose number is written in the code of a network, of which checkpoints hold the name alone."""
-    for node, part in recording.parts.items():
-        if part.kind == "size":
+    for node, part in recording.parts:
+        if part.kind in ("size", "constant"):
             recording.ids.protect(part.input_ids, f"{node} has their number in the code, which no checkpoint holds")
 
 

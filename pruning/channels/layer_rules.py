@@ -47,9 +47,8 @@ def convolution_function(call: Call) -> Channels:
     _tie_stored(call, call.argument(2, "bias"), channels.ids)
     if groups > 1:
         made = call.recording.layers[name]
-        call.recording.parts[call.node.name] = PartRecord(
-            kind="groups", axis=1, input_ids=made.input_ids, output_ids=(made.input_ids,)
-        )
+        record = PartRecord(kind="groups", axis=1, input_ids=made.input_ids, output_ids=(made.input_ids,))
+        call.recording.parts.append((call.node.name, record))
     return channels
 
 

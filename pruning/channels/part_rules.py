@@ -53,7 +53,8 @@ def split(call: Call) -> tuple[Channels, ...]:
         return tuple(value.channels for _ in call.output)
     ends = np.cumsum([part.shape[dim] for part in call.output])
     parts = tuple(np.split(value.ids, ends[:-1]))
-    call.recording.parts[call.node.name] = PartRecord(kind="split", axis=dim, input_ids=value.ids, output_ids=parts)
+    record = PartRecord(kind="split", axis=dim, input_ids=value.ids, output_ids=parts)
+    call.recording.parts.append((call.node.name, record))
     return tuple(Channels(ids=part, axis=dim) for part in parts)
 
 
@@ -107,7 +108,8 @@ def _taken(call: Call, chosen: Any, index: Sequence[Any], entry: int, axis: int)
         raise UnknownOperator("it picks channels by other means than a slice or a list of numbers")
     positions: IntArray = np.arange(len(value.ids))[chosen]
     part = value.ids[positions]
-    call.recording.parts[call.node.name] = PartRecord(
+    record = PartRecord(
         kind="take", axis=value.axis, input_ids=value.ids, output_ids=(part,), positions=positions, entry=entry
     )
+    call.recording.parts.append((call.node.name, record))
     return Channels(ids=part, axis=axis)

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from pruning.channels.ids import ChannelIds, IntArray
 
-PartKind = Literal["take", "split", "size", "groups"]
+PartKind = Literal["take", "split", "size", "constant", "groups"]
 
 
 class UnknownOperator(Exception):
@@ -113,13 +113,13 @@ class PartRecord:
     """An operator whose code holds channel numbers, which a cut changes; ids not yet resolved.
 
     Attributes:
-        kind: "take" for an index, "split" for sizes of parts, "size" for a size to reshape to, "groups" for the
-            groups of a convolution.
-        axis: Dimension of the channels in the input; for "size" the position of the size.
+        kind: "take" for an index, "split" for sizes of parts, "size" for a size to reshape to that is the number of
+            channels, "constant" for one that is computed from it and must stay, "groups" for those of a convolution.
+        axis: Dimension of the channels in the input; for "size" and "constant" the position of the size.
         input_ids: Ids of the input channels (C,).
         output_ids: Ids of the channels of each output.
         positions: Input channels that "take" takes, as indices; else None.
-        entry: Position among the indices of "take".
+        entry: Position among the indices of "take"; the size of "constant".
     """
 
     kind: PartKind
@@ -130,6 +130,23 @@ class PartRecord:
     entry: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class CountedSize:
+    """A size to reshape to that the code computes from a count of channels.
+
+    Attributes:
+        count: The count.
+        ids: Ids that the size must be the number of (C,).
+        node: Name of the operator.
+        place: Position of the size; None where it is not written one by one.
+    """
+
+    count: Count
+    ids: IntArray
+    node: str
+    place: int | None
+
+
 @dataclass(kw_only=True)
 class Recording:
     """Everything recorded so far.
@@ -138,19 +155,19 @@ class Recording:
         ids: Ids, ties and protections.
         layers: Layers by module path.
         calls: Path of the layer that each node applies, by node name.
-        parts: Parts by node name.
+        parts: Parts with the names of their nodes.
         stored: Channels of parameters and buffers outside of layers, by name.
         stored_uses: How often each of them is used by its channels.
-        counts: Counts that the code keeps as they are computed, with the ids they must then be the number of.
+        counts: Sizes that are computed from counts.
     """
 
     ids: ChannelIds = field(default_factory=ChannelIds)
     layers: dict[str, LayerRecord] = field(default_factory=dict)
     calls: dict[str, str] = field(default_factory=dict)
-    parts: dict[str, PartRecord] = field(default_factory=dict)
+    parts: list[tuple[str, PartRecord]] = field(default_factory=list)
     stored: dict[str, Channels] = field(default_factory=dict)
     stored_uses: Counter[str] = field(default_factory=Counter)
-    counts: list[tuple[Count, IntArray]] = field(default_factory=list)
+    counts: list[CountedSize] = field(default_factory=list)
 
     def add_layer(self, name: str, layer: LayerRecord, *, node: str) -> None:
         """Record a layer that a node applies; if it is used twice, tie its inputs and its outputs of both uses."""

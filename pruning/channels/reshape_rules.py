@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pruning.channels.ids import IntArray
-from pruning.channels.recording import Call, Channels, Count, PartRecord, Tracked, UnknownOperator
+from pruning.channels.recording import Call, Channels, Count, CountedSize, PartRecord, Tracked, UnknownOperator
 
 
 def reshape(call: Call) -> Channels:
@@ -64,27 +64,48 @@ def _follow(call: Call, sizes: Sequence[Any], channels: Channels) -> None:
 
     It does if it is -1 or computed from a channel count; a number in the code is changed by surgery.
     """
-    for count in (size for place, size in enumerate(sizes) if place != channels.axis and isinstance(size, Count)):
-        call.recording.ids.protect(count.ids, f"{call.node.name} takes the number of channels for another size")
+    for place, size in enumerate(sizes):
+        if place != channels.axis and isinstance(size, Count):
+            _keep_number(call, place, size)
     if channels.axis >= len(sizes):
         raise UnknownOperator("its sizes are not given one by one")
     size = sizes[channels.axis]
     if isinstance(size, Count):
-        if size.scale == 1 and size.ids.shape == channels.ids.shape:
+        at = channels.axis if _is_written(call, channels.axis) else None
+        if at is None and size.scale == 1 and size.ids.shape == channels.ids.shape:
             call.recording.ids.tie(size.ids, channels.ids)
-        call.recording.counts.append((size, channels.ids))
+        counted = CountedSize(count=size, ids=channels.ids, node=call.node.name, place=at)
+        call.recording.counts.append(counted)
     elif size != -1:
         _change_number(call, channels)
 
 
 def _change_number(call: Call, channels: Channels) -> None:
-    sizes = call.node.args[1:]
-    written = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], list | tuple) else sizes
-    if len(written) <= channels.axis or not isinstance(written[channels.axis], int):
+    """Note a number of channels in the code, which a cut changes."""
+    if not _is_written(call, channels.axis) or not isinstance(_written(call)[channels.axis], int):
         raise UnknownOperator("its number of channels is computed")
-    call.recording.parts[call.node.name] = PartRecord(
-        kind="size", axis=channels.axis, input_ids=channels.ids, output_ids=(channels.ids,)
-    )
+    record = PartRecord(kind="size", axis=channels.axis, input_ids=channels.ids, output_ids=(channels.ids,))
+    call.recording.parts.append((call.node.name, record))
+
+
+def _keep_number(call: Call, place: int, count: Count) -> None:
+    """Note a size that is computed from a number of channels and must stay when these are cut."""
+    if not _is_written(call, place):
+        call.recording.ids.protect(count.ids, f"{call.node.name} takes the number of channels for another size")
+        return
+    record = PartRecord(kind="constant", axis=place, input_ids=count.ids, output_ids=(), entry=int(count))
+    call.recording.parts.append((call.node.name, record))
+
+
+def _written(call: Call) -> Sequence[Any]:
+    """Return the sizes as the code gives them."""
+    sizes = call.node.args[1:]
+    return sizes[0] if len(sizes) == 1 and isinstance(sizes[0], list | tuple) else sizes
+
+
+def _is_written(call: Call, place: int) -> bool:
+    """Return whether the code gives the size at this position by itself, and not in a whole shape."""
+    return len(_written(call)) == len(call.output.shape) > place
 
 
 def _reshaped(call: Call) -> Channels:

@@ -86,8 +86,8 @@ def _renumber_index_(node: fx.Node, part: PartRecord, stays: BoolArray) -> None:
 
 
 def _renumber_size_(node: fx.Node, part: PartRecord, stays: BoolArray) -> None:
-    """Give the size of the channels of a new shape."""
-    count = len(kept_positions(part.input_ids, stays))
+    """Give the size of the channels of a new shape, or that of positions, which were computed from channels."""
+    count = len(kept_positions(part.output_ids[0], stays)) if part.kind == "size" else part.entry
     source, *sizes = node.args
     is_list = len(sizes) == 1 and isinstance(sizes[0], list | tuple)
     written: list[Any] = list(sizes[0]) if is_list else sizes  # type: ignore[arg-type]
@@ -110,5 +110,6 @@ _RENUMBER: Mapping[PartKind, Callable[[fx.Node, PartRecord, BoolArray], None]] =
     "split": _renumber_parts_,
     "take": _renumber_index_,
     "size": _renumber_size_,
+    "constant": _renumber_size_,
     "groups": _renumber_groups_,
 }

@@ -33,7 +33,9 @@ _LEFT_OUT = ("dropout1d", "float", "half", "stochastic_depth", "to", "identity")
 def _of_values(name: str) -> Body:
     """An operator on each value, as a method if it has one, else as a function."""
     each, given = OPERATORS[name], _ARGUMENTS.get(name, ())
-    functions = sorted(each.functions(name), key=lambda function: function.__name__)
+    # Tracing turns augmented assignments, such as operator.ipow, into new tensors.
+    known = [function for function in each.functions(name) if function.__module__ != "_operator"]
+    functions = sorted(known, key=lambda function: function.__name__)
 
     def body(x: Tensor, y: Tensor) -> Tensor:
         x = x.abs() + 0.5 if name in _POSITIVE else x

@@ -118,6 +118,17 @@ class Tokens(Base):
         return x + self.out(mixed).transpose(1, 2).reshape(x.shape)
 
 
+class TokensByCounts(Tokens):
+    """The same, with sizes that are computed from the number of channels of what comes in."""
+
+    def between(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        tokens = x.flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(tokens).reshape(b, h * w, 3, 2, c // 2).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = ((q @ k.transpose(-2, -1) * 0.5).softmax(dim=-1) @ v).transpose(1, 2).reshape(b, h * w, c)
+        return x + self.out(mixed).transpose(1, 2).reshape(b, c, h, w)
+
+
 class Up(nn.Module):
     """A small U-Net with a transposed convolution."""
 
@@ -170,6 +181,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "part convolved": (Partial, 27),
     "gate over positions": (Gate, 16),
     "attention written out": (Tokens, 26),
+    "attention by counts": (TokensByCounts, 26),
     "transposed convolution": (Up, 26),
     "padded shortcut": (Option, 24),
     "hook after": (lambda: hooked("after"), 10),

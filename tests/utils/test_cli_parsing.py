@@ -6,7 +6,7 @@ import errno
 import io
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ class Config:
     """Settings of a test."""
 
     weights: tuple[str, ...]
+    limits: tuple[str, ...] = field(default=(), metadata={"adds_up": True})
     epochs: int = 3
     rate: float | None = None
     sizes: tuple[int, ...] = (640,)
@@ -60,14 +61,18 @@ def test_flags_have_dashes_or_underscores() -> None:
 @pytest.mark.parametrize(
     "argv",
     [
-        ("--weights", "a.pt", "b.pt", "--epochs", "5", "--weights", "c=1"),
-        ("--weights", "a.pt", "--weights=b.pt", "--epochs=5", "--weights", "c=1"),
-        ("--weights=a.pt", "--epochs", "5", "--weights", "b.pt", "c=1"),
+        ("--limits", "a=1", "b=1", "--epochs", "5", "--limits", "c=1"),
+        ("--limits", "a=1", "--limits=b=1", "--epochs=5", "--limits", "c=1"),
+        ("--limits=a=1", "--epochs", "5", "--limits", "b=1", "c=1"),
     ],
 )
-def test_flag_for_several_texts_may_be_given_several_times(argv: tuple[str, ...]) -> None:
-    config = parsed(*argv)
-    assert (config.weights, config.epochs) == (("a.pt", "b.pt", "c=1"), 5)
+def test_flag_that_adds_up_may_be_given_several_times(argv: tuple[str, ...]) -> None:
+    config = parsed("--weights", "a.pt", *argv)
+    assert (config.weights, config.limits, config.epochs) == (("a.pt",), ("a=1", "b=1", "c=1"), 5)
+
+
+def test_other_flag_for_several_texts_given_twice_takes_the_later_ones() -> None:
+    assert parsed("--weights", "a.pt", "b.pt", "--epochs", "5", "--weights", "c.pt").weights == ("c.pt",)
 
 
 def test_flag_for_several_numbers_given_twice_takes_the_later_ones() -> None:

@@ -11,7 +11,7 @@ from contextlib import redirect_stderr
 from dataclasses import MISSING, fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import tyro
 
@@ -252,9 +252,9 @@ def _fill_bare(argv: Sequence[str], bare: Mapping[str, str]) -> list[str]:
 
 
 def _join_repeated(argv: Sequence[str], config_type: type[Any]) -> list[str]:
-    """Join the values of flags for several texts that are given several times; tyro keeps the last ones alone."""
-    hints = get_type_hints(config_type)
-    several = {f"--{name.replace('_', '-')}" for name, hint in hints.items() if hint == tuple[str, ...]}
+    """Join the values of flags that add up (`adds_up` in their metadata); of others the last one counts."""
+    adding = (field.name for field in fields(config_type) if field.metadata.get("adds_up"))
+    several = {f"--{name.replace('_', '-')}" for name in adding}
     chunks: list[list[str]] = [[]]  # each flag with its values
     by_flag: dict[str, list[str]] = {}
     current = chunks[0]
