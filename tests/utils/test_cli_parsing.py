@@ -21,7 +21,6 @@ class Config:
     """Settings of a test."""
 
     weights: tuple[str, ...]
-    limits: tuple[str, ...] = field(default=(), metadata={"adds_up": True})
     epochs: int = 3
     rate: float | None = None
     sizes: tuple[int, ...] = (640,)
@@ -30,6 +29,7 @@ class Config:
     device: str = ""
     resume: str = ""
     folder: Path = Path("runs")
+    limits: tuple[str, ...] = field(default=(), metadata={"adds_up": True})
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
