@@ -176,7 +176,8 @@ def prune_iteratively(
     while state.now[settings.quantity] > goal:
         pruned, state = _next_round(pruned, task, state, settings=settings, image_chw=image_chw)
         share_done = (first - state.now[settings.quantity]) / (first - goal)
-        minutes = (time.monotonic() - began) / 60 * max(0.0, 1 / share_done - 1)
+        # A round that leaves all channels says nothing about the time.
+        minutes = (time.monotonic() - began) / 60 * (max(0.0, 1 / share_done - 1) if share_done > 0 else math.inf)
         LOGGER.info("%s, %.1f min left", state.as_text(), minutes)
         if on_round is not None:
             on_round(state, pruned)

@@ -112,7 +112,7 @@ class ChannelGraph:
             _protect_what_no_spec_tells(model, recording)
         is_code_kept = isinstance(model, Detector) or getattr(model, "is_stored_by_name", False)
         if is_code_kept:
-            _tie_equal_parts(recording)
+            _tie_counted(recording)
         labels = recording.ids.labels()
         _settle_counts(recording, labels, is_code_kept=is_code_kept)
         if is_code_kept:
@@ -239,12 +239,11 @@ def _protect_what_no_spec_tells(model: Detector, recording: Recording) -> None:
             recording.ids.protect(layer.output_ids, f"{name} has a width that no layer list tells")
 
 
-def _tie_equal_parts(recording: Recording) -> None:
-    """Tie the parts of each division into equal ones, which then stay equal, as the code has them."""
-    for _, part in recording.parts:
-        if part.kind == "split" and len({len(ids) for ids in part.output_ids}) == 1:
-            for ids in part.output_ids[1:]:
-                recording.ids.tie(part.output_ids[0], ids)
+def _tie_counted(recording: Recording) -> None:
+    """Tie channels whose size is the number of other channels with these, so that the code need not change."""
+    for size in recording.counts:
+        if size.count.scale == 1 and size.count.ids.shape == size.ids.shape:
+            recording.ids.tie(size.count.ids, size.ids)
 
 
 def _protect_numbers_in_code(recording: Recording) -> None:
