@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
@@ -44,7 +42,7 @@ _RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("view", "reshape"), reshape_rules.reshape),
     **dict.fromkeys(("softmax", "log_softmax"), mixing_rules.softmax),
     **dict.fromkeys(("max", "min"), reorder_rules.extreme),
-    "stack": reorder_rules.stack,
+    "stack": part_rules.stack,
     "movedim": reorder_rules.movedim,
     "repeat": reorder_rules.repeat,
     "glu": reorder_rules.glu,
@@ -91,10 +89,8 @@ _OWN_MODULES: Mapping[type[nn.Module], Rule] = {
     nn.Dropout3d: shape_rules.pass_on,
     **dict.fromkeys((nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d), shape_rules.of_volumes),
 }
-_OWN_FUNCTIONS: Mapping[Any, Rule] = dict.fromkeys((torch.max, torch.min), shape_rules.extreme)
 _OWN_METHODS: Mapping[str, Rule] = {
     "size": shape_rules.size,
-    **dict.fromkeys(("max", "min"), shape_rules.extreme),
     "dim": shape_rules.fact,
     "ndimension": shape_rules.fact,
     "expand_as": reshape_rules.expand_as,
@@ -146,8 +142,6 @@ def rule_of(node: fx.Node, module: nn.Module | None) -> Rule | None:
         return shape_rules.attribute
     if node.op == "call_method" and node.target in _OWN_METHODS:
         return _OWN_METHODS[str(node.target)]
-    if node.op == "call_function" and node.target in _OWN_FUNCTIONS:
-        return _OWN_FUNCTIONS[node.target]
     return FUNCTION_RULES.get(traced_operator(node) or "")
 
 

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from pruning.channels.ids import IntArray
 from pruning.channels.recording import (
     Call,
     Channels,
     PartRecord,
-    Stored,
     Tracked,
     UnknownOperator,
     counts_in,
@@ -22,27 +20,37 @@ from pruning.channels.recording import (
 
 
 def concat(call: Call) -> Channels:
-    """Concatenate the channel lists, or tie them if another dimension is concatenated."""
+    """Concatenate the channel lists, or tie them if another dimension is concatenated.
+
+    Tensors without channels, such as coordinates, are kept whole.
+    """
     tensors = call.argument(0, "tensors")
     known = next(tensor for tensor in tensors if isinstance(tensor, Tracked))
     dim = from_front(call.argument(1, "dim", 0), ndim=known.ndim)
-    if dim == known.axis:
-        return Channels(ids=np.concatenate([_ids_of(call, tensor, dim) for tensor in tensors]), axis=dim)
+    if dim != known.axis:
+        return _tied(call, tensors, known)
+    reason = f"{call.node.name} joins it to channels"
+    return Channels(
+        ids=np.concatenate([call.ids_along(tensor, dim, otherwise=reason) for tensor in tensors]), axis=dim
+    )
+
+
+def stack(call: Call) -> Channels:
+    """Tie the channels of tensors that are laid along a new dimension."""
+    tensors = call.argument(0, "tensors")
+    known = next(tensor for tensor in tensors if isinstance(tensor, Tracked))
+    added = from_front(call.argument(1, "dim", 0), ndim=known.ndim + 1)
+    channels = _tied(call, tensors, known)
+    return Channels(ids=channels.ids, axis=channels.axis + (added <= channels.axis))
+
+
+def _tied(call: Call, tensors: Sequence[Any], known: Tracked) -> Channels:
+    """Tie the channels of all tensors with those of one of them."""
     for tensor in tensors:
         if not isinstance(tensor, Tracked):
             raise UnknownOperator("it joins tensors whose channels are not known")
         call.recording.ids.tie(known.ids, tensor.along(known.axis))
     return known.channels
-
-
-def _ids_of(call: Call, tensor: Any, axis: int) -> IntArray:
-    """Return the ids of one of the joined tensors; one without channels, such as coordinates, is kept whole."""
-    if isinstance(tensor, Tracked):
-        return tensor.along(axis)
-    if not isinstance(tensor, Tensor | Stored):
-        raise UnknownOperator("it joins tensors whose channels are not known")
-    size = (tensor.tensor if isinstance(tensor, Stored) else tensor).shape[axis]
-    return call.recording.ids.new_protected(size, f"{call.node.name} joins it to channels")
 
 
 def split(call: Call) -> tuple[Channels, ...]:

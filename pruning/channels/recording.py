@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from torch import Tensor, fx, nn
 
 from pruning.channels.ids import ChannelIds, IntArray
 
+FoundT = TypeVar("FoundT")
 PartKind = Literal["take", "split", "size", "constant", "groups"]
 
 
@@ -231,11 +232,20 @@ class Call:
         Raises:
             UnknownOperator: The channels lie along another dimension.
         """
-        first = self.argument(0, "input")
-        if isinstance(first, Tracked):
-            return first.along(axis)
-        size = (first.tensor if isinstance(first, Stored) else first).shape[axis]
-        return self.recording.ids.new_protected(size, "no layer produces it as channels")
+        return self.ids_along(self.argument(0, "input"), axis, otherwise="no layer produces it as channels")
+
+    def ids_along(self, value: Any, axis: int, *, otherwise: str) -> IntArray:
+        """Return the ids along a dimension of a tensor; of one without channels new ones, protected as `otherwise`.
+
+        Raises:
+            UnknownOperator: The channels lie along another dimension, or it is no tensor.
+        """
+        if isinstance(value, Tracked):
+            return value.along(axis)
+        if not isinstance(value, Tensor | Stored):
+            raise UnknownOperator("it takes something other than tensors")
+        size = (value.tensor if isinstance(value, Stored) else value).shape[axis]
+        return self.recording.ids.new_protected(size, otherwise)
 
     @property
     def layer(self) -> nn.Module:
@@ -264,20 +274,20 @@ Rule = Callable[[Call], Any]
 
 def tracked_in(values: Any) -> Iterator[Tracked]:
     """Yield every tracked tensor in arguments, however nested."""
-    if isinstance(values, Tracked):
-        yield values
-    else:
-        for value in _items(values):
-            yield from tracked_in(value)
+    return _found_in(values, Tracked)
 
 
 def counts_in(values: Any) -> Iterator[Count]:
     """Yield every count of channels in arguments, however nested."""
-    if isinstance(values, Count):
+    return _found_in(values, Count)
+
+
+def _found_in(values: Any, kind: type[FoundT]) -> Iterator[FoundT]:
+    if isinstance(values, kind):
         yield values
     else:
         for value in _items(values):
-            yield from counts_in(value)
+            yield from _found_in(value, kind)
 
 
 def _items(values: Any) -> tuple[Any, ...]:

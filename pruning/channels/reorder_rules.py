@@ -1,4 +1,4 @@
-"""Channel rules of operators that put channels into another order, repeat them or lay tensors side by side."""
+"""Channel rules of operators that put channels into another order, repeat them or take the largest."""
 
 from __future__ import annotations
 
@@ -8,18 +8,6 @@ import numpy as np
 
 from pruning.channels.recording import Call, Channels, Tracked, UnknownOperator, from_front
 from pruning.channels.shape_rules import elementwise
-
-
-def stack(call: Call) -> Channels:
-    """Tie the channels of tensors that are laid along a new dimension."""
-    tensors = call.argument(0, "tensors")
-    known = next(tensor for tensor in tensors if isinstance(tensor, Tracked))
-    for tensor in tensors:
-        if not isinstance(tensor, Tracked):
-            raise UnknownOperator("it joins tensors whose channels are not known")
-        call.recording.ids.tie(known.ids, tensor.along(known.axis))
-    added = from_front(call.argument(1, "dim", 0), ndim=known.ndim + 1)
-    return Channels(ids=known.ids, axis=known.axis + (added <= known.axis))
 
 
 def movedim(call: Call) -> Channels:

@@ -201,16 +201,6 @@ def reduce(call: Call) -> Channels | None:
     return Channels(ids=value.ids, axis=value.axis if is_kept else _without(value.axis, gone))
 
 
-def extreme(call: Call) -> tuple[Channels, Channels]:
-    """Pass on channels in the largest or smallest values of another dimension, and in their indices."""
-    value, dim = call.input, call.argument(1, "dim")
-    if type(dim) is not int:
-        raise UnknownOperator("it is not along one dimension")
-    axis = _without(value.axis, [from_front(dim, ndim=value.ndim)])
-    channels = Channels(ids=value.ids, axis=value.axis if call.argument(2, "keepdim", False) else axis)
-    return channels, channels
-
-
 def pad(call: Call) -> Channels:
     """Pass on channels whose positions are padded; channels that are added belong to no layer."""
     value, amounts = call.input, call.argument(1, "pad")

@@ -76,9 +76,10 @@ class _Pair:
         self._settled: set[str] = set()
         for layer in graph.layers.values():
             self._prepare(layer)
+        own = tensors_by_name(self._masked)
         for path, channels in graph.stored.items():
             owner, _, name = path.rpartition(".")
-            tensor = tensors_by_name(self._masked)[path]
+            tensor = own[path]
             if owner not in graph.layers and tensor.is_floating_point():
                 values = self._random_like(tensor)
                 kept = torch.from_numpy(kept_positions(channels.ids, stays)).to(values.device)
